@@ -1,0 +1,133 @@
+"""Checkpoints: states through orbax, finished blocks of many models as plain files.
+
+A write is atomic (temporary name, flush, rename): after a kill a checkpoint is there whole or not
+at all. Every orbax import of the library is in this file.
+"""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from jaxunlearn.core import tree
+from jaxunlearn.core.tree import Tree
+
+
+def save(path: str | os.PathLike, state: Tree) -> None:
+    """Writes a pytree of arrays; an existing checkpoint there is replaced.
+
+    Args:
+        path: a folder, made if need be.
+        state: any pytree of arrays, sharded or not; typed keys are not accepted (`key_data`).
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    ocp.save(Path(path).absolute(), _as_dict(state), overwrite=True)
+
+
+def restore(path: str | os.PathLike, like: Tree) -> Tree:
+    """Reads a checkpoint into the structure and onto the devices of `like`.
+
+    Args:
+        path: a folder that `save` wrote.
+        like: a pytree of arrays or `ShapeDtypeStruct`s; their shardings say where leaves go, on
+            whatever mesh, not necessarily the one they were saved from.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: names, shapes or dtypes differ from those saved; the first one is named.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = Path(path).absolute()
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    wanted = {name: _abstract(leaf) for name, leaf in _as_dict(like).items()}
+    saved = ocp.metadata(path).metadata
+    for name in sorted(set(wanted) ^ set(saved)):
+        where = "in the checkpoint" if name in saved else "wanted"
+        raise ValueError(f"checkpoint {path}: {name!r} is only {where}")
+    for name, leaf in wanted.items():
+        if tuple(saved[name].shape) != leaf.shape or saved[name].dtype != leaf.dtype:
+            raise ValueError(
+                f"checkpoint {path}: {name!r} is {saved[name].dtype}{list(saved[name].shape)}; "
+                f"{leaf.dtype}{list(leaf.shape)} is wanted"
+            )
+    values = ocp.load(path, wanted)
+    return jax.tree.unflatten(jax.tree.structure(like), [values[name] for name in wanted])
+
+
+def _as_dict(state: Tree) -> dict[str, Any]:
+    # Names with dots: a flat dict needs no knowledge of the state's classes when it is read back.
+    flat = {f"leaf/{name}".replace("/", "."): leaf for name, leaf in tree.named(state).items()}
+    if not flat:
+        raise ValueError("checkpoint: the state has no arrays")
+    return flat
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+class BlockStore:
+    """Numbered blocks of finished results in a folder: nested dicts of arrays, one file each."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    def file(self, number: int) -> Path:
+        """Where block `number` lies."""
+        return self.path / f"{number:05d}.npz"
+
+    def __contains__(self, number: int) -> bool:
+        return self.file(number).exists()
+
+    def write(self, number: int, block: Tree) -> None:
+        """Writes a block and returns once it is on disk."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        arrays = {name: np.asarray(leaf) for name, leaf in tree.named(block).items()}
+        with replacing(self.file(number)) as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    def read(self, number: int) -> Tree:
+        """Reads a block.
+
+        Raises:
+            ValueError: the file is damaged; it is named.
+        """
+        try:
+            with np.load(self.file(number), allow_pickle=False) as arrays:
+                return tree.nested(dict(arrays))
+        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+            raise ValueError(
+                f"{self.file(number)} is damaged ({error}); delete it and resume"
+            ) from error
+
+
+class replacing:  # noqa: N801 - used as a function
+    """`with replacing(path) as file:` writes a file that appears whole or not at all."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+
+    def __enter__(self):
+        self.file = self.temporary.open("wb")
+        return self.file
+
+    def __exit__(self, kind, *_):
+        try:
+            if kind is None:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+        finally:
+            self.file.close()
+        if kind is None:
+            self.temporary.replace(self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)

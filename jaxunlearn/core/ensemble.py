@@ -1,0 +1,120 @@
+"""Steps over models: one function of one model, run for many, in lanes of a fixed width.
+
+A lane is W models computed together; every compiled call runs one lane per device of the mesh. The
+program of a lane does not depend on the number of lanes or devices, so neither do a model's bits:
+one device or eight, interrupted or not. They do depend on W, which belongs into a run's settings.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxunlearn.core import mesh as meshes
+from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.tree import Tree
+
+Mode = Literal["vmap", "map"]
+
+
+@functools.cache
+def lanes(fn: Callable[[Any, Any], Tree], mesh: Mesh, mode: Mode = "vmap") -> Callable:
+    """Compiles `fn(shared, member) -> result` for one lane per device.
+
+    Args:
+        fn: a pure function of one model.
+        mesh: a mesh with an axis `models`; `shared` is replicated on it.
+        mode: how the members of a lane are computed: together ("vmap"), or one after the other
+            ("map"; no gain from batching, the least memory).
+
+    Returns:
+        A jitted `(shared, members[D, W, ...]) -> results[D, W, ...]`, D the size of the axis.
+    """
+
+    def one_lane(shared: Any, members: Any) -> Tree:
+        members = jax.tree.map(lambda x: x[0], members)
+        if mode == "vmap":
+            results = jax.vmap(fn, in_axes=(None, 0))(shared, members)
+        else:
+            results = jax.lax.map(functools.partial(fn, shared), members)
+        return jax.tree.map(lambda x: x[None], results)
+
+    spec = PartitionSpec("models")
+    return jax.jit(
+        # Loop carries start replicated and end varying; each device minds its own models.
+        jax.shard_map(
+            one_lane, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False
+        )
+    )
+
+
+def run(
+    fn: Callable[[Any, Any], Tree],
+    shared: Any,
+    members: Any,
+    *,
+    width: int,
+    mode: Mode = "vmap",
+    mesh: Mesh | None = None,
+    store: BlockStore | None = None,
+    check: Callable[[Tree, int], None] | None = None,
+    callback: Callable[[int], None] | None = None,
+) -> Tree:
+    """Runs `fn(shared, member)` for every member, any number of them on any mesh.
+
+    Args:
+        fn: a pure function of one model that returns a nested dict of arrays.
+        shared: what all members read; stored once per device.
+        members: pytree with a leading axis of N members (keys, initial parameters, index tables).
+        width: models per lane, W; the last lane is padded and the padding dropped.
+        mode: see `lanes`.
+        mesh: by default one device.
+        store: finished lanes are written here, and those already there are not computed again.
+        check: `check(results, first)` sees each lane (leading axis its members, `first` the number
+            of the first one) before it is stored, and may raise.
+        callback: called with the number of members finished so far.
+
+    Returns:
+        The results of all members as numpy arrays, leading axis N.
+    """
+    sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(members)}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(f"members have leading axes {sorted(sizes)}; they need one, at least 1")
+    if width < 1:
+        raise ValueError(f"width is {width}; it must be at least 1")
+    if mode not in ("vmap", "map"):
+        raise ValueError(f"mode is {mode!r}; it must be 'vmap' or 'map'")
+    n_members = sizes.pop()
+    mesh = mesh or meshes.make({"models": 1})
+    n_lanes = -(-n_members // width)
+    finished = {i: store.read(i) for i in range(n_lanes) if store is not None and i in store}
+    done = sum(min(width, n_members - i * width) for i in finished)
+    if callback is not None:
+        callback(done)
+    program = lanes(fn, mesh, mode)
+    missing = [i for i in range(n_lanes) if i not in finished]
+    shared = jax.device_put(shared, jax.NamedSharding(mesh, PartitionSpec()))
+    n_devices = mesh.shape["models"]
+    for at in range(0, len(missing), n_devices):
+        group = missing[at : at + n_devices]
+        padded = group + group[-1:] * (n_devices - len(group))
+        index = np.array([np.arange(i * width, (i + 1) * width) for i in padded])
+        index = np.minimum(index, n_members - 1)
+        results = program(shared, jax.tree.map(lambda leaf, i=index: jnp.asarray(leaf)[i], members))
+        results = jax.device_get(results)
+        for row, i in enumerate(group):
+            size = min(width, n_members - i * width)
+            lane = jax.tree.map(lambda x, row=row, size=size: x[row, :size], results)
+            if check is not None:
+                check(lane, i * width)
+            if store is not None:
+                store.write(i, lane)
+            finished[i] = lane
+            done += size
+        if callback is not None:
+            callback(done)
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *(finished[i] for i in range(n_lanes)))

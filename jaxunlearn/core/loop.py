@@ -1,0 +1,443 @@
+"""Steps over time: many steps as one compiled program, early stopping inside it.
+
+Where a step reads its data is a *source*, one of
+
+- a pytree with `plan(key, steps: int32[K]) -> rows` (leading axis K, computed once per compiled
+  block: shuffled index tables) and `gather(row, key) -> batch`; see `data.batches`;
+- a traced function `(key, step) -> batch`;
+- for `run` only, a host iterator of blocks: pytrees of arrays whose leading axis counts steps.
+
+The key of step t is `fold(key, "step", t)` and that of its data `fold(key, "data")`: both depend on
+the step's number in the stage, never on how a run was cut into blocks.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.core import tree
+from jaxunlearn.core.keys import Key, fold
+from jaxunlearn.core.step import Metrics, Step, TrainState
+from jaxunlearn.core.tree import Tree
+
+Evaluate = Callable[[TrainState, Any], Metrics]
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStop:
+    """Stops when a metric has not improved for `patience` checks, and restores the best weights.
+
+    With several in one run, any one of them stops it and each restores its own weights, which may
+    come from different checks. The semantics are those of Keras' EarlyStopping with
+    `restore_best_weights=True`, which restores at the end of a run that was not stopped as well.
+
+    Attributes:
+        metric: name of a metric that `evaluate` returns.
+        patience: checks without improvement before the run stops, at least 1.
+        min_delta: a change counts as improvement only if it is larger than this.
+        start: number of first checks that are ignored.
+        restore: pattern of the parameters (and statistics) to restore; `None` restores nothing.
+        mode: whether the metric is to become small ("min") or large ("max").
+    """
+
+    metric: str
+    patience: int
+    min_delta: float = 0.0
+    start: int = 0
+    restore: tree.Pattern | None = ".*"
+    mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self):
+        if self.patience < 1:
+            raise ValueError(f"EarlyStop: patience is {self.patience}; it must be at least 1")
+        if self.min_delta < 0 or self.start < 0:
+            raise ValueError(
+                f"EarlyStop: min_delta is {self.min_delta} and start is {self.start}; "
+                "neither may be negative"
+            )
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"EarlyStop: mode is {self.mode!r}; it must be 'min' or 'max'")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tracker:
+    """What an `EarlyStop` remembers: `best` value (as a loss), its check (-1: none), weights."""
+
+    best: jax.Array
+    best_check: jax.Array
+    wait: jax.Array
+    weights: Tree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Everything a run needs to go on: save it in a callback, pass it as `resume`.
+
+    Attributes:
+        state: the training state.
+        done: steps taken, int32 [].
+        trackers: one for each `EarlyStop`.
+        stopped: whether one of them has stopped the run, bool [].
+    """
+
+    state: Any
+    done: jax.Array
+    trackers: tuple[Tracker, ...]
+    stopped: jax.Array
+
+
+class Result(NamedTuple):
+    """What `run` returns.
+
+    Attributes:
+        state: the final state, with the best weights restored.
+        metrics: per step, leading axis steps taken.
+        checks: per check what `evaluate` returned, leading axis checks made.
+        best_checks: for each `EarlyStop`, the check whose weights it restored (-1: none).
+    """
+
+    state: Any
+    metrics: Metrics
+    checks: Metrics
+    best_checks: tuple[Any, ...]
+
+
+def scan(
+    step: Step, state: Any, shared: Any, data: Any, key: Key, n_steps: int, *, first: Any = 0
+) -> tuple[Any, Metrics]:
+    """`n_steps` steps as one `lax.scan`: pure, so it can be jitted, vmapped and differentiated.
+
+    Args:
+        step: `step(state, shared, batch, key) -> (state, metrics)`.
+        state: any pytree.
+        shared: what the steps read and do not change.
+        data: a source (see the module's docstring), not a host iterator.
+        key: a typed key.
+        n_steps: number of steps.
+        first: number of the first step; a traced integer is fine.
+
+    Returns:
+        The state and the metrics of every step, leading axis `n_steps`.
+    """
+    source = _as_source(data)
+    numbers = first + jnp.arange(n_steps, dtype=jnp.int32)
+    rows = source.plan(fold(key, "data"), numbers)
+    return jax.lax.scan(_body(step, shared, source, key), state, (numbers, rows))
+
+
+def run(
+    step: Step,
+    state: TrainState,
+    shared: Any,
+    data: Any,
+    key: Key,
+    n_steps: int,
+    *,
+    evaluate: Evaluate | None = None,
+    every: int = 1,
+    stops: tuple[EarlyStop, ...] = (),
+    block: int | None = None,
+    callback: Callable[[Progress, Metrics, Metrics], None] | None = None,
+    resume: Progress | None = None,
+) -> Result:
+    """Runs steps in compiled blocks; one program serves all blocks, the last short one included.
+
+    The caller's `state` is copied once and stays valid; between blocks the buffers are donated.
+    Cutting the run into blocks, interrupting and resuming it gives the same bits.
+
+    Args:
+        step: a step on a `TrainState`.
+        state: where to start.
+        shared: what the steps read and do not change; never donated.
+        data: a source (see the module's docstring).
+        key: a typed key.
+        n_steps: the largest number of steps; a host iterator may end earlier.
+        evaluate: `evaluate(state, shared) -> metrics`, traced, called after every `every` steps.
+        every: steps between two checks; `n_steps` and `block` must be multiples of it.
+        stops: early stopping on metrics of `evaluate`.
+        block: steps of one compiled call; by default all of them. With a host iterator, its own.
+        callback: called between blocks with the progress and the block's metrics and checks. The
+            next block takes the progress's buffers: copy what is to outlive the call.
+        resume: the progress to go on from, in place of `state`.
+
+    Raises:
+        ValueError: lengths that do not fit, an unknown metric, overlapping restore patterns.
+    """
+    block = n_steps if block is None else min(block, n_steps)
+    _check_lengths(n_steps, every, block, stops, evaluate)
+    progress = resume if resume is not None else start(state, stops)
+    progress = jax.tree.map(jnp.copy, progress)
+    advance = functools.partial(
+        _advance, step=step, evaluate=evaluate, every=every, stops=tuple(stops)
+    )
+    history: list[tuple[Metrics, Metrics]] = []
+    taken = 0 if resume is None else int(progress.done)
+    while taken < n_steps and (taken == 0 or not bool(progress.stopped)):
+        source, size = _next_block(data, block, taken, every)
+        if source is None:
+            break
+        progress, metrics, checks = advance(progress, shared, source, key, n_steps, block=size)
+        if isinstance(progress.done, jax.core.Tracer) or isinstance(progress.stopped, jax.core.Tracer):
+            # Inside jit or vmap the host cannot look, and one block leaves nothing to decide.
+            if size != n_steps:
+                raise ValueError(f"block is {block}; inside a traced function it must be n_steps")
+            return _result(progress, metrics, checks, stops)
+        now = int(progress.done)
+        history.append(_trim(metrics, checks, now - taken, every))
+        taken = now
+        if callback is not None:
+            callback(progress, *history[-1])
+    return _result(progress, *_concatenate(history), stops)
+
+
+def start(state: TrainState, stops: tuple[EarlyStop, ...] = ()) -> Progress:
+    """The progress of a run that has not begun; also what to restore a checkpoint like."""
+    trackers = tuple(
+        Tracker(
+            jnp.full((), jnp.inf),
+            jnp.full((), -1, jnp.int32),
+            jnp.zeros((), jnp.int32),
+            _restorable(state, stop),
+        )
+        for stop in stops
+    )
+    chosen = [name for tracker in trackers for name in tree.named(tracker.weights)]
+    if len(set(chosen)) < len(chosen):
+        twice = sorted({name for name in chosen if chosen.count(name) > 1})
+        raise ValueError(f"stops: more than one EarlyStop restores {', '.join(twice)}")
+    return Progress(state, jnp.zeros((), jnp.int32), trackers, jnp.zeros((), bool))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("step", "evaluate", "every", "stops", "block"), donate_argnums=0
+)
+def _advance(
+    progress: Progress,
+    shared: Any,
+    source: Any,
+    key: Key,
+    limit: int,
+    *,
+    step: Step,
+    evaluate: Evaluate | None,
+    every: int,
+    stops: tuple[EarlyStop, ...],
+    block: int,
+) -> tuple[Progress, Metrics, Metrics]:
+    """At most `block` steps, fewer at the limit or when stopped; a `while` over checks."""
+    n_checks = block // every
+    first = progress.done
+    numbers = first + jnp.arange(block, dtype=jnp.int32)
+    rows = source.plan(fold(key, "data"), numbers)
+    body = _body(step, shared, source, key)
+
+    def stretch(progress: Progress, check: jax.Array):
+        """`every` steps and one check."""
+        xs = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, check * every, every), (numbers, rows)
+        )
+        state, metrics = jax.lax.scan(body, progress.state, xs)
+        values = {} if evaluate is None else evaluate(state, shared)
+        number = (progress.done // every).astype(jnp.int32)
+        trackers = tuple(
+            _track(tracker, stop, values, number, state)
+            for tracker, stop in zip(progress.trackers, stops, strict=True)
+        )
+        stopped = jnp.zeros((), bool)
+        for tracker, stop in zip(trackers, stops, strict=True):
+            stopped = stopped | (tracker.wait >= stop.patience)
+        return Progress(state, progress.done + every, trackers, stopped), metrics, values
+
+    _, *shapes = jax.eval_shape(stretch, progress, jnp.zeros((), jnp.int32))
+    empty = jax.tree.map(lambda s: _empty((n_checks, *s.shape), s.dtype), tuple(shapes))
+
+    def unfinished(carry):
+        progress, check, _ = carry
+        return (check < n_checks) & (progress.done < limit) & ~progress.stopped
+
+    def advance(carry):
+        progress, check, buffers = carry
+        progress, *values = stretch(progress, check)
+        buffers = jax.tree.map(lambda b, v: b.at[check].set(v), buffers, tuple(values))
+        return progress, check + 1, buffers
+
+    progress, _, (metrics, checks) = jax.lax.while_loop(
+        unfinished, advance, (progress, jnp.zeros((), jnp.int32), empty)
+    )
+    metrics = jax.tree.map(lambda x: x.reshape(block, *x.shape[2:]), metrics)
+    return progress, metrics, checks
+
+
+def _body(step: Step, shared: Any, source: Any, key: Key):
+    def body(state, xs):
+        number, row = xs
+        step_key = fold(key, "step", number)
+        return step(state, shared, source.gather(row, fold(step_key, "data")), step_key)
+
+    return body
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Function:
+    """A source made of a traced function `(key, step) -> batch`."""
+
+    function: jax.tree_util.Partial
+
+    def plan(self, key: Key, steps: jax.Array):
+        return {"key": jnp.broadcast_to(key, steps.shape), "step": steps}
+
+    def gather(self, row, key: Key):
+        del key
+        return self.function(row["key"], row["step"])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """A source made of batches that are already there, leading axis steps."""
+
+    rows: Any
+
+    def plan(self, key: Key, steps: jax.Array):
+        del key, steps
+        return self.rows
+
+    def gather(self, row, key: Key):
+        del key
+        return row
+
+
+def _as_source(data: Any) -> Any:
+    if hasattr(data, "plan"):
+        return data
+    if not callable(data):
+        raise ValueError(
+            f"data is a {type(data).__name__}; it must have plan and gather, or be a function "
+            "(key, step) -> batch, or (for run) an iterator of blocks"
+        )
+    partial = data if isinstance(data, jax.tree_util.Partial) else jax.tree_util.Partial(data)
+    return _Function(partial)
+
+
+def _next_block(data: Any, block: int, taken: int, every: int) -> tuple[Any, int]:
+    """The source of the next block and its number of steps; (None, 0) at an iterator's end."""
+    if not hasattr(data, "__next__"):
+        return _as_source(data), block
+    rows = next(data, None)
+    if rows is None:
+        return None, 0
+    sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(rows)}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"data: the block after step {taken} has leading axes {sorted(sizes)}; "
+            "all leaves of a block must have the same number of steps"
+        )
+    size = sizes.pop()
+    if size % every:
+        raise ValueError(
+            f"data: the block after step {taken} has {size} steps, no multiple of every={every}"
+        )
+    return _Rows(jax.tree.map(jnp.asarray, rows)), size
+
+
+def _restorable(state: TrainState, stop: EarlyStop) -> Tree:
+    if stop.restore is None:
+        return {}
+    both = {"params": state.params, "stats": state.stats}
+    # Statistics follow the parameters they belong to, but a network may have none.
+    patterns = (stop.restore,) if isinstance(stop.restore, str) else stop.restore
+    tree.select(state.params, patterns)
+    flags = [
+        any(re.fullmatch(pattern, name.partition("/")[2]) for pattern in patterns)
+        for name in tree.named(both)
+    ]
+    mask = jax.tree.unflatten(jax.tree.structure(both), flags)
+    return tree.partition(both, mask)[0]
+
+
+def _track(
+    tracker: Tracker, stop: EarlyStop, values: Metrics, number: jax.Array, state: TrainState
+) -> Tracker:
+    if stop.metric not in values:
+        raise ValueError(
+            f"EarlyStop: metric {stop.metric!r} is not among those that evaluate returns: "
+            f"{', '.join(values)}"
+        )
+    value = values[stop.metric].astype(jnp.float32) * (1.0 if stop.mode == "min" else -1.0)
+    counts = number >= stop.start
+    better = counts & (value < tracker.best - stop.min_delta)
+    now = {"params": state.params, "stats": state.stats}
+    return Tracker(
+        jnp.where(better, value, tracker.best),
+        jnp.where(better, number, tracker.best_check),
+        jnp.where(better, 0, tracker.wait + counts.astype(jnp.int32)),
+        _where(better, now, tracker.weights),
+    )
+
+
+def _where(flag: jax.Array, new: Tree, old: Tree) -> Tree:
+    """New leaves where the flag is set, and holes where `old` has them."""
+    return jax.tree.map(
+        lambda o, n: None if o is None else jnp.where(flag, n, o),
+        old,
+        new if old else {},
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def _result(
+    progress: Progress, metrics: Metrics, checks: Metrics, stops: tuple[EarlyStop, ...]
+) -> Result:
+    state = progress.state
+    for tracker in progress.trackers:
+        if not tracker.weights:
+            continue
+        seen = tracker.best_check >= 0
+        best = jax.tree.map(
+            lambda b, n, seen=seen: n if b is None else jnp.where(seen, b, n),
+            tracker.weights,
+            {"params": state.params, "stats": state.stats},
+            is_leaf=lambda leaf: leaf is None,
+        )
+        state = dataclasses.replace(state, params=best["params"], stats=best["stats"])
+    return Result(state, metrics, checks, tuple(t.best_check for t in progress.trackers))
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Steps that were not taken are NaN (0 for integers)."""
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    return jnp.full(shape, jnp.nan, dtype) if inexact else jnp.zeros(shape, dtype)
+
+
+def _trim(metrics: Metrics, checks: Metrics, taken: int, every: int) -> tuple[Metrics, Metrics]:
+    return (
+        jax.tree.map(lambda x: x[:taken], metrics),
+        jax.tree.map(lambda x: x[: taken // every], checks),
+    )
+
+
+def _concatenate(history: list[tuple[Metrics, Metrics]]) -> tuple[Metrics, Metrics]:
+    if not history:
+        return {}, {}
+    metrics, checks = jax.tree.map(lambda *xs: jnp.concatenate(xs), *history)
+    return metrics, checks
+
+
+def _check_lengths(n_steps, every, block, stops, evaluate) -> None:
+    if n_steps < 1 or every < 1:
+        raise ValueError(f"n_steps is {n_steps} and every is {every}; both must be at least 1")
+    if n_steps % every or block % every:
+        raise ValueError(
+            f"n_steps is {n_steps} and block is {block}; both must be multiples of every={every}"
+        )
+    if stops and evaluate is None:
+        raise ValueError("stops: early stopping needs evaluate=..., which computes its metric")

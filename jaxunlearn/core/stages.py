@@ -1,0 +1,243 @@
+"""Steps over stages: training in stages, progressive unfreezing, many orders with shared prefixes."""
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import optax
+
+from jaxunlearn.core import checkpoint, loop, tree
+from jaxunlearn.core.keys import Key, fold
+from jaxunlearn.core.loop import EarlyStop, Evaluate
+from jaxunlearn.core.step import Objective, Step, TrainState, gradient_step, with_frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    Attributes:
+        name: letters, digits, `.`, `_` and `-`; part of the stage's random key.
+        objective: what the stage minimises; sees all parameters.
+        data: a source of batches (see `core.loop`).
+        optimizer: for the trainable part.
+        n_steps: length, an upper bound with `stops`.
+        trainable: pattern of the parameters that train; all others stay bit-identical.
+        optimizer_state: "fresh", or "carry" to go on with the state of the stage before.
+        wrap: extends the gradient step, e.g. `lambda step: with_ema(step, 0.99)`.
+        evaluate: `evaluate(state, shared) -> metrics` with all parameters in the state.
+        every: steps between evaluations.
+        stops: early stopping.
+        seed_by: "occurrence" makes the stage's randomness depend on its name and how often the
+            name came before; "prefix" on the names of all stages before it.
+    """
+
+    name: str
+    objective: Objective
+    data: Any
+    optimizer: optax.GradientTransformation
+    n_steps: int
+    trainable: tree.Pattern = ".*"
+    optimizer_state: Literal["fresh", "carry"] = "fresh"
+    wrap: Callable[[Step], Step] | None = None
+    evaluate: Evaluate | None = None
+    every: int = 1
+    stops: tuple[EarlyStop, ...] = ()
+    seed_by: Literal["occurrence", "prefix"] = "occurrence"
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(f"Stage: name is {self.name!r}; use letters, digits, '.', '_', '-'")
+        if self.optimizer_state not in ("fresh", "carry"):
+            raise ValueError(
+                f"Stage {self.name}: optimizer_state is {self.optimizer_state!r}; "
+                "it must be 'fresh' or 'carry'"
+            )
+        if self.seed_by not in ("occurrence", "prefix"):
+            raise ValueError(
+                f"Stage {self.name}: seed_by is {self.seed_by!r}; "
+                "it must be 'occurrence' or 'prefix'"
+            )
+
+
+class Trained(NamedTuple):
+    """What stages leave behind: the state with all parameters, and each stage's `loop.Result`."""
+
+    state: TrainState
+    history: tuple[loop.Result, ...]
+
+
+def run_stage(
+    stage: Stage, state: TrainState, key: Key, *, shared: Any = None, before: tuple[str, ...] = ()
+) -> tuple[TrainState, loop.Result]:
+    """Runs one stage.
+
+    Args:
+        stage: the stage.
+        state: a state with all parameters; its `opt_state` matters to a "carry" stage only.
+        key: the key of the whole run; the stage's own is derived from it.
+        shared: what the objective reads and does not change.
+        before: names of the stages before this one.
+
+    Returns:
+        The state with all parameters, and the loop's result for the trainable part.
+    """
+    mask = tree.select(state.params, stage.trainable)
+    trainable, frozen = tree.partition(state.params, mask)
+    start = dataclasses.replace(
+        state, params=trainable, opt_state=_optimizer_state(stage, state, trainable)
+    )
+    step, evaluate = _programs(stage.objective, stage.optimizer, stage.wrap, stage.evaluate)
+    result = loop.run(
+        step,
+        start,
+        {"frozen": frozen, "shared": shared},
+        stage.data,
+        stage_key(stage, key, before),
+        stage.n_steps,
+        evaluate=evaluate,
+        every=stage.every,
+        stops=stage.stops,
+    )
+    params = tree.combine(result.state.params, frozen)
+    return dataclasses.replace(result.state, params=params), result
+
+
+def run(
+    stages: Iterable[Stage],
+    state: TrainState,
+    key: Key,
+    *,
+    shared: Any = None,
+    snapshots: str | os.PathLike | None = None,
+) -> Trained:
+    """Runs stages in order.
+
+    Args:
+        stages: the stages.
+        state: where to start, with all parameters.
+        key: a typed key; each stage derives its own.
+        shared: what the objectives read and do not change.
+        snapshots: a folder for the state after each stage; stages found there are not run again
+            (their history is then empty), and the result has the same bits.
+    """
+    names: tuple[str, ...] = ()
+    history = []
+    for stage in stages:
+        step = functools.partial(run_stage, stage, key=key, shared=shared, before=names)
+        state, result = _cached(step, stage, state, names, snapshots)
+        names = (*names, stage.name)
+        if result is not None:
+            history.append(result)
+    return Trained(state, tuple(history))
+
+
+def run_orders(
+    stage_of: Callable[[tuple], Stage] | Mapping[Hashable, Stage],
+    orders: Iterable[tuple],
+    state: TrainState,
+    key: Key,
+    *,
+    shared: Any = None,
+    snapshots: str | os.PathLike | None = None,
+) -> dict[tuple, TrainState]:
+    """Trains every requested order, running each distinct prefix once.
+
+    Equal to running each order on its own, bit for bit: a stage's randomness depends on its name
+    and prefix, never on when it runs.
+
+    Args:
+        stage_of: `stage_of(prefix) -> Stage`, the stage of the prefix's last element; or a mapping
+            from element to stage.
+        orders: tuples of elements.
+        state: where every order starts, with all parameters.
+        key: a typed key.
+        shared: what the objectives read and do not change.
+        snapshots: a folder for the state after each prefix, to resume from.
+
+    Returns:
+        The state after every prefix of every order, by prefix; `()` is the start.
+    """
+    if isinstance(stage_of, Mapping):
+        stages_by_name = stage_of
+        stage_of = lambda prefix: stages_by_name[prefix[-1]]  # noqa: E731
+    states: dict[tuple, TrainState] = {(): state}
+    names: dict[tuple, tuple[str, ...]] = {(): ()}
+    for order in orders:
+        for length in range(1, len(order) + 1):
+            prefix, parent = tuple(order[:length]), tuple(order[: length - 1])
+            if prefix in states:
+                continue
+            stage = stage_of(prefix)
+            step = functools.partial(
+                run_stage, stage, key=key, shared=shared, before=names[parent]
+            )
+            states[prefix], _ = _cached(step, stage, states[parent], names[parent], snapshots)
+            names[prefix] = (*names[parent], stage.name)
+    return states
+
+
+def unfreezing(stage: Stage, patterns: Iterable[tree.Pattern]) -> list[Stage]:
+    """Progressive unfreezing: stage i trains all parameters that the first i + 1 patterns select.
+
+    Args:
+        stage: what every stage does, apart from its name (`name.0`, `name.1`, ...) and `trainable`.
+        patterns: what each stage adds to the trainable part.
+    """
+    stages: list[Stage] = []
+    thawed: tuple[str, ...] = ()
+    for i, pattern in enumerate(patterns):
+        thawed += (pattern,) if isinstance(pattern, str) else tuple(pattern)
+        stages.append(dataclasses.replace(stage, name=f"{stage.name}.{i}", trainable=thawed))
+    return stages
+
+
+def stage_key(stage: Stage, key: Key, before: tuple[str, ...]) -> Key:
+    """The key of a stage that comes after the stages named in `before`."""
+    if stage.seed_by == "prefix":
+        return fold(key, "prefix", *before, stage.name)
+    return fold(key, "stage", stage.name, before.count(stage.name))
+
+
+@functools.cache  # the same functions give the same step, so that jit finds its program again
+def _programs(objective, optimizer, wrap, evaluate) -> tuple[Step, Evaluate | None]:
+    step = gradient_step(with_frozen(objective), optimizer)
+    if evaluate is None:
+        return (step if wrap is None else wrap(step)), None
+
+    def evaluate_all(state: TrainState, shared: Any):
+        params = tree.combine(state.params, shared["frozen"])
+        return evaluate(dataclasses.replace(state, params=params), shared["shared"])
+
+    return (step if wrap is None else wrap(step)), evaluate_all
+
+
+def _optimizer_state(stage: Stage, state: TrainState, trainable: tree.Tree) -> Any:
+    fresh = jax.eval_shape(stage.optimizer.init, trainable)
+    if stage.optimizer_state == "fresh":
+        return stage.optimizer.init(trainable)
+    if jax.tree.structure(fresh) != jax.tree.structure(state.opt_state):
+        raise ValueError(
+            f"Stage {stage.name}: optimizer_state='carry', but the state before belongs to another "
+            "optimizer or another trainable part; use 'fresh'"
+        )
+    return state.opt_state
+
+
+def _cached(step, stage: Stage, state: TrainState, before: tuple[str, ...], snapshots):
+    """Runs a stage, or reads its snapshot if there is one."""
+    if snapshots is None:
+        return step(state)
+    path = Path(snapshots) / "+".join((*before, stage.name))
+    if path.exists():
+        trainable, _ = tree.partition(state.params, tree.select(state.params, stage.trainable))
+        opt_state = jax.eval_shape(stage.optimizer.init, trainable)
+        return checkpoint.restore(path, dataclasses.replace(state, opt_state=opt_state)), None
+    state, result = step(state)
+    checkpoint.save(path, state)
+    return state, result

@@ -1,0 +1,104 @@
+"""Parameter trees: names, selection by pattern, partition into two trees with holes, size.
+
+A parameter's name is its path joined by `/`, such as `dense_0/kernel`. A pattern is a regular
+expression that must match the whole name; a tuple of patterns selects what any of them matches.
+"""
+
+import hashlib
+import re
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+Tree: TypeAlias = Any  # a pytree of arrays, usually nested dicts with string keys
+Pattern: TypeAlias = str | tuple[str, ...]
+
+
+def named(tree: Tree) -> dict[str, Any]:
+    """Leaves by name, in the tree's own order; holes (`None`) have no entry.
+
+    >>> named({"dense": {"bias": 1.0, "kernel": 2.0}})
+    {'dense/bias': 1.0, 'dense/kernel': 2.0}
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """The nested dict with these names: the inverse of `named` for trees of dicts.
+
+    >>> nested({"dense/bias": 1.0, "dense/kernel": 2.0})
+    {'dense': {'bias': 1.0, 'kernel': 2.0}}
+    """
+    out: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        *folders, last = name.split("/")
+        node = out
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = leaf
+    return out
+
+
+def size(params: Tree) -> int:
+    """Number of scalars in all leaves (arrays or `ShapeDtypeStruct`s).
+
+    >>> size({"a": np.zeros((2, 3)), "b": np.zeros(4)})
+    10
+    """
+    return sum(int(np.prod(np.shape(leaf), dtype=np.int64)) for leaf in jax.tree.leaves(params))
+
+
+def select(tree: Tree, patterns: Pattern) -> Tree:
+    """A tree of bools: which leaves have a name that one of the patterns matches in full.
+
+    Raises:
+        ValueError: a pattern matches nothing; the message lists the names there are.
+    """
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    names = list(named(tree))
+    for pattern in patterns:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            raise ValueError(
+                f"pattern {pattern!r} matches no parameter; the names are: {', '.join(names)}"
+            )
+    flags = [any(re.fullmatch(pattern, name) for pattern in patterns) for name in names]
+    return jax.tree.unflatten(jax.tree.structure(tree), flags)
+
+
+def partition(tree: Tree, mask: Tree) -> tuple[Tree, Tree]:
+    """Splits a tree into (selected, rest); each has `None` where the other has the leaf.
+
+    Args:
+        tree: any pytree.
+        mask: bools of the same structure, such as `select` gives.
+    """
+    selected = jax.tree.map(lambda leaf, keep: leaf if keep else None, tree, mask)
+    rest = jax.tree.map(lambda leaf, keep: None if keep else leaf, tree, mask)
+    return selected, rest
+
+
+def combine(first: Tree, second: Tree) -> Tree:
+    """Fills the holes of one tree with the leaves of the other: the inverse of `partition`.
+
+    Raises:
+        ValueError: a leaf is present in both trees, or the structures differ.
+    """
+
+    def fill(a: Any, b: Any) -> Any:
+        if a is not None and b is not None:
+            raise ValueError("combine: both trees have a leaf in the same place")
+        return b if a is None else a
+
+    return jax.tree.map(fill, first, second, is_leaf=lambda leaf: leaf is None)
+
+
+def digest(tree: Tree) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and bytes: equal trees have equal digests."""
+    sha = hashlib.sha256()
+    for name, leaf in named(tree).items():
+        array = np.asarray(leaf)
+        sha.update(f"{name}:{array.dtype}:{array.shape};".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,130 @@
+"""Forget sets: which training examples are to be forgotten, as sorted unique indices."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+def random(n: int, size: int, seed: int = 0) -> np.ndarray:
+    """`size` of `n` examples, uniformly without replacement: int64 [size]."""
+    _check_size(size, n, "the training set")
+    return np.sort(np.random.default_rng(seed).choice(n, size, replace=False))
+
+
+def class_restricted(labels: np.ndarray, label: int, size: int, seed: int = 0) -> np.ndarray:
+    """`size` examples of one class, uniformly without replacement.
+
+    Args:
+        labels: int [n].
+        label: the class.
+        size: how many, at most the size of the class.
+        seed: of the draw.
+    """
+    members = _members(labels, label, size)
+    return np.sort(np.random.default_rng(seed).choice(members, size, replace=False))
+
+
+def cluster(features: np.ndarray, labels: np.ndarray, label: int, size: int) -> np.ndarray:
+    """A coherent sub-population of one class: its most outlying example and its neighbours.
+
+    The anchor is the example of the class farthest from the class mean; the set is the anchor and
+    its nearest neighbours within the class (Euclidean).
+
+    Args:
+        features: [n, ...], flattened.
+        labels: int [n].
+        label: the class.
+        size: how many, at most the size of the class.
+    """
+    members = _members(labels, label, size)
+    points = np.asarray(features, np.float64)[members].reshape(len(members), -1)
+    anchor = np.argmax(np.linalg.norm(points - points.mean(0), axis=1))
+    distance = np.linalg.norm(points - points[anchor], axis=1)
+    return np.sort(members[np.argsort(distance, kind="stable")[:size]])
+
+
+def principal_component(
+    features: np.ndarray, size: int, component: int = 0, both_ends: bool = False
+) -> np.ndarray:
+    """The examples that lie farthest along a principal component of the features.
+
+    As the coherent forget sets of Datamodel Matching (arXiv 2410.23232), which rank by components
+    of an embedding. The component's sign is fixed by making its largest entry positive.
+
+    Args:
+        features: [n, ...], flattened and centred.
+        size: how many.
+        component: 0 for the first.
+        both_ends: half from the top and half from the bottom, the odd one from the top.
+    """
+    points = np.asarray(features, np.float64).reshape(len(features), -1)
+    _check_size(size, len(points), "the training set")
+    rank = min(points.shape)
+    if not 0 <= component < rank:
+        raise ValueError(f"component is {component}; there are {rank}, counted from 0")
+    _, _, axes = np.linalg.svd(points - points.mean(0), full_matrices=False)
+    axis = axes[component] * np.sign(axes[component][np.argmax(np.abs(axes[component]))])
+    order = np.argsort(-(points @ axis), kind="stable")
+    if not both_ends:
+        return np.sort(order[:size])
+    bottom = size // 2
+    return np.sort(np.concatenate([order[: size - bottom], order[len(order) - bottom :]]))
+
+
+def from_file(path: str | os.PathLike, n: int) -> np.ndarray:
+    """Indices from a `.npy` file or a text file with whitespace or commas between integers.
+
+    Args:
+        path: the file.
+        n: number of training examples; indices must lie in [0, n).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not integers, out of range, duplicate, none, or all of them.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"forget_file is {str(path)!r}; there is no such file")
+    try:
+        if path.suffix == ".npy":
+            indices = np.load(path, allow_pickle=False)
+        else:
+            indices = np.array([int(word) for word in path.read_text().replace(",", " ").split()])
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"forget_file {path} does not hold integers: {error}") from error
+    if indices.ndim != 1 or not (len(indices) == 0 or np.issubdtype(indices.dtype, np.integer)):
+        raise ValueError(
+            f"forget_file {path} holds {indices.dtype}{list(indices.shape)}; a list of integers "
+            "is needed"
+        )
+    return check(indices, n)
+
+
+def check(indices: np.ndarray, n: int) -> np.ndarray:
+    """Sorted int64 indices, or an error that names the first bad one."""
+    indices = np.asarray(indices, np.int64)
+    _check_size(len(indices), n, "the training set")
+    outside = indices[(indices < 0) | (indices >= n)]
+    if len(outside):
+        raise ValueError(f"forget index {outside[0]} is out of range; allowed are 0 to {n - 1}")
+    unique, counts = np.unique(indices, return_counts=True)
+    if counts.max() > 1:
+        raise ValueError(f"forget index {unique[counts > 1][0]} appears more than once")
+    return unique
+
+
+def _members(labels: np.ndarray, label: int, size: int) -> np.ndarray:
+    members = np.flatnonzero(labels == label)
+    if not len(members):
+        raise ValueError(f"forget_class is {label}; the classes are {np.unique(labels).tolist()}")
+    if not 1 <= size <= len(members):
+        raise ValueError(
+            f"forget_size is {size}; class {label} has {len(members)} training examples"
+        )
+    return members
+
+
+def _check_size(size: int, n: int, what: str) -> None:
+    if not 1 <= size < n:
+        raise ValueError(f"forget_size is {size}; {what} has {n} examples, 1 to {n - 1} may go")

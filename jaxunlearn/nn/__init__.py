@@ -1,0 +1,7 @@
+"""Networks (Flax NNX definitions behind the common contract); no training code."""
+
+from jaxunlearn.nn._cnn import cnn
+from jaxunlearn.nn._mlp import mlp
+from jaxunlearn.nn.conv import Conv, conv
+
+__all__ = ["Conv", "cnn", "conv", "mlp"]
