@@ -15,10 +15,20 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxunlearn.core import mesh as meshes
+from jaxunlearn.core import tree
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.tree import Tree
 
 Mode = Literal["vmap", "map"]
+
+
+def pick_mode(convolutional: bool) -> Mode:
+    """The faster way to compute a lane on this backend.
+
+    On a CPU a network of convolutions is bound by its activations, which fit the cache one model at
+    a time (measured on a 2-core CPU: "map" 1.7x faster); everything else gains from batching.
+    """
+    return "map" if convolutional and jax.default_backend() == "cpu" else "vmap"
 
 
 @functools.cache
@@ -76,10 +86,11 @@ def run(
         store: finished lanes are written here, and those already there are not computed again.
         check: `check(results, first)` sees each lane (leading axis its members, `first` the number
             of the first one) before it is stored, and may raise.
-        callback: called with the number of members finished so far.
+        callback: called with the number of members finished: at the start, when the program is
+            compiled (if a lane is missing), and after each call of it.
 
     Returns:
-        The results of all members as numpy arrays, leading axis N.
+        The results of all members as numpy arrays, leading axis N; empty dicts are left out.
     """
     sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(members)}
     if len(sizes) != 1 or 0 in sizes:
@@ -93,28 +104,40 @@ def run(
     n_lanes = -(-n_members // width)
     finished = {i: store.read(i) for i in range(n_lanes) if store is not None and i in store}
     done = sum(min(width, n_members - i * width) for i in finished)
-    if callback is not None:
-        callback(done)
-    program = lanes(fn, mesh, mode)
+    report = callback or (lambda done: None)
+    report(done)
     missing = [i for i in range(n_lanes) if i not in finished]
     shared = jax.device_put(shared, jax.NamedSharding(mesh, PartitionSpec()))
-    n_devices = mesh.shape["models"]
-    for at in range(0, len(missing), n_devices):
-        group = missing[at : at + n_devices]
-        padded = group + group[-1:] * (n_devices - len(group))
-        index = np.array([np.arange(i * width, (i + 1) * width) for i in padded])
-        index = np.minimum(index, n_members - 1)
-        results = program(shared, jax.tree.map(lambda leaf, i=index: jnp.asarray(leaf)[i], members))
-        results = jax.device_get(results)
-        for row, i in enumerate(group):
+    members = jax.tree.map(jnp.asarray, members)
+    program = None
+    for group in _groups(missing, mesh.shape["models"]):
+        inputs = _take_lanes(members, group, width, n_members)
+        if program is None:
+            program = lanes(fn, mesh, mode).lower(shared, inputs).compile()
+            report(done)
+        results = jax.device_get(program(shared, inputs))
+        for row, i in enumerate(dict.fromkeys(group)):
             size = min(width, n_members - i * width)
             lane = jax.tree.map(lambda x, row=row, size=size: x[row, :size], results)
+            lane = tree.nested(tree.named(lane))
             if check is not None:
                 check(lane, i * width)
             if store is not None:
                 store.write(i, lane)
             finished[i] = lane
             done += size
-        if callback is not None:
-            callback(done)
+        report(done)
     return jax.tree.map(lambda *rows: np.concatenate(rows), *(finished[i] for i in range(n_lanes)))
+
+
+def _groups(missing: list[int], n_devices: int) -> list[list[int]]:
+    """Lanes of each call, one per device; the last call repeats a lane to fill all devices."""
+    groups = [missing[at : at + n_devices] for at in range(0, len(missing), n_devices)]
+    return [group + group[-1:] * (n_devices - len(group)) for group in groups]
+
+
+def _take_lanes(members: Any, group: list[int], width: int, n_members: int) -> Any:
+    """Members of some lanes, leading axes [lanes, width]; the last member pads the last lane."""
+    index = np.array([np.arange(i * width, (i + 1) * width) for i in group])
+    index = np.minimum(index, n_members - 1)
+    return jax.tree.map(lambda leaf: leaf[index], members)

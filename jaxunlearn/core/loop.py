@@ -3,7 +3,7 @@
 Where a step reads its data is a *source*, one of
 
 - a pytree with `plan(key, steps: int32[K]) -> rows` (leading axis K, computed once per compiled
-  block: shuffled index tables) and `gather(row, key) -> batch`; see `data.batches`;
+  block: shuffled index tables) and `gather(row, key) -> batch`; see `data.Batches`;
 - a traced function `(key, step) -> batch`;
 - for `run` only, a host iterator of blocks: pytrees of arrays whose leading axis counts steps.
 

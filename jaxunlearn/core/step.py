@@ -50,7 +50,6 @@ def init_state(
     return TrainState(params, optimizer.init(params), stats or {}, jnp.zeros((), jnp.int32), {})
 
 
-@functools.cache  # the same functions give the same step, so that jit finds its program again
 def gradient_step(objective: Objective, optimizer: optax.GradientTransformation) -> Step:
     """A step on a `TrainState` that follows the gradient of the objective.
 

@@ -1,7 +1,16 @@
 """Data sets as arrays, batches indexed inside compiled programs, forget sets."""
 
 from jaxunlearn.data import forget_sets
-from jaxunlearn.data.batches import Batches
-from jaxunlearn.data.datasets import Dataset, load
+from jaxunlearn.data._batches import Batches, Interleaved, Joined, batches, interleaved
+from jaxunlearn.data._datasets import Dataset, load
 
-__all__ = ["Batches", "Dataset", "forget_sets", "load"]
+__all__ = [
+    "Batches",
+    "Dataset",
+    "Interleaved",
+    "Joined",
+    "batches",
+    "forget_sets",
+    "interleaved",
+    "load",
+]

@@ -1,0 +1,23 @@
+"""How close a set of unlearned models comes to retrained ones, and what it reveals.
+
+Functions that bin or rank samples compute in NumPy float64, so that a result depends on the samples
+alone and not on a device's rounding.
+"""
+
+from jaxunlearn.core.losses import margins
+from jaxunlearn.evaluate._epsilon import forgetting_epsilon
+from jaxunlearn.evaluate._floor import noise_floor, standard_error
+from jaxunlearn.evaluate._klom import klom
+from jaxunlearn.evaluate._membership import membership_auc
+from jaxunlearn.evaluate._summary import accuracy, summary
+
+__all__ = [
+    "accuracy",
+    "forgetting_epsilon",
+    "klom",
+    "margins",
+    "membership_auc",
+    "noise_floor",
+    "standard_error",
+    "summary",
+]

@@ -1,0 +1,22 @@
+"""Unlearning methods, and the job that compares them with retraining."""
+
+from jaxunlearn.unlearn import baselines, comparison, methods, training
+from jaxunlearn.unlearn._problem import Problem, Unlearned
+from jaxunlearn.unlearn._scrub import Scrub, scrub
+from jaxunlearn.unlearn._ssd import SSD, ssd
+from jaxunlearn.unlearn.methods import METHODS, recipe
+
+__all__ = [
+    "METHODS",
+    "SSD",
+    "Problem",
+    "Scrub",
+    "Unlearned",
+    "baselines",
+    "comparison",
+    "methods",
+    "recipe",
+    "scrub",
+    "ssd",
+    "training",
+]

@@ -1,0 +1,137 @@
+"""Shuffled batches of arrays on the device, indexed inside the compiled program."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.core.keys import Key, fold
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Epochs over some rows of arrays, a fresh shuffle each epoch, incomplete batches dropped.
+
+    A source for `core.loop`: `plan` draws the permutations of a whole block of steps at once (a
+    sort per step would dominate a small network), `gather` only indexes. Epoch e is shuffled with
+    `fold(key, "epoch", e)`, so the rows of step t do not depend on where a block begins.
+
+    Attributes:
+        arrays: pytree of arrays with a common leading axis; never copied, shared by all models.
+        indices: int [n], the rows that are used.
+        batch_size: rows per step, at most n.
+    """
+
+    arrays: Any
+    indices: jax.Array
+    batch_size: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in one pass."""
+        return self.indices.shape[-1] // self.batch_size
+
+    def plan(self, key: Key, steps: jax.Array) -> jax.Array:
+        """Row numbers of consecutive steps, int [K, batch_size]."""
+        length, per_epoch = steps.shape[0], self.steps_per_epoch
+        # K consecutive steps touch at most this many epochs, wherever they begin.
+        n_epochs = (length + per_epoch - 2) // per_epoch + 1
+        epochs = steps[0] // per_epoch + jnp.arange(n_epochs)
+        shuffle = lambda e: jax.random.permutation(fold(key, "epoch", e), self.indices)  # noqa: E731
+        rows = jax.vmap(shuffle)(epochs)[:, : per_epoch * self.batch_size]
+        rows = rows.reshape(n_epochs * per_epoch, self.batch_size)
+        return jax.lax.dynamic_slice_in_dim(rows, steps[0] % per_epoch, length)
+
+    def gather(self, row: jax.Array, key: Key) -> Any:
+        """The batch of one step: rows of all arrays."""
+        del key
+        return jax.tree.map(lambda array: array[row], self.arrays)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Several sources read side by side: the batch is a dict by their names.
+
+    Attributes:
+        sources: `{name: source}`; each draws from the key folded by its name.
+    """
+
+    sources: dict[str, Any]
+
+    def plan(self, key: Key, steps: jax.Array) -> dict[str, Any]:
+        """Each source's rows, by name."""
+        return {name: source.plan(fold(key, name), steps) for name, source in self.sources.items()}
+
+    def gather(self, row: dict[str, Any], key: Key) -> dict[str, Any]:
+        """Each source's batch, by name."""
+        return {
+            name: source.gather(row[name], fold(key, name)) for name, source in self.sources.items()
+        }
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Interleaved:
+    """Two sources that advance in turn, for `step.alternate`: each moves only when it is used.
+
+    The batch is `{"first": .., "second": ..}`, the next batch of each; see `interleaved`.
+
+    Attributes:
+        sources: the two sources, by these names.
+        position: int [n_steps] by the same names, how often each was used before a step.
+        used: static, how often each is used in all.
+    """
+
+    sources: dict[str, Any]
+    position: dict[str, jax.Array]
+    used: tuple[int, int] = dataclasses.field(metadata={"static": True})
+
+    def plan(self, key: Key, steps: jax.Array) -> dict[str, Any]:
+        """The rows that each source would give at each step."""
+        rows = {}
+        for name, used in zip(("first", "second"), self.used, strict=True):
+            position = self.position[name][steps]
+            length = min(used, steps.shape[0])
+            own = self.sources[name].plan(fold(key, name), position[0] + jnp.arange(length))
+            ahead = jnp.minimum(position - position[0], length - 1)
+            rows[name] = jax.tree.map(lambda x, ahead=ahead: x[ahead], own)
+        return rows
+
+    gather = Joined.gather
+
+
+def interleaved(first: Any, second: Any, is_first: np.ndarray) -> Interleaved:
+    """Two sources in turn.
+
+    Args:
+        first: the source of the steps where `is_first` is true.
+        second: that of the others.
+        is_first: bool [n_steps], with at least one step of each kind.
+    """
+    is_first = np.asarray(is_first, bool)
+    n_first = int(is_first.sum())
+    if n_first in (0, len(is_first)):
+        raise ValueError("interleaved: is_first must have at least one step of each kind")
+    before = np.cumsum(is_first) - is_first
+    position = {"first": before, "second": np.arange(len(is_first)) - before}
+    return Interleaved(
+        {"first": first, "second": second},
+        {name: jnp.asarray(p, jnp.int32) for name, p in position.items()},
+        (n_first, len(is_first) - n_first),
+    )
+
+
+def batches(arrays: Any, indices: Any, batch_size: int) -> Batches:
+    """`Batches` with its arguments checked; a batch larger than the set becomes the whole set.
+
+    Raises:
+        ValueError: no indices, or a batch size below 1.
+    """
+    n = np.shape(indices)[0]
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"batches: {n} indices and batch_size {batch_size}; both must be >= 1")
+    return Batches(arrays, jnp.asarray(indices), min(batch_size, n))

@@ -1,0 +1,58 @@
+"""Figures; matplotlib is imported when one is drawn."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+
+def comparison(
+    results: dict[str, Any],
+    oracle: np.ndarray,
+    unlearned: dict[str, np.ndarray],
+    path: str | os.PathLike,
+) -> None:
+    """Draws a comparison: forgetting against damage, forgetting against cost, margin histograms.
+
+    Args:
+        results: what `unlearn.comparison.run` returns.
+        oracle: margins of the reference oracles on the forget set, [N, F].
+        unlearned: the same for each method.
+        path: where the PNG goes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(unlearned)
+    figure = Figure(figsize=(12, 4 + 2 * -(-len(names) // 4)), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subfigures(2, 1, height_ratios=[4, 2 * -(-len(names) // 4)])
+    damage, cost = top.subplots(1, 2)
+    colors = {name: f"C{i % 10}" for i, name in enumerate(names)}
+    for name in names:
+        row = results["methods"][name]
+        forget = row["klom"]["forget"]["mean"]
+        damage.plot(row["klom"]["retain"]["mean"], forget, "o", color=colors[name], label=name)
+        cost.plot(row["cost"], forget, "o", color=colors[name])
+        cost.annotate(name, (row["cost"], forget), xytext=(4, 4), textcoords="offset points")
+    for axes in (damage, cost):
+        axes.axhline(results["floor"]["forget"]["mean"], color="0.6", linestyle=":", zorder=0)
+        axes.set_ylabel("mean KLOM on the forget set")
+    damage.axvline(results["floor"]["retain"]["mean"], color="0.6", linestyle=":", zorder=0)
+    damage.set(xlabel="mean KLOM on the retain set", title="forgetting and damage (dotted: floor)")
+    damage.legend(fontsize="small")
+    cost.set(xlabel="cost, relative to one retraining", title="forgetting and cost")
+    cost.set_xscale("symlog", linthresh=0.01)
+
+    grid = bottom.subplots(-(-len(names) // 4), 4, squeeze=False, sharex=True, sharey=True).ravel()
+    pooled = np.concatenate([oracle.ravel(), *(m.ravel() for m in unlearned.values())])
+    edges = np.linspace(*np.percentile(pooled, [0.5, 99.5]), 60)
+    for axes, name in zip(grid, names, strict=False):
+        axes.hist(oracle.ravel(), edges, density=True, color="0.75", label="oracle")
+        axes.hist(unlearned[name].ravel(), edges, density=True, histtype="step", color=colors[name])
+        axes.set_title(name, fontsize="small")
+        axes.set_yticks([])
+    for axes in grid[len(names) :]:
+        axes.set_axis_off()
+    bottom.supxlabel("margin on the forget set (grey: oracles), all models pooled")
+    figure.savefig(path, dpi=110)

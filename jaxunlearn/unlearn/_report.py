@@ -1,0 +1,138 @@
+"""From the logits of all models to the numbers that are reported."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from jaxunlearn import evaluate
+from jaxunlearn.core import losses
+from jaxunlearn.data import Dataset
+from jaxunlearn.unlearn._problem import Problem
+
+GROUPS = ("forget", "retain", "val")
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Compares unlearned models with reference oracles; points are train, then validation."""
+
+    dataset: Dataset
+    problem: Problem
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int [n + m]."""
+        return np.concatenate([self.dataset.y_train, self.dataset.y_val])
+
+    @property
+    def groups(self) -> dict[str, np.ndarray]:
+        """The points of each group."""
+        n, m = len(self.dataset.y_train), len(self.dataset.y_val)
+        return {
+            "forget": self.problem.forget,
+            "retain": self.problem.retain,
+            "val": np.arange(n, n + m),
+        }
+
+    def margins(self, logits: np.ndarray) -> np.ndarray:
+        """Logits [N, P, K] -> margins [N, P]."""
+        return np.asarray(losses.margins(jnp.asarray(logits), jnp.asarray(self.labels)))
+
+    def all_margins(self, unlearned: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Margins of every method's models, by name."""
+        return {name: self.margins(outputs["logits"]) for name, outputs in unlearned.items()}
+
+    def judge(
+        self,
+        oracle_logits: np.ndarray,
+        unlearned: dict[str, dict[str, np.ndarray]],
+        seconds: dict[str, dict[str, float]],
+    ) -> dict[str, Any]:
+        """The `methods` and the `floor` of the results.
+
+        Args:
+            oracle_logits: of the reference oracles, [N, P, K].
+            unlearned: by method, `logits` [N, P, K] and `n_gradients` [N]; `retrain` among them.
+            seconds: by method, wall time by kind.
+        """
+        oracle = self.margins(oracle_logits)
+        retrain_gradients = unlearned["retrain"]["n_gradients"].mean()
+        methods = {
+            name: self._method(outputs, oracle)
+            | {
+                "seconds": seconds[name]["run"],
+                "compile_seconds": seconds[name]["compile"],
+                "cost": float(outputs["n_gradients"].mean() / retrain_gradients),
+                "cost_shared": 0.0,
+            }
+            for name, outputs in unlearned.items()
+        }
+        return {"methods": methods, "floor": self._floor(unlearned["retrain"]["logits"], oracle)}
+
+    def _method(self, outputs: dict[str, np.ndarray], oracle: np.ndarray) -> dict[str, Any]:
+        logits = outputs["logits"]
+        margins = self.margins(logits)
+        scores = evaluate.klom(margins, oracle)
+        forget = self.groups["forget"]
+        return {
+            "klom": {group: evaluate.summary(scores[at]) for group, at in self.groups.items()},
+            "accuracy": {
+                group: evaluate.accuracy(logits[:, at], self.labels[at])
+                for group, at in self.groups.items()
+            },
+            "mia": self._attack(margins),  # the loss is log(1 + exp(-margin)): the same order
+            "mia_confidence": self._attack(logits.max(-1) - _logsumexp(logits)),
+            "epsilon": float(
+                evaluate.forgetting_epsilon(margins[:, forget], oracle[:, forget]).mean()
+            ),
+        }
+
+    def _attack(self, scores: np.ndarray) -> float:
+        """AUC of forget points against validation points of the same classes, mean over models."""
+        val = self.groups["val"]
+        alike = val[np.isin(self.labels[val], self.labels[self.groups["forget"]])]
+        others = alike if len(alike) else val
+        auc = evaluate.membership_auc(scores[:, self.groups["forget"]], scores[:, others])
+        return float(auc.mean())
+
+    def _floor(self, retrain_logits: np.ndarray, oracle: np.ndarray) -> dict[str, dict[str, float]]:
+        fresh = self.margins(retrain_logits)
+        splits = evaluate.noise_floor(fresh, oracle)
+        means = lambda scores: np.array([scores[at].mean() for at in self.groups.values()])  # noqa: E731
+        errors = evaluate.standard_error(fresh, oracle, means)
+        floor = {}
+        for (group, at), error in zip(self.groups.items(), errors, strict=True):
+            rows = [evaluate.summary(split[at]) for split in splits]
+            floor[group] = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+            floor[group]["stderr"] = float(error)
+        return floor
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The results as a table, one row per method and one for the floor."""
+    out = Table(title=f"{results['n_models']} models a side, mean over points", pad_edge=False)
+    columns = [f"KLOM {group}" for group in GROUPS] + [f"acc {group}" for group in GROUPS]
+    out.add_column("method", no_wrap=True)
+    for column in [*columns, "MIA", "epsilon", "seconds", "cost"]:
+        out.add_column(column, justify="right", no_wrap=False)
+    for name, row in results["methods"].items():
+        out.add_row(
+            name,
+            *(f"{row['klom'][group]['mean']:.2f}" for group in GROUPS),
+            *(f"{100 * row['accuracy'][group]:.1f}" for group in GROUPS),
+            f"{row['mia']:.3f}",
+            f"{row['epsilon']:.2f}",
+            f"{row['seconds']:.2f}",
+            f"{row['cost']:.3f}",
+        )
+    out.add_section()
+    out.add_row("floor", *(f"{results['floor'][group]['mean']:.2f}" for group in GROUPS))
+    return out
+
+
+def _logsumexp(logits: np.ndarray) -> np.ndarray:
+    top = logits.max(-1)
+    return top + np.log(np.exp(logits - top[..., None]).sum(-1))

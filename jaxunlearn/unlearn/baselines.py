@@ -1,0 +1,165 @@
+"""Baselines: pure functions from one trained model to one that should have forgotten.
+
+Every method has the form `method(model, params, stats, problem, key, **settings) -> Unlearned`, and
+a frozen dataclass of its settings; `methods.METHODS` holds the pairs. Counts (`epochs`,
+`batch_size`) are static; rates and weights may be traced, so they can be swept by `vmap`.
+Passes are counted over the set that is named, incomplete batches are dropped, and a batch larger
+than its set is the whole set.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn.core import keys, loop, optimizers
+from jaxunlearn.core.model import Model
+from jaxunlearn.core.step import Objective, gradient_step, init_state, supervised, weighted_sum
+from jaxunlearn.core.tree import Tree
+from jaxunlearn.data import Joined, batches
+from jaxunlearn.unlearn._problem import Problem, Unlearned
+from jaxunlearn.unlearn.training import train
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """Nothing to set."""
+
+
+def none(model: Model, params: Tree, stats: Tree, problem: Problem, key) -> Unlearned:
+    """Does nothing: what forgetting has to start from."""
+    del model, problem, key
+    return Unlearned(params, stats, jnp.zeros(0), 0)
+
+
+def retrain(
+    model: Model, params: Tree, stats: Tree, problem: Problem, key, **training
+) -> Unlearned:
+    """Trains a new model on the retain set: the oracle, exact by definition.
+
+    Its settings are those of `training.Training`.
+    """
+    del params, stats
+    return train(model, problem, problem.retain, key, **training)
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTune:
+    """Settings of `finetune`; the constants are ours."""
+
+    epochs: int = 5
+    batch_size: int = 60
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+
+def finetune(
+    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, epochs, batch_size,
+    learning_rate, momentum, weight_decay,
+) -> Unlearned:
+    """Goes on training on the retain set and relies on catastrophic forgetting."""
+    source = batches(problem.arrays, problem.retain, batch_size)
+    n_steps = epochs * source.steps_per_epoch
+    optimizer = optimizers.sgd(learning_rate, momentum, weight_decay)
+    return _descend(supervised(model), optimizer, params, stats, source, key, n_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ascent:
+    """Settings of `ascent`; the constants are ours."""
+
+    epochs: int = 5
+    batch_size: int = 30
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+
+
+def ascent(
+    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, epochs, batch_size,
+    learning_rate, momentum,
+) -> Unlearned:
+    """Ascends the loss of the forget set (Golatkar et al. 2020; Thudi et al. 2022)."""
+    source = Joined({"forget": batches(problem.arrays, problem.forget, batch_size)})
+    forget = source.sources["forget"]
+    objective = weighted_sum({"forget": (-1.0, supervised(model))})
+    n_steps = epochs * forget.steps_per_epoch
+    optimizer = optimizers.sgd(learning_rate, momentum)
+    return _descend(objective, optimizer, params, stats, source, key, n_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class AscentDescent:
+    """Settings of `ascent_descent`; the constants are ours."""
+
+    steps: int = 60
+    batch_size: int = 30
+    learning_rate: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    forget_weight: float = 0.2
+
+
+def ascent_descent(
+    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, steps, batch_size,
+    learning_rate, momentum, weight_decay, forget_weight,
+) -> Unlearned:
+    """Descends the retain loss and ascends the forget loss in the same step (GradDiff).
+
+    The objective is retain loss - forget_weight * forget loss, on a batch of each.
+    """
+    source = Joined({
+        "retain": batches(problem.arrays, problem.retain, batch_size),
+        "forget": batches(problem.arrays, problem.forget, batch_size),
+    })
+    loss = supervised(model)
+    objective = weighted_sum({"retain": (1.0, loss), "forget": (-forget_weight, loss)})
+    optimizer = optimizers.sgd(learning_rate, momentum, weight_decay)
+    return _descend(objective, optimizer, params, stats, source, key, steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomLabels:
+    """Settings of `random_labels`; the constants are ours."""
+
+    epochs: int = 3
+    batch_size: int = 60
+    learning_rate: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+
+def random_labels(
+    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, epochs, batch_size,
+    learning_rate, momentum, weight_decay,
+) -> Unlearned:
+    """Trains on with a wrong label for every forget example (Graves et al. 2021).
+
+    Each forget example gets one label, uniform over the other classes and drawn once; epochs pass
+    over the whole training set with these labels.
+    """
+    shift = jax.random.randint(
+        keys.fold(key, "labels"), problem.forget.shape, 1, problem.n_classes
+    )
+    wrong = (problem.y[problem.forget] + shift) % problem.n_classes
+    arrays = problem.arrays | {"y": problem.y.at[problem.forget].set(wrong.astype(problem.y.dtype))}
+    source = batches(arrays, jnp.concatenate([problem.retain, problem.forget]), batch_size)
+    n_steps = epochs * source.steps_per_epoch
+    optimizer = optimizers.sgd(learning_rate, momentum, weight_decay)
+    return _descend(supervised(model), optimizer, params, stats, source, key, n_steps)
+
+
+def _descend(
+    objective: Objective, optimizer, params: Tree, stats: Tree, source, key, n_steps: int
+) -> Unlearned:
+    """Follows an objective's gradient for some steps over a source of batches."""
+    state, metrics = loop.scan(
+        gradient_step(objective, optimizer),
+        init_state(params, optimizer, stats),
+        None,
+        source,
+        key,
+        n_steps,
+    )
+    per_step = sum(s.batch_size for s in getattr(source, "sources", {"": source}).values())
+    return Unlearned(state.params, state.stats, metrics["loss"], n_steps * per_step)

@@ -1,0 +1,44 @@
+"""The unlearning methods by name: each a low-level function and its settings."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxunlearn.unlearn import baselines
+from jaxunlearn.unlearn._problem import Unlearned
+from jaxunlearn.unlearn._scrub import Scrub, scrub
+from jaxunlearn.unlearn._ssd import SSD, ssd
+from jaxunlearn.unlearn.training import Training
+
+# name: (method(model, params, stats, problem, key, **settings), default settings)
+METHODS: dict[str, tuple[Callable[..., Unlearned], Any]] = {
+    "none": (baselines.none, baselines.NoSettings()),
+    "retrain": (baselines.retrain, Training()),
+    "finetune": (baselines.finetune, baselines.FineTune()),
+    "ascent": (baselines.ascent, baselines.Ascent()),
+    "ascent_descent": (baselines.ascent_descent, baselines.AscentDescent()),
+    "random_labels": (baselines.random_labels, baselines.RandomLabels()),
+    "scrub": (scrub, Scrub()),
+    "ssd": (ssd, SSD()),
+}
+
+
+def recipe(name: str, settings: Any = None) -> Callable[..., Unlearned]:
+    """A method with its settings filled in: `(model, params, stats, problem, key) -> Unlearned`.
+
+    Args:
+        name: a key of `METHODS`.
+        settings: its dataclass of settings; by default the defaults.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method is {name!r}; known methods: {', '.join(METHODS)}")
+    method, default = METHODS[name]
+    return bind(method, default if settings is None else settings)
+
+
+def bind(method: Callable[..., Unlearned], settings: Any) -> Callable[..., Unlearned]:
+    """Closes a low-level method over a frozen dataclass of settings."""
+
+    def run(model, params, stats, problem, key) -> Unlearned:
+        return method(model, params, stats, problem, key, **vars(settings))
+
+    return run
