@@ -1,23 +1,196 @@
-"""The command line: one verb per job. Parses, calls, prints."""
+"""jaxunlearn: machine unlearning, compared with retraining.
+
+usage: jaxunlearn VERB [options]
+
+  unlearn    many models forget by several methods, and retrained oracles judge them
+
+`jaxunlearn VERB --help` lists a verb's options.
+"""
 
 import dataclasses
 import json
 import os
-import shutil
+import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
+from jaxunlearn import __version__, plots
+from jaxunlearn.core import mesh
+from jaxunlearn.core.checkpoint import DamagedError, replacing
+from jaxunlearn.unlearn import METHODS, comparison
+from jaxunlearn.unlearn._report import table
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
+
+# One group of options per method that has settings: --scrub.learning-rate and so on.
+_MethodSettings = dataclasses.make_dataclass(
+    "_MethodSettings",
+    [
+        (name, type(own), dataclasses.field(default=own))
+        for name, (_, own) in METHODS.items()
+        if name != "retrain" and dataclasses.fields(own)
+    ],
+    frozen=True,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlearn:
+    """Many models forget by several methods, and retrained oracles judge them.
+
+    Attributes:
+        settings: what is compared.
+        methods: which methods run; `none` and `retrain` always do.
+        own: each method's own settings.
+        out: output folder; by default a new one under `runs/`.
+        resume: go on with the run in `out`, if there is one.
+        json: also write the results to this file.
+        devices: devices to use; by default all, and on a CPU one per core.
+    """
+
+    settings: Annotated[comparison.Settings, tyro.conf.arg(name="")] = comparison.Settings()
+    methods: tuple[str, ...] = tuple(METHODS)
+    own: Annotated[_MethodSettings, tyro.conf.arg(name="")] = _MethodSettings()  # type: ignore[valid-type]
+    out: Path | None = None
+    resume: bool = False
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    devices: int | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    verb = tyro.extras.SubcommandApp()
-    verb.command(name="unlearn")(unlearn)
-    return verb.cli(args=argv, prog="jaxunlearn", description=__doc__) or 0
+    """Runs the command line.
+
+    Returns:
+        The exit code: 0, 1 (a run failed), 2 (bad input, nothing written), 130 (interrupted).
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    verbs = {"unlearn": (Unlearn, unlearn)}
+    if argv[:1] in (["--help"], ["-h"]):
+        print(__doc__)
+        return OK
+    if argv[:1] == ["--version"]:
+        print(__version__)
+        return OK
+    if not argv or argv[0] not in verbs:
+        return _error(f"verb is {argv[0] if argv else ''!r}; known verbs: {', '.join(verbs)}")
+    options, verb = verbs[argv[0]]
+    return verb(tyro.cli(options, args=argv[1:], prog=f"jaxunlearn {argv[0]}"))
 
 
+def unlearn(options: Unlearn) -> int:
+    """The verb `unlearn`; returns the exit code."""
+    out = options.out or Path("runs") / time.strftime("unlearn-%Y%m%d-%H%M%S")
+    try:
+        methods = _chosen_methods(options)
+        _check_json(options.json)
+        if options.resume and options.out is None:
+            raise ValueError("resume needs out, the folder of the run to go on with")
+        mesh.start(options.devices if options.devices is not None else _cores())
+        devices = mesh.make(None if options.devices is None else {"models": options.devices})
+        job = comparison.prepare(options.settings, methods, out=out, resume=options.resume)
+    except (ValueError, OSError) as error:
+        return _error(str(error))
+
+    console = Console(stderr=True)
+    try:
+        with _Bar(console, list(job.methods)) as bar:
+            comparison.execute(job, mesh=devices, progress=bar.update)
+    except KeyboardInterrupt:
+        console.print(
+            "interrupted; finished models are kept. Go on with the same options and:\n"
+            f"  --out {shlex.quote(str(out))} --resume"
+        )
+        return INTERRUPTED
+    except (comparison.NonFiniteError, DamagedError, OSError) as error:
+        _error(str(error))
+        if isinstance(error, comparison.NonFiniteError) and (out / "results.json").exists():
+            _publish(options.json, out)
+        return FAILED
+    _publish(options.json, out)
+    return OK
+
+
+def _chosen_methods(options: Unlearn) -> dict[str, tuple[Any, Any]]:
+    unknown = [name for name in options.methods if name not in METHODS]
+    if unknown:
+        raise ValueError(f"method is {unknown[0]!r}; known methods: {', '.join(METHODS)}")
+    chosen = {"none", "retrain", *options.methods}
+    return {
+        name: (method, getattr(options.own, name, default))
+        for name, (method, default) in METHODS.items()
+        if name in chosen
+    }
+
+
+def _publish(json_file: Path | None, out: Path) -> None:
+    """Prints the results as a table, draws the figure and writes the requested JSON."""
+    written = (out / "results.json").read_bytes()
+    results = json.loads(written)
+    with np.load(out / "margins.npz") as margins:
+        forget = {name: margins[name][:, results["forget_set"]["indices"]] for name in margins}
+    plots.comparison(results, forget.pop("oracle"), forget, out / "figure.png")
+    if json_file is not None:
+        with replacing(json_file) as file:
+            file.write(written)
+    Console(width=None if sys.stdout.isatty() else 120).print(table(results))
+    print(f"results.json, figure.png, margins.npz and settings.json are in {out}")
+
+
+def _check_json(path: Path | None) -> None:
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise ValueError(f"json is {str(path)!r}; a file in an existing folder is needed")
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _error(message: str) -> int:
+    print(f"jaxunlearn: error: {message}", file=sys.stderr)
+    return USAGE
+
+
+class _Bar:
+    """One bar over all phases, with the time that is left."""
+
+    # Training a model from scratch takes about three times as long as unlearning one.
+    _TRAINING = ("full", "oracle", "retrain")
+
+    def __init__(self, console: Console, methods: list[str]):
+        self.progress = Progress(
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+        )
+        self.weights = {
+            phase: 3.0 if phase in self._TRAINING else 1.0 for phase in ("full", "oracle", *methods)
+        }
+        self.finished = dict.fromkeys(self.weights, 0.0)
+        self.task = self.progress.add_task("", total=sum(self.weights.values()))
+
+    def update(self, phase: str, done: int, total: int) -> None:
+        """Shows that `done` of `total` models of a phase are finished."""
+        self.finished[phase] = self.weights[phase] * done / total
+        description = f"{phase} {done}/{total}"
+        self.progress.update(
+            self.task, completed=sum(self.finished.values()), description=description
+        )
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_):
+        self.progress.stop()

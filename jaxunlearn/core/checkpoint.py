@@ -74,6 +74,10 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
+class DamagedError(ValueError):
+    """A file of results does not hold what was written; says which."""
+
+
 class BlockStore:
     """Numbered blocks of finished results in a folder: nested dicts of arrays, one file each."""
 
@@ -98,13 +102,13 @@ class BlockStore:
         """Reads a block.
 
         Raises:
-            ValueError: the file is damaged; it is named.
+            DamagedError: the file is damaged; it is named.
         """
         try:
             with np.load(self.file(number), allow_pickle=False) as arrays:
                 return tree.nested(dict(arrays))
         except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-            raise ValueError(
+            raise DamagedError(
                 f"{self.file(number)} is damaged ({error}); delete it and resume"
             ) from error
 

@@ -234,17 +234,17 @@ def _advance(
 ) -> tuple[Progress, Metrics, Metrics]:
     """At most `block` steps, fewer at the limit or when stopped; a `while` over checks."""
     n_checks = block // every
-    first = progress.done
-    numbers = first + jnp.arange(block, dtype=jnp.int32)
-    rows = source.plan(fold(key, "data"), numbers)
-    body = _body(step, shared, source, key)
+    numbers = progress.done + jnp.arange(block, dtype=jnp.int32)
+    reads = (shared, source, key, numbers, source.plan(fold(key, "data"), numbers))
 
-    def stretch(progress: Progress, check: jax.Array):
+    @functools.partial(jax.jit, inline=True)  # traced once, for its shapes and for the loop
+    def stretch(progress: Progress, check: jax.Array, reads: Any):
         """`every` steps and one check."""
+        shared, source, key, numbers, rows = reads
         xs = jax.tree.map(
             lambda x: jax.lax.dynamic_slice_in_dim(x, check * every, every), (numbers, rows)
         )
-        state, metrics = jax.lax.scan(body, progress.state, xs)
+        state, metrics = jax.lax.scan(_body(step, shared, source, key), progress.state, xs)
         values = {} if evaluate is None else evaluate(state, shared)
         number = (progress.done // every).astype(jnp.int32)
         trackers = tuple(
@@ -256,7 +256,7 @@ def _advance(
             stopped = stopped | (tracker.wait >= stop.patience)
         return Progress(state, progress.done + every, trackers, stopped), metrics, values
 
-    _, *shapes = jax.eval_shape(stretch, progress, jnp.zeros((), jnp.int32))
+    _, *shapes = jax.eval_shape(stretch, progress, jnp.zeros((), jnp.int32), reads)
     empty = jax.tree.map(lambda s: _empty((n_checks, *s.shape), s.dtype), tuple(shapes))
 
     def unfinished(carry):
@@ -265,7 +265,7 @@ def _advance(
 
     def advance(carry):
         progress, check, buffers = carry
-        progress, *values = stretch(progress, check)
+        progress, *values = stretch(progress, check, reads)
         buffers = jax.tree.map(lambda b, v: b.at[check].set(v), buffers, tuple(values))
         return progress, check + 1, buffers
 

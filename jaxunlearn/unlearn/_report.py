@@ -41,10 +41,6 @@ class Judge:
         """Logits [N, P, K] -> margins [N, P]."""
         return np.asarray(losses.margins(jnp.asarray(logits), jnp.asarray(self.labels)))
 
-    def all_margins(self, unlearned: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Margins of every method's models, by name."""
-        return {name: self.margins(outputs["logits"]) for name, outputs in unlearned.items()}
-
     def judge(
         self,
         oracle_logits: np.ndarray,

@@ -18,6 +18,8 @@ from jaxunlearn.unlearn._problem import Problem, Unlearned
 class Scrub:
     """Settings of `scrub`.
 
+    The defaults are the best of a small grid on the default job with seed 1, by mean KLOM.
+
     Attributes:
         epochs: passes over the retain set.
         ascent_epochs: before each of the first so many passes, one pass over the forget set.
@@ -36,7 +38,7 @@ class Scrub:
     ascent_epochs: int = 3
     retain_batch: int = 60
     forget_batch: int = 30
-    learning_rate: float = 0.01
+    learning_rate: float = 0.1
     decay_at: tuple[int, ...] = (3,)
     momentum: float = 0.9
     weight_decay: float = 5e-4

@@ -17,14 +17,16 @@ _CHUNK = 64  # examples whose gradients are held at once
 
 @dataclasses.dataclass(frozen=True)
 class SSD:
-    """Settings of `ssd`, the paper's.
+    """Settings of `ssd`; the paper's alpha is 10 on CIFAR.
+
+    The defaults are the best of a small grid on the default job with seed 1, by mean KLOM.
 
     Attributes:
         alpha: a parameter is dampened if it matters this much more to the forget set.
         lam: how strongly it is dampened, at most to its own value.
     """
 
-    alpha: float = 10.0
+    alpha: float = 20.0
     lam: float = 1.0
 
 

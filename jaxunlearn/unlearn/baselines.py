@@ -45,11 +45,21 @@ def retrain(
 
 @dataclasses.dataclass(frozen=True)
 class FineTune:
-    """Settings of `finetune`; the constants are ours."""
+    """Settings of `finetune`.
 
-    epochs: int = 5
+    The defaults are the best of a small grid on the default job with seed 1, by mean KLOM.
+
+    Attributes:
+        epochs: passes over the retain set.
+        batch_size: examples per step.
+        learning_rate: constant.
+        momentum: of SGD.
+        weight_decay: coupled.
+    """
+
+    epochs: int = 10
     batch_size: int = 60
-    learning_rate: float = 0.05
+    learning_rate: float = 0.2
     momentum: float = 0.9
     weight_decay: float = 5e-4
 
@@ -67,9 +77,18 @@ def finetune(
 
 @dataclasses.dataclass(frozen=True)
 class Ascent:
-    """Settings of `ascent`; the constants are ours."""
+    """Settings of `ascent`.
 
-    epochs: int = 5
+    The defaults are the best of a small grid on the default job with seed 1, by mean KLOM.
+
+    Attributes:
+        epochs: passes over the forget set.
+        batch_size: examples per step.
+        learning_rate: constant.
+        momentum: of SGD.
+    """
+
+    epochs: int = 3
     batch_size: int = 30
     learning_rate: float = 0.01
     momentum: float = 0.9
@@ -90,14 +109,25 @@ def ascent(
 
 @dataclasses.dataclass(frozen=True)
 class AscentDescent:
-    """Settings of `ascent_descent`; the constants are ours."""
+    """Settings of `ascent_descent`.
+
+    The defaults are the best of a small grid on the default job with seed 1, by mean KLOM.
+
+    Attributes:
+        steps: number of steps.
+        batch_size: examples per step of the retain set, and as many of the forget set.
+        learning_rate: constant.
+        momentum: of SGD.
+        weight_decay: coupled.
+        forget_weight: of the forget loss, which is ascended.
+    """
 
     steps: int = 60
     batch_size: int = 30
-    learning_rate: float = 0.02
+    learning_rate: float = 0.03
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    forget_weight: float = 0.2
+    forget_weight: float = 0.02
 
 
 def ascent_descent(
@@ -120,7 +150,17 @@ def ascent_descent(
 
 @dataclasses.dataclass(frozen=True)
 class RandomLabels:
-    """Settings of `random_labels`; the constants are ours."""
+    """Settings of `random_labels`.
+
+    The defaults are the best of a small grid on the default job with seed 1, by mean KLOM.
+
+    Attributes:
+        epochs: passes over the training set with its changed labels.
+        batch_size: examples per step.
+        learning_rate: constant.
+        momentum: of SGD.
+        weight_decay: coupled.
+    """
 
     epochs: int = 3
     batch_size: int = 60

@@ -1,5 +1,6 @@
 """The unlearning methods by name: each a low-level function and its settings."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,17 @@ def recipe(name: str, settings: Any = None) -> Callable[..., Unlearned]:
         raise ValueError(f"method is {name!r}; known methods: {', '.join(METHODS)}")
     method, default = METHODS[name]
     return bind(method, default if settings is None else settings)
+
+
+def check_settings(name: str, settings: Any) -> None:
+    """Raises a ValueError that names the setting of a method that is out of its range.
+
+    Counts must be at least 1 (`ascent_epochs` may be 0), numbers finite and not negative.
+    """
+    for setting, value in vars(settings).items():
+        least = 0 if isinstance(value, float) or setting == "ascent_epochs" else 1
+        if isinstance(value, int | float) and not least <= value < math.inf:
+            raise ValueError(f"{name}.{setting} is {value}; it must be finite and >= {least}")
 
 
 def bind(method: Callable[..., Unlearned], settings: Any) -> Callable[..., Unlearned]:

@@ -1,0 +1,110 @@
+"""The output folder of a run: its settings, finished lanes, times and results."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn.core.checkpoint import BlockStore, replacing
+
+
+class RunFolder:
+    """One run's folder; opening it checks that it is new, or belongs to this very run.
+
+    Attributes:
+        path: the folder.
+        seconds: wall time by phase and kind ("compile", "run"), summed over interruptions.
+    """
+
+    def __init__(self, path: str | os.PathLike, record: dict[str, Any], resume: bool):
+        """Opens a folder.
+
+        Args:
+            path: new, empty, or (with `resume`) that of a run with the same record.
+            record: what decides a run's numbers: settings and versions, JSON-like.
+            resume: whether to go on with a run that is there; without one it begins.
+
+        Raises:
+            ValueError: the folder does not fit; nothing has been written.
+        """
+        self.path = Path(path)
+        record = json.loads(json.dumps(record))  # tuples become lists, as they are in the file
+        begun = self.path / "settings.json"
+        name = str(self.path)
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"out is {name!r}, which is a file; name a folder")
+        occupied = self.path.exists() and any(
+            not file.name.startswith(".settings.json.") for file in self.path.iterdir()
+        )
+        if occupied and not begun.exists():
+            raise ValueError(f"out is {name!r}, which is not empty and holds no run")
+        if occupied and not resume:
+            raise ValueError(
+                f"out is {name!r}, which holds a run; resume it, or choose another folder"
+            )
+        if occupied:
+            _check_same(json.loads(begun.read_text()), record, name)
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_json("settings.json", record)
+        times = self.path / "seconds.json"
+        self.seconds = json.loads(times.read_text()) if times.exists() else {}
+
+    def lanes(self, phase: str) -> BlockStore:
+        """The finished lanes of a phase."""
+        return BlockStore(self.path / "lanes" / phase)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes a file at once; a number that JSON does not know is an error."""
+        with replacing(self.path / name) as file:
+            file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+    def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
+        """Writes an `.npz` at once."""
+        with replacing(self.path / name) as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    def add_seconds(self, phase: str, kind: str, seconds: float) -> None:
+        """Adds to the time of a phase."""
+        own = self.seconds.setdefault(phase, {"compile": 0.0, "run": 0.0})
+        own[kind] += seconds
+        self.write_json("seconds.json", self.seconds)
+
+
+class Clock:
+    """Wall time of a phase, compilation apart, told by how many members are finished."""
+
+    def __init__(self, folder: RunFolder, phase: str):
+        self.folder, self.phase = folder, phase
+        self.last, self.done = time.perf_counter(), -1
+
+    def tick(self, done: int) -> None:
+        """Takes the time since the last tick; no member more means that it went to compiling."""
+        now = time.perf_counter()
+        if self.done >= 0:
+            kind = "compile" if done == self.done else "run"
+            self.folder.add_seconds(self.phase, kind, now - self.last)
+        self.last, self.done = now, done
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], path: str) -> None:
+    for name, old, new in _differences(before, now):
+        raise ValueError(
+            f"the run in {path!r} has {name} = {old!r}, but now it is {new!r}; resume it with its "
+            "own settings, or choose another folder"
+        )
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            difference
+            for key in {**before, **now}
+            for difference in _differences(
+                before.get(key), now.get(key), f"{name}.{key}" if name else key
+            )
+        ]
+    return [] if before == now else [(name, before, now)]

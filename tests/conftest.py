@@ -1,0 +1,32 @@
+"""What all tests share; the compilation cache must be set before JAX is imported."""
+
+import os
+from pathlib import Path
+
+CACHE = Path(__file__).parent.parent / ".cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from jaxunlearn import nn  # noqa: E402
+from jaxunlearn.core import keys  # noqa: E402
+
+settings.register_profile("default", deadline=None, max_examples=25, derandomize=True)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def small():
+    """A tiny network, parameters, and a source of batches that it can learn."""
+    model = nn.mlp(4, (8,), 3)
+    params, stats = model.init(jax.random.key(0))
+    return model, params, stats, toy_batch
+
+
+def toy_batch(key, step):
+    x = jax.random.normal(keys.fold(key, step), (16, 4))
+    return {"x": x, "y": (x[:, 0] > 0).astype(jnp.int32) + (x[:, 1] > 0.5)}
