@@ -105,9 +105,9 @@ class BlockStore:
             DamagedError: the file is damaged; it is named.
         """
         try:
-            with np.load(self.file(number), allow_pickle=False) as arrays:
+            with self.file(number).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return tree.nested(dict(arrays))
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, ValueError, EOFError) as error:
             raise DamagedError(
                 f"{self.file(number)} is damaged ({error}); delete it and resume"
             ) from error

@@ -1,0 +1,67 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxunlearn.core import checkpoint, step, tree
+
+
+@pytest.fixture
+def state(small):
+    _, params, stats, _ = small
+    return step.init_state(params, optax.adam(1e-3), stats)
+
+
+def test_round_trip(state, tmp_path):
+    checkpoint.save(tmp_path / "a", state)
+    restored = checkpoint.restore(tmp_path / "a", state)
+    chex.assert_trees_all_equal(restored, state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    abstract = jax.eval_shape(lambda: state)
+    chex.assert_trees_all_equal(checkpoint.restore(tmp_path / "a", abstract), state)
+
+
+def test_leaves_of_equal_shape_keep_their_places(tmp_path):
+    # Eleven names whose sorted order differs from their order in the tree.
+    tall = [jnp.full(2, float(i)) for i in range(11)]
+    checkpoint.save(tmp_path / "a", tall)
+    chex.assert_trees_all_equal(checkpoint.restore(tmp_path / "a", tall), tall)
+
+
+def test_saving_again_replaces(state, tmp_path):
+    checkpoint.save(tmp_path / "a", state)
+    later = jax.tree.map(lambda x: x + 1, state)
+    checkpoint.save(tmp_path / "a", later)
+    chex.assert_trees_all_equal(checkpoint.restore(tmp_path / "a", state), later)
+
+
+def test_what_does_not_fit_is_named(state, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        checkpoint.restore(tmp_path / "none", state)
+    checkpoint.save(tmp_path / "a", {"w": jnp.zeros(3), "b": jnp.zeros(2)})
+    with pytest.raises(ValueError, match="'leaf.b' is only in the checkpoint"):
+        checkpoint.restore(tmp_path / "a", {"w": jnp.zeros(3)})
+    with pytest.raises(ValueError, match=r"'leaf.w' is float32\[3\]; float32\[4\] is wanted"):
+        checkpoint.restore(tmp_path / "a", {"w": jnp.zeros(4), "b": jnp.zeros(2)})
+    with pytest.raises(ValueError, match="no arrays"):
+        checkpoint.save(tmp_path / "b", {})
+
+
+def test_blocks_are_whole_or_absent(tmp_path):
+    store = checkpoint.BlockStore(tmp_path)
+
+    class Bad:
+        def __array__(self, *args, **keyed):
+            raise OSError("disk full")
+
+    store.write(0, {"a": {"b": np.arange(3)}})
+    with pytest.raises(OSError, match="disk full"):
+        store.write(1, {"a": Bad()})
+    with pytest.raises(RuntimeError), checkpoint.replacing(store.file(2)) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000.npz"]
+    chex.assert_trees_all_equal(store.read(0), {"a": {"b": np.arange(3)}})
+    assert tree.digest(store.read(0)) == tree.digest({"a": {"b": np.arange(3)}})

@@ -1,0 +1,216 @@
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxunlearn import nn
+from jaxunlearn.core import Stage, ema, loop, optimizers, stages, step, tree
+
+KEY = jax.random.key(11)
+
+
+@pytest.fixture(scope="module")
+def setting(small):
+    model, params, stats, batch_of = small
+    optimizer = optimizers.sgd(0.05, momentum=0.9, weight_decay=0.1)
+    objective = step.supervised(model)
+
+    def stage(name, **keyed):
+        keyed = dict(n_steps=6, optimizer=optimizer) | keyed
+        return Stage(name, objective, batch_of, **keyed)
+
+    return stage, step.init_state(params, optimizer, stats)
+
+
+def insertions(forget, others):
+    return [tuple([*others[:i], forget, *others[i:]]) for i in range(len(others) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("orders", "runs"),
+    [
+        (insertions("u", ("a", "b", "c")), 13),  # of 16
+        (list(itertools.permutations("abcu")), 64),  # of 96
+    ],
+)
+def test_orders_share_prefixes_bit_for_bit(setting, orders, runs, monkeypatch):
+    stage, state = setting
+    by_name = {name: stage(name) for name in "abcu"}
+    count = 0
+    real = stages.run_stage
+
+    def counted(*args, **keyed):
+        nonlocal count
+        count += 1
+        return real(*args, **keyed)
+
+    monkeypatch.setattr(stages, "run_stage", counted)
+    states = stages.run_orders(by_name, orders, state, KEY)
+    assert count == runs == len(states) - 1
+    for order in orders[:: max(1, len(orders) // 4)]:
+        alone = stages.run([by_name[name] for name in order], state, KEY)
+        assert tree.digest(alone.state) == tree.digest(states[order])
+    finals = {tree.digest(states[order].params) for order in orders}
+    assert len(finals) == len(orders)  # orders matter
+
+
+def test_no_stage_compiles_again(setting):
+    stage, state = setting
+    stages.run([stage("a")], state, KEY)
+    size = loop._advance._cache_size()
+    stages.run([stage("x"), stage("y"), stage("x")], state, KEY)
+    assert loop._advance._cache_size() == size
+
+
+def test_stage_of_may_depend_on_the_whole_prefix(setting):
+    stage, state = setting
+    asked = []
+
+    def stage_of(prefix):
+        asked.append(prefix)
+        return stage("slice", n_steps=2 * len(prefix), seed_by="prefix")
+
+    states = stages.run_orders(stage_of, [(0, 1), (1, 0), (0, 2)], state, KEY)
+    assert asked == [(0,), (0, 1), (1,), (1, 0), (0, 2)]
+    assert [int(states[p].step) for p in [(0,), (0, 1)]] == [2, 6]
+
+
+def test_randomness_comes_from_name_and_occurrence_or_from_the_prefix(setting):
+    stage, _ = setting
+    data = lambda key: jax.random.key_data(key).tolist()  # noqa: E731
+    by_name, by_prefix = stage("a"), stage("a", seed_by="prefix")
+    key_of = lambda s, before: data(stages.stage_key(s, KEY, before))  # noqa: E731
+    assert key_of(by_name, ("b", "c")) == key_of(by_name, ())
+    assert key_of(by_name, ("a",)) != key_of(by_name, ())
+    assert key_of(by_prefix, ("b",)) != key_of(by_prefix, ("c",)) != key_of(by_prefix, ())
+
+
+def test_frozen_leaves_are_bit_identical_with_weight_decay(setting):
+    stage, state = setting
+    optimizer = optax.adamw(1e-2, weight_decay=0.5)
+    after = stages.run([stage("a", trainable="dense/001/.*", optimizer=optimizer)], state, KEY)
+    frozen = after.state.params["dense"]["000"]
+    chex.assert_trees_all_equal(frozen, state.params["dense"]["000"])
+    assert tree.digest(after.state.params["dense"]["001"]) != tree.digest(
+        state.params["dense"]["001"]
+    )
+
+
+def test_progressive_unfreezing(setting):
+    stage, state = setting
+    thaw = stages.unfreezing(stage("thaw"), ["dense/001/bias", "dense/001/kernel", "dense/000/.*"])
+    assert [s.name for s in thaw] == ["thaw.0", "thaw.1", "thaw.2"]
+    changed = []
+    for one in thaw:
+        after = stages.run([one], state, KEY).state
+        before = tree.named(state.params)
+        now = tree.named(after.params)
+        changed.append({name for name in now if not jnp.array_equal(now[name], before[name])})
+    assert changed == [
+        {"dense/001/bias"},
+        {"dense/001/bias", "dense/001/kernel"},
+        set(tree.named(state.params)),
+    ]
+
+
+def test_carry_goes_on_with_the_momentum_and_fresh_does_not(setting):
+    stage, state = setting
+    for kind, equal in (("carry", True), ("fresh", False)):
+        halves = [stage("a", n_steps=3), stage("b", n_steps=3, optimizer_state=kind)]
+        cut = stages.run(halves, state, KEY).state
+        # The same six steps with one optimizer state, by hand.
+        take = step.gradient_step(step.with_frozen(halves[0].objective), halves[0].optimizer)
+        shared = {"frozen": jax.tree.map(lambda _: None, state.params), "shared": None}
+        whole = state
+        for part in halves:
+            key = stages.stage_key(part, KEY, ("a",) if part.name == "b" else ())
+            whole, _ = loop.scan(take, whole, shared, part.data, key, 3)
+        same = all(
+            np.allclose(a, b, rtol=1e-5, atol=1e-6)
+            for a, b in zip(
+                jax.tree.leaves(cut.params), jax.tree.leaves(whole.params), strict=True
+            )
+        )
+        assert same == equal
+    with pytest.raises(ValueError, match="b: optimizer_state='carry'.*use 'fresh'"):
+        stages.run(
+            [stage("a", trainable="dense/000/.*"), stage("b", optimizer_state="carry")], state, KEY
+        )
+
+
+def test_a_run_resumes_from_its_snapshots_to_the_same_bits(setting, tmp_path, monkeypatch):
+    stage, state = setting
+    plan = [stage("a"), stage("b", trainable="dense/001/.*"), stage("a", optimizer=optax.adam(0.1))]
+    whole = stages.run(plan, state, KEY)
+    stages.run(plan[:2], state, KEY, snapshots=tmp_path)  # interrupted after two stages
+    ran = []
+    real = stages.run_stage
+    monkeypatch.setattr(
+        stages, "run_stage", lambda s, *a, **k: (ran.append(s.name), real(s, *a, **k))[1]
+    )
+    resumed = stages.run(plan, state, KEY, snapshots=tmp_path)
+    assert ran == ["a"]
+    assert tree.digest(resumed.state) == tree.digest(whole.state)
+    orders = stages.run_orders(
+        {i: s for i, s in enumerate(plan)}, [(0, 1, 2)], state, KEY, snapshots=tmp_path
+    )
+    assert ran == ["a"]
+    assert tree.digest(orders[(0, 1, 2)]) == tree.digest(whole.state)
+
+
+def test_wrapped_steps_and_evaluation_see_what_they_need(setting):
+    stage, state = setting
+    seen = lambda state, shared: {"size": jnp.float32(tree.size(state.params)) + shared}  # noqa: E731
+    one = stage(
+        "a",
+        trainable="dense/001/.*",
+        wrap=lambda take: ema.with_ema(take, 0.5),
+        evaluate=seen,
+        every=3,
+    )
+    after = stages.run([one], ema.start(state), KEY, shared=1.0)
+    expected = tree.size(state.params) + 1
+    np.testing.assert_array_equal(after.history[0].checks["size"], [expected, expected])
+    average = after.state.extra["ema"]["dense"]
+    chex.assert_trees_all_equal(average["000"], state.params["dense"]["000"])
+    assert tree.digest(average["001"]) != tree.digest(after.state.params["dense"]["001"])
+
+
+def test_batch_norm_statistics_pass_through_stages():
+    model = nn.cnn((4, 4, 1), (2,), 2, batch_norm=True)
+    params, stats = model.init(jax.random.key(0))
+    optimizer = optimizers.sgd(0.1)
+
+    def data(key, t):
+        x = jax.random.normal(jax.random.fold_in(key, t), (8, 4, 4, 1)) + 3
+        return {"x": x, "y": (x.sum((1, 2, 3)) > 48).astype(int)}
+
+    one = Stage("bn", step.supervised(model), data, optimizer, 5, trainable="head/.*")
+    after = stages.run([one], step.init_state(params, optimizer, stats), KEY).state
+    assert set(tree.named(after.params)) == set(tree.named(params))
+    assert set(tree.named(after.stats)) == set(tree.named(stats))
+    assert tree.digest(after.stats) != tree.digest(stats)
+    chex.assert_trees_all_equal(after.params["conv"], params["conv"])
+
+
+@pytest.mark.parametrize(
+    ("name", "keyed", "message"),
+    [
+        ("a/b", {}, "name is 'a/b'"),
+        ("a", dict(optimizer_state="keep"), "optimizer_state is 'keep'"),
+        ("a", dict(seed_by="time"), "seed_by is 'time'"),
+    ],
+)
+def test_bad_stages(setting, name, keyed, message):
+    with pytest.raises(ValueError, match=message):
+        setting[0](name, **keyed)
+
+
+def test_a_trainable_pattern_without_a_match_is_an_error(setting):
+    stage, state = setting
+    with pytest.raises(ValueError, match="'head/.*' matches no parameter"):
+        stages.run([stage("a", trainable="head/.*")], state, KEY)
