@@ -174,9 +174,8 @@ class _Bar:
             TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
         )
-        self.weights = {
-            phase: 3.0 if phase in self._TRAINING else 1.0 for phase in ("full", "oracle", *methods)
-        }
+        phases = ("full", "oracle", *methods, "evaluation")
+        self.weights = {phase: 3.0 if phase in self._TRAINING else 1.0 for phase in phases}
         self.finished = dict.fromkeys(self.weights, 0.0)
         self.task = self.progress.add_task("", total=sum(self.weights.values()))
 

@@ -34,15 +34,15 @@ def comparison(
         forget = row["klom"]["forget"]["mean"]
         damage.plot(row["klom"]["retain"]["mean"], forget, "o", color=colors[name], label=name)
         cost.plot(row["cost"], forget, "o", color=colors[name])
-        cost.annotate(name, (row["cost"], forget), xytext=(4, 4), textcoords="offset points")
     for axes in (damage, cost):
         axes.axhline(results["floor"]["forget"]["mean"], color="0.6", linestyle=":", zorder=0)
         axes.set_ylabel("mean KLOM on the forget set")
     damage.axvline(results["floor"]["retain"]["mean"], color="0.6", linestyle=":", zorder=0)
     damage.set(xlabel="mean KLOM on the retain set", title="forgetting and damage (dotted: floor)")
-    damage.legend(fontsize="small")
+    top.legend(loc="outside right upper", fontsize="small")
     cost.set(xlabel="cost, relative to one retraining", title="forgetting and cost")
     cost.set_xscale("symlog", linthresh=0.01)
+    cost.set_xlim(left=-0.001)
 
     grid = bottom.subplots(-(-len(names) // 4), 4, squeeze=False, sharex=True, sharey=True).ravel()
     pooled = np.concatenate([oracle.ravel(), *(m.ravel() for m in unlearned.values())])

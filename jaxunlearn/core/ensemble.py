@@ -31,8 +31,8 @@ def pick_mode(convolutional: bool) -> Mode:
     return "map" if convolutional and jax.default_backend() == "cpu" else "vmap"
 
 
-@functools.cache
-def lanes(fn: Callable[[Any, Any], Tree], mesh: Mesh, mode: Mode = "vmap") -> Callable:
+@functools.lru_cache(maxsize=64)  # the same function is the same program, compiled once
+def lanes(fn: Callable[[Any, Any], Tree], mesh: Mesh, mode: Mode = "vmap") -> "Program":
     """Compiles `fn(shared, member) -> result` for one lane per device.
 
     Args:
@@ -42,7 +42,7 @@ def lanes(fn: Callable[[Any, Any], Tree], mesh: Mesh, mode: Mode = "vmap") -> Ca
             ("map"; no gain from batching, the least memory).
 
     Returns:
-        A jitted `(shared, members[D, W, ...]) -> results[D, W, ...]`, D the size of the axis.
+        A program `(shared, members[D, W, ...]) -> results[D, W, ...]`, D the size of the axis.
     """
 
     def one_lane(shared: Any, members: Any) -> Tree:
@@ -54,12 +54,28 @@ def lanes(fn: Callable[[Any, Any], Tree], mesh: Mesh, mode: Mode = "vmap") -> Ca
         return jax.tree.map(lambda x: x[None], results)
 
     spec = PartitionSpec("models")
-    return jax.jit(
+    return Program(
         # Loop carries start replicated and end varying; each device minds its own models.
         jax.shard_map(
             one_lane, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False
         )
     )
+
+
+class Program:
+    """A jitted function whose compilation is a call of its own, so that it can be timed."""
+
+    def __init__(self, function: Callable):
+        self._jitted = jax.jit(function)
+        self._compiled: dict[Any, Callable] = {}
+
+    def compiled(self, *args: Any) -> Callable:
+        """The executable for arguments of these shapes; compiles at most once for each."""
+        leaves, structure = jax.tree.flatten(args)
+        signature = (structure, tuple((x.shape, x.dtype, x.sharding) for x in leaves))
+        if signature not in self._compiled:
+            self._compiled[signature] = self._jitted.lower(*args).compile()
+        return self._compiled[signature]
 
 
 def run(
@@ -109,11 +125,10 @@ def run(
     missing = [i for i in range(n_lanes) if i not in finished]
     shared = jax.device_put(shared, jax.NamedSharding(mesh, PartitionSpec()))
     members = jax.tree.map(jnp.asarray, members)
-    program = None
-    for group in _groups(missing, mesh.shape["models"]):
+    for number, group in enumerate(_groups(missing, mesh.shape["models"])):
         inputs = _take_lanes(members, group, width, n_members)
-        if program is None:
-            program = lanes(fn, mesh, mode).lower(shared, inputs).compile()
+        program = lanes(fn, mesh, mode).compiled(shared, inputs)
+        if number == 0:
             report(done)
         results = jax.device_get(program(shared, inputs))
         for row, i in enumerate(dict.fromkeys(group)):

@@ -69,7 +69,8 @@ class NonFiniteError(ArithmeticError):
 
 
 Methods = Mapping[str, tuple[Callable[..., Unlearned], Any]]
-Progress = Callable[[str, int, int], None]  # (phase, members finished, members in all)
+# progress(phase, members finished, members in all); the last phase is the evaluation, of 1.
+Progress = Callable[[str, int, int], None]
 
 
 def run(
@@ -170,10 +171,12 @@ def execute(
     finally:
         # Also after a failure: what is finished is reported.
         if "retrain" in unlearned:
+            progress("evaluation", 0, 1)
             results |= judge.judge(oracle["logits"], unlearned, job.folder.seconds)
             margins = {name: judge.margins(out["logits"]) for name, out in unlearned.items()}
             job.folder.write_json("results.json", results)
             job.folder.write_arrays("margins.npz", oracle=judge.margins(oracle["logits"]), **margins)
+            progress("evaluation", 1, 1)
     return results
 
 

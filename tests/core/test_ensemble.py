@@ -108,6 +108,16 @@ def test_a_damaged_lane_is_named(tmp_path):
         ensemble.run(lambda s, x: {"y": x + s}, 1.0, np.arange(4.0), width=2, store=store)
 
 
+def test_traced_and_compiled_once():
+    @chex.assert_max_traces(n=1)
+    def one(shared, x):
+        return {"y": x + shared}
+
+    for offset in (1.0, 2.0):
+        out = ensemble.run(one, jnp.float32(offset), np.arange(7.0), width=2)
+        np.testing.assert_array_equal(out["y"], np.arange(7.0) + offset)
+
+
 def test_the_padding_is_dropped():
     out = ensemble.run(lambda s, x: {"y": x * s}, 2.0, np.arange(5.0), width=4)
     np.testing.assert_array_equal(out["y"], 2 * np.arange(5.0))

@@ -1,0 +1,174 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+TINY = [
+    "--n-train", "200", "--n-models", "4", "--lane-width", "2", "--forget-size", "8",
+    "--training.epochs", "2", "--training.batch-size", "40", "--devices", "2",
+    "--methods", "finetune", "scrub",
+]  # fmt: skip
+
+
+def start(folder, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxunlearn", *map(str, arguments)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder, *arguments):
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    code, out, err = run(folder, "unlearn", *TINY, "--out", "run", "--json", "out.json")
+    assert code == 0, err
+    return folder, out, err
+
+
+def numbers(path):
+    results = json.loads(path.read_text())
+    for row in results["methods"].values():
+        del row["seconds"], row["compile_seconds"]
+    return results
+
+
+def test_a_run_prints_a_table_and_writes_its_files(finished):
+    folder, out, err = finished
+    for word in ("none", "retrain", "finetune", "scrub", "floor", "MIA", "epsilon", "cost"):
+        assert word in out
+    assert "left" in err  # the progress bar
+    names = {p.name for p in (folder / "run").iterdir()}
+    assert {"results.json", "figure.png", "margins.npz", "settings.json", "lanes"} <= names
+    assert (folder / "run" / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "out.json").read_bytes() == (folder / "run" / "results.json").read_bytes()
+    assert not [p for p in folder.rglob(".*") if p.is_file()]  # no temporary file is left
+
+
+def test_killed_at_random_it_resumes_to_the_same_numbers(finished, tmp_path):
+    expected = numbers(finished[0] / "out.json")
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        process = start(tmp_path, "unlearn", *TINY, "--out", "run", "--resume")
+        deadline = time.monotonic() + rng.uniform(3, 9)
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    code, _, err = run(
+        tmp_path, "unlearn", *TINY, "--out", "run", "--resume", "--json", "out.json"
+    )
+    assert code == 0, err
+    assert numbers(tmp_path / "out.json") == expected
+
+
+def test_ctrl_c_leaves_a_resumable_run_and_says_so(finished, tmp_path):
+    process = start(tmp_path, "unlearn", *TINY, "--out", "my run")
+    lanes = tmp_path / "my run" / "lanes"
+    deadline = time.monotonic() + 120
+    while not list(lanes.glob("full/*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted" in err and "--out 'my run' --resume" in err
+    code, _, err = run(
+        tmp_path, "unlearn", *TINY, "--out", "my run", "--resume", "--json", "out.json"
+    )
+    assert code == 0, err
+    assert numbers(tmp_path / "out.json") == numbers(finished[0] / "out.json")
+
+
+def indices(text):
+    return lambda folder: (folder / "f.txt").write_text(text)
+
+
+BAD = {
+    "unknown verb": (["forget"], "verb is 'forget'; known verbs: unlearn"),
+    "no verb": ([], "known verbs: unlearn"),
+    "unknown option": (["unlearn", "--speed", "9"], "--speed"),
+    "not a number": (["unlearn", "--n-models", "many"], "--n-models"),
+    "unknown data": (["unlearn", "--data", "cats"], "data is 'cats'; known data sets: digits"),
+    "unknown method": (["unlearn", "--methods", "hope"], "method is 'hope'; known methods: none"),
+    "class too small": (
+        ["unlearn", "--forget-size", "500"],
+        "forget_size is 500; class 8 has 1",
+    ),
+    "out of range": (
+        ["unlearn", "--forget", "file", "--forget-file", "f.txt"],
+        "forget index 1200 is out of range; allowed are 0 to 1199",
+        indices("3 1200"),
+    ),
+    "duplicates": (
+        ["unlearn", "--forget", "file", "--forget-file", "f.txt"],
+        "forget index 7 appears more than once",
+        indices("7 3 7"),
+    ),
+    "missing file": (
+        ["unlearn", "--forget", "file", "--forget-file", "none.txt"],
+        "there is no such file",
+    ),
+    "one model": (["unlearn", "--n-models", "1"], "n_models is 1; at least 2"),
+    "no devices": (["unlearn", "--devices", "0"], "devices is 0"),
+    "bad setting": (["unlearn", "--scrub.epochs", "0"], "scrub.epochs is 0"),
+    "json nowhere": (["unlearn", "--json", "no/such/f.json"], "json is 'no/such/f.json'"),
+    "resume what": (["unlearn", "--resume"], "resume needs out"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_and_nothing_is_written(case, tmp_path):
+    arguments, message, *prepare = BAD[case]
+    for step in prepare:
+        step(tmp_path)
+    before = sorted(os.listdir(tmp_path))
+    code, out, err = run(tmp_path, *arguments)
+    assert code == 2, (code, out, err)
+    assert message in out + err
+    assert "Traceback" not in err
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_an_occupied_folder_is_refused(finished):
+    folder, _, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    code, _, err = run(folder, "unlearn", *TINY, "--out", "run")
+    assert code == 2 and "holds a run; resume it, or choose another folder" in err
+    code, _, err = run(folder, "unlearn", *TINY, "--out", "run", "--resume", "--seed", "1")
+    assert code == 2 and "settings.seed = 0, but now it is 1" in err
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_divergence_is_named_and_finished_methods_are_kept(tmp_path):
+    arguments = [*TINY[:-2], "ascent", "finetune", "--ascent.learning-rate", "1e30"]
+    code, out, err = run(tmp_path, "unlearn", *arguments, "--out", "run", "--json", "out.json")
+    assert code == 1
+    assert "ascent: the loss of member 0 is" in err and "at step" in err
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert list(results["methods"]) == ["none", "retrain", "finetune"]
+    assert "ascent" in results["failed"] and "finetune" in out
+
+
+def test_help_and_version(tmp_path):
+    import jaxunlearn
+
+    assert run(tmp_path, "--version")[1].strip() == jaxunlearn.__version__
+    code, out, _ = run(tmp_path, "--help")
+    assert code == 0 and "unlearn" in out
+    code, out, _ = run(tmp_path, "unlearn", "--help")
+    assert code == 0
+    for option in ("--n-models", "--forget-size", "--scrub.temperature", "--resume", "--devices"):
+        assert option in out
