@@ -1,7 +1,7 @@
 """Machine unlearning and staged training as pure JAX transformations over parameter pytrees.
 
 A parameter pytree goes in, a chain of pure, compiled transformations runs over it, and a parameter
-pytree comes out: trained, adapted, or with data forgotten, together with the evidence that it is so.
+pytree comes out: trained, adapted, or with data forgotten, together with the evidence for it.
 
 Sub-packages load on first use, so `import jaxunlearn` stays light:
 

@@ -92,7 +92,7 @@ def unlearn(options: Unlearn) -> int:
         _check_json(options.json)
         if options.resume and options.out is None:
             raise ValueError("resume needs out, the folder of the run to go on with")
-        mesh.start(options.devices if options.devices is not None else _cores())
+        mesh.start(options.devices if options.devices is not None else cores())
         devices = mesh.make(None if options.devices is None else {"models": options.devices})
         job = comparison.prepare(options.settings, methods, out=out, resume=options.resume)
     except (ValueError, OSError) as error:
@@ -148,7 +148,8 @@ def _check_json(path: Path | None) -> None:
         raise ValueError(f"json is {str(path)!r}; a file in an existing folder is needed")
 
 
-def _cores() -> int:
+def cores() -> int:
+    """CPU cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 

@@ -46,7 +46,8 @@ def comparison(
 
     grid = bottom.subplots(-(-len(names) // 4), 4, squeeze=False, sharex=True, sharey=True).ravel()
     pooled = np.concatenate([oracle.ravel(), *(m.ravel() for m in unlearned.values())])
-    edges = np.linspace(*np.percentile(pooled, [0.5, 99.5]), 60)
+    low, high = np.percentile(pooled, [0.5, 99.5])
+    edges = np.linspace(low, high, 60)
     for axes, name in zip(grid, names, strict=False):
         axes.hist(oracle.ravel(), edges, density=True, color="0.75", label="oracle")
         axes.hist(unlearned[name].ravel(), edges, density=True, histtype="step", color=colors[name])

@@ -31,4 +31,5 @@ def toy_batch(key, step):
     x = jax.random.normal(keys.fold(key, step), (16, 4))
     return {"x": x, "y": (x[:, 0] > 0).astype(jnp.int32) + (x[:, 1] > 0.5)}
 
+
 collect_ignore = ["mesh/eight_devices.py"]  # a script that test_mesh.py runs in its own process

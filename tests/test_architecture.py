@@ -63,8 +63,7 @@ def test_heavy_packages_are_imported_where_they_are_used():
 
 def test_importing_the_package_is_light():
     code = (
-        "import sys, json, jaxunlearn; "
-        "print(json.dumps([m for m in sys.modules if '.' not in m]))"
+        "import sys, json, jaxunlearn; print(json.dumps([m for m in sys.modules if '.' not in m]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout))

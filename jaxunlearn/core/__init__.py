@@ -10,16 +10,16 @@ The contract (every other package builds on it; whoever changes it changes every
   `step.weighted_sum({name: (weight, objective)})` composes objectives: the batch is a dict by the
   same names, keys are folded by name, stats are threaded in order, metrics are prefixed.
 - `Step`: `step(state, shared, batch, key) -> (state, metrics)`. `state` is any pytree the method
-  needs; `TrainState(params, opt_state, stats, step, extra)` is the default, and its `params` are the
-  *trainable part*. `shared` is everything read but not trained by this step (frozen weights, a
+  needs; `TrainState(params, opt_state, stats, step, extra)` is the default, and its `params` are
+  the *trainable part*. `shared` is everything read but not trained by this step (frozen weights, a
   teacher): never donated, without a models axis unless a member truly owns it. Cached targets ride
   in the batch, gathered by example index. Closures hold functions and configs, never arrays.
   Wrappers extend a step: `ema.with_ema(step, decay)`, `step.alternate(step_a, step_b, schedule)`.
 - Data: a source is a pytree with `plan(key, steps[K]) -> rows[K, ...]` (computed once per compiled
   block, e.g. shuffled index tables) and `gather(row, key) -> batch`; a plain traced function
   `(key, step) -> batch` and a host iterator of blocks `[K, ...]` are accepted too (`loop`).
-- Gradients and optimizer state exist only for the trainable part, and a frozen leaf is bit-identical
-  afterwards, weight decay or not.
+- Gradients and optimizer state exist only for the trainable part, and a frozen leaf is
+  bit-identical afterwards, weight decay or not.
 - State survives, metrics are looked at. Randomness comes in as a key, derived by `keys.fold` from
   (purpose, stage name and its occurrence, step) or from the prefix of stages where a method asks,
   never from a position in a run: a shared prefix, a resumed run and an uninterrupted one give the

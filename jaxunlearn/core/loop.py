@@ -185,7 +185,7 @@ def run(
         if source is None:
             break
         progress, metrics, checks = advance(progress, shared, source, key, n_steps, block=size)
-        if isinstance(progress.done, jax.core.Tracer) or isinstance(progress.stopped, jax.core.Tracer):
+        if any(isinstance(x, jax.core.Tracer) for x in (progress.done, progress.stopped)):
             # Inside jit or vmap the host cannot look, and one block leaves nothing to decide.
             if size != n_steps:
                 raise ValueError(f"block is {block}; inside a traced function it must be n_steps")

@@ -4,9 +4,7 @@ import jax
 import optax
 
 
-def triangular(
-    peak: float | jax.Array, n_steps: int, peak_at: float = 0.2
-) -> optax.Schedule:
+def triangular(peak: float | jax.Array, n_steps: int, peak_at: float = 0.2) -> optax.Schedule:
     """Linear from 0 up to `peak` and back to 0 at `n_steps`.
 
     Args:

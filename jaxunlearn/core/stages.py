@@ -1,4 +1,4 @@
-"""Steps over stages: training in stages, progressive unfreezing, many orders with shared prefixes."""
+"""Steps over stages: training in stages, progressive unfreezing, orders with shared prefixes."""
 
 import dataclasses
 import functools
@@ -174,9 +174,7 @@ def run_orders(
             if prefix in states:
                 continue
             stage = stage_of(prefix)
-            step = functools.partial(
-                run_stage, stage, key=key, shared=shared, before=names[parent]
-            )
+            step = functools.partial(run_stage, stage, key=key, shared=shared, before=names[parent])
             states[prefix], _ = _cached(step, stage, states[parent], names[parent], snapshots)
             names[prefix] = (*names[parent], stage.name)
     return states

@@ -57,8 +57,8 @@ def standard_error(
         float64, the shape of the statistic.
     """
     rng = np.random.default_rng(seed)
-    values = [
-        statistic(klom(unlearned, oracle[rng.integers(0, len(oracle), len(oracle))], **klom_settings))
-        for _ in range(samples)
-    ]
+    values = []
+    for _ in range(samples):
+        drawn = oracle[rng.integers(0, len(oracle), len(oracle))]
+        values.append(statistic(klom(unlearned, drawn, **klom_settings)))
     return np.std(values, axis=0, ddof=1)

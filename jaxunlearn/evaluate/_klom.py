@@ -25,17 +25,20 @@ def klom(
     about 9 to 11. Two independent samples of one distribution do not give 0: always read it beside
     `noise_floor`.
 
-    | variant | clipped        | bins from pooled min to max     | p, q                             |
-    |---------|----------------|---------------------------------|----------------------------------|
-    | closed  | both           | `bins`, the maximum in the last | counts/N, counts/M; q >= eps     |
-    |         |                |                                 | where p > 0, not renormalised    |
-    | easydub | both           | `bins`, right-open: samples at  | counts over those kept; q >= eps |
-    |         |                | the maximum are dropped         | where p > 0, not renormalised    |
-    | paper   | unlearned only | `bins` - 1, right-open, and one | counts over those kept; q >= eps |
-    |         |                | empty bin below the minimum     | in all bins, then renormalised   |
+    | variant | clipped        | bins from pooled min to max | p, q                          |
+    |---------|----------------|-----------------------------|-------------------------------|
+    | closed  | both           | `bins`, the maximum in the  | counts/N, counts/M; q >= eps  |
+    |         |                | last                        | where p > 0, not renormalised |
+    | easydub | both           | `bins`, right-open: samples | counts over those kept;       |
+    |         |                | at the maximum are dropped  | q >= eps where p > 0, not     |
+    |         |                |                             | renormalised                  |
+    | paper   | unlearned only | `bins` - 1, right-open, and | counts over those kept;       |
+    |         |                | an empty bin below          | q >= eps, then renormalised   |
 
-    `easydub` and `paper` are what the authors' two releases compute, kept for comparison. If all
-    samples of a point are equal, every variant gives 0. `closed` gives exactly 0 for equal samples.
+    `easydub` and `paper` are what the authors' two releases compute, kept for comparison; where the
+    unlearned samples of a point are all dropped (all at the maximum) they say nothing and give 0.
+    If all samples of a point are equal, every variant gives 0, and `closed` gives exactly 0 for
+    equal samples.
 
     Args:
         unlearned: margins [N, P], one row per unlearned model.

@@ -24,7 +24,8 @@ class CNN(nnx.Module):
         n_outs = (n_in, *channels)
         pairs = list(zip(n_outs[:-1], n_outs[1:], strict=True))
         self.conv = nnx.List(Conv(a, b, use_bias=not batch_norm, rngs=rngs) for a, b in pairs)
-        self.norm = nnx.List(nnx.BatchNorm(b, momentum=0.9, rngs=rngs) for _, b in pairs if batch_norm)
+        normed = pairs if batch_norm else []
+        self.norm = nnx.List(nnx.BatchNorm(b, momentum=0.9, rngs=rngs) for _, b in normed)
         shrink = 2 ** len(channels)
         n_features = (height // shrink) * (width // shrink) * n_outs[-1]
         self.head = nnx.Linear(n_features, n_classes, rngs=rngs)

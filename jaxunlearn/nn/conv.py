@@ -28,9 +28,7 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     _, height, width, _ = x.shape
     pad = size // 2
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    shifted = [
-        padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)
-    ]
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(size * size * n_in, n_out)
 
 

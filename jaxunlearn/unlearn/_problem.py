@@ -4,8 +4,12 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxunlearn.core.tree import Tree
+from jaxunlearn.data import Dataset
+from jaxunlearn.data.forget_sets import check
 
 
 @jax.tree_util.register_dataclass
@@ -26,6 +30,23 @@ class Problem:
     retain: Any
     forget: Any
     n_classes: int = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, dataset: Dataset, forget: np.ndarray) -> "Problem":
+        """The training set of a data set without some of its rows, as arrays on the device.
+
+        Args:
+            dataset: its train part is used.
+            forget: indices to forget, see `data.forget_sets`.
+
+        Raises:
+            ValueError: an index out of range, a duplicate, none, or all of them.
+        """
+        n = len(dataset.x_train)
+        forget = check(forget, n)
+        retain = np.setdiff1d(np.arange(n), forget)
+        arrays = (dataset.x_train, dataset.y_train, retain, forget)
+        return cls(*(jnp.asarray(array) for array in arrays), n_classes=dataset.n_classes)
 
     @property
     def arrays(self) -> dict[str, jax.Array]:

@@ -32,8 +32,8 @@ class Judge:
         """The points of each group."""
         n, m = len(self.dataset.y_train), len(self.dataset.y_val)
         return {
-            "forget": self.problem.forget,
-            "retain": self.problem.retain,
+            "forget": np.asarray(self.problem.forget),
+            "retain": np.asarray(self.problem.retain),
             "val": np.arange(n, n + m),
         }
 

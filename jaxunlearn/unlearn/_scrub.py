@@ -48,9 +48,23 @@ class Scrub:
 
 
 def scrub(
-    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, epochs, ascent_epochs,
-    retain_batch, forget_batch, learning_rate, decay_at, momentum, weight_decay, temperature,
-    alpha, gamma,
+    model: Model,
+    params: Tree,
+    stats: Tree,
+    problem: Problem,
+    key,
+    *,
+    epochs,
+    ascent_epochs,
+    retain_batch,
+    forget_batch,
+    learning_rate,
+    decay_at,
+    momentum,
+    weight_decay,
+    temperature,
+    alpha,
+    gamma,
 ) -> Unlearned:
     """Pushes a student away from its teacher on the forget set and keeps it close on the rest.
 
@@ -67,9 +81,12 @@ def scrub(
     )
     drops = np.searchsorted(epoch, np.asarray(decay_at, int))
     optimizer = optimizers.sgd(
-        lambda step: learning_rate * optax.piecewise_constant_schedule(
-            1.0, {int(at): 0.1 for at in drops if at < len(epoch)}
-        )(step),
+        lambda step: (
+            learning_rate
+            * optax.piecewise_constant_schedule(
+                1.0, {int(at): 0.1 for at in drops if at < len(epoch)}
+            )(step)
+        ),
         momentum,
         weight_decay,
     )

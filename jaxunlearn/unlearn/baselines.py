@@ -65,8 +65,17 @@ class FineTune:
 
 
 def finetune(
-    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, epochs, batch_size,
-    learning_rate, momentum, weight_decay,
+    model: Model,
+    params: Tree,
+    stats: Tree,
+    problem: Problem,
+    key,
+    *,
+    epochs,
+    batch_size,
+    learning_rate,
+    momentum,
+    weight_decay,
 ) -> Unlearned:
     """Goes on training on the retain set and relies on catastrophic forgetting."""
     source = batches(problem.arrays, problem.retain, batch_size)
@@ -95,8 +104,16 @@ class Ascent:
 
 
 def ascent(
-    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, epochs, batch_size,
-    learning_rate, momentum,
+    model: Model,
+    params: Tree,
+    stats: Tree,
+    problem: Problem,
+    key,
+    *,
+    epochs,
+    batch_size,
+    learning_rate,
+    momentum,
 ) -> Unlearned:
     """Ascends the loss of the forget set (Golatkar et al. 2020; Thudi et al. 2022)."""
     source = Joined({"forget": batches(problem.arrays, problem.forget, batch_size)})
@@ -131,17 +148,29 @@ class AscentDescent:
 
 
 def ascent_descent(
-    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, steps, batch_size,
-    learning_rate, momentum, weight_decay, forget_weight,
+    model: Model,
+    params: Tree,
+    stats: Tree,
+    problem: Problem,
+    key,
+    *,
+    steps,
+    batch_size,
+    learning_rate,
+    momentum,
+    weight_decay,
+    forget_weight,
 ) -> Unlearned:
     """Descends the retain loss and ascends the forget loss in the same step (GradDiff).
 
     The objective is retain loss - forget_weight * forget loss, on a batch of each.
     """
-    source = Joined({
-        "retain": batches(problem.arrays, problem.retain, batch_size),
-        "forget": batches(problem.arrays, problem.forget, batch_size),
-    })
+    source = Joined(
+        {
+            "retain": batches(problem.arrays, problem.retain, batch_size),
+            "forget": batches(problem.arrays, problem.forget, batch_size),
+        }
+    )
     loss = supervised(model)
     objective = weighted_sum({"retain": (1.0, loss), "forget": (-forget_weight, loss)})
     optimizer = optimizers.sgd(learning_rate, momentum, weight_decay)
@@ -170,17 +199,24 @@ class RandomLabels:
 
 
 def random_labels(
-    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, epochs, batch_size,
-    learning_rate, momentum, weight_decay,
+    model: Model,
+    params: Tree,
+    stats: Tree,
+    problem: Problem,
+    key,
+    *,
+    epochs,
+    batch_size,
+    learning_rate,
+    momentum,
+    weight_decay,
 ) -> Unlearned:
     """Trains on with a wrong label for every forget example (Graves et al. 2021).
 
     Each forget example gets one label, uniform over the other classes and drawn once; epochs pass
     over the whole training set with these labels.
     """
-    shift = jax.random.randint(
-        keys.fold(key, "labels"), problem.forget.shape, 1, problem.n_classes
-    )
+    shift = jax.random.randint(keys.fold(key, "labels"), problem.forget.shape, 1, problem.n_classes)
     wrong = (problem.y[problem.forget] + shift) % problem.n_classes
     arrays = problem.arrays | {"y": problem.y.at[problem.forget].set(wrong.astype(problem.y.dtype))}
     source = batches(arrays, jnp.concatenate([problem.retain, problem.forget]), batch_size)

@@ -133,8 +133,7 @@ def prepare(
         raise ValueError(f"lane_width is {settings.lane_width}; it must be at least 1")
     dataset = datasets.load(settings.data, settings.n_train)
     forget = forget_set(settings, dataset)
-    retain = np.setdiff1d(np.arange(settings.n_train), forget)
-    problem = Problem(dataset.x_train, dataset.y_train, retain, forget, dataset.n_classes)
+    problem = Problem.of(dataset, forget)
     model = build_model(settings, dataset)
     record = _record(settings, methods, dataset, forget)
     return Job(settings, methods, dataset, problem, model, record, RunFolder(out, record, resume))
@@ -150,14 +149,16 @@ def execute(
     full = _train(job, "full", np.arange(job.settings.n_train), mesh, progress)
     oracle = _train(job, "oracle", job.problem.retain, mesh, progress)
     judge = _report.Judge(job.dataset, job.problem)
-    forget = job.problem.forget
+    forget = np.asarray(job.problem.forget)
     results = {
         "schema": 1,
         "n_models": job.settings.n_models,
         "methods": {},
         "floor": {},
         "forget_set": {
-            "kind": job.settings.forget, "size": len(forget), "indices": forget.tolist()
+            "kind": job.settings.forget,
+            "size": len(forget),
+            "indices": forget.tolist(),
         },
         **job.record,
     }
@@ -173,9 +174,13 @@ def execute(
         if "retrain" in unlearned:
             progress("evaluation", 0, 1)
             results |= judge.judge(oracle["logits"], unlearned, job.folder.seconds)
-            margins = {name: judge.margins(out["logits"]) for name, out in unlearned.items()}
+            logits = {name: outputs["logits"] for name, outputs in unlearned.items()}
+            margins = {
+                name: judge.margins(own)
+                for name, own in ({"oracle": oracle["logits"]} | logits).items()
+            }
             job.folder.write_json("results.json", results)
-            job.folder.write_arrays("margins.npz", oracle=judge.margins(oracle["logits"]), **margins)
+            job.folder.write_arrays("margins.npz", **margins)
             progress("evaluation", 1, 1)
     return results
 
@@ -230,9 +235,7 @@ def _forget(
 
     def one(shared, member):
         params, stats, key = member
-        return _outputs(
-            job.model, shared, method(job.model, params, stats, shared["problem"], key)
-        )
+        return _outputs(job.model, shared, method(job.model, params, stats, shared["problem"], key))
 
     members = (full["params"], full.get("stats", {}), _keys(job, name))
     return _run_lanes(job, name, one, members, mesh, progress)

@@ -32,7 +32,15 @@ class Training:
 
 
 def train(
-    model: Model, problem: Problem, indices, key, *, epochs, batch_size, learning_rate, momentum,
+    model: Model,
+    problem: Problem,
+    indices,
+    key,
+    *,
+    epochs,
+    batch_size,
+    learning_rate,
+    momentum,
     weight_decay,
 ) -> Unlearned:
     """Trains one model from a fresh initialisation on some rows of the training set.

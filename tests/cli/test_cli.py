@@ -68,9 +68,7 @@ def test_killed_at_random_it_resumes_to_the_same_numbers(finished, tmp_path):
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    code, _, err = run(
-        tmp_path, "unlearn", *TINY, "--out", "run", "--resume", "--json", "out.json"
-    )
+    code, _, err = run(tmp_path, "unlearn", *TINY, "--out", "run", "--resume", "--json", "out.json")
     assert code == 0, err
     assert numbers(tmp_path / "out.json") == expected
 

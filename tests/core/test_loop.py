@@ -75,9 +75,7 @@ def test_traced_once_compiled_once_types_unchanged(training):
     size = loop._advance._cache_size()
     second = loop.run(counted, first.state, None, data, jax.random.key(8), 30, block=12)
     assert loop._advance._cache_size() == size, "the second call compiled again"
-    for before, after in zip(
-        jax.tree.leaves(state), jax.tree.leaves(second.state), strict=True
-    ):
+    for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(second.state), strict=True):
         assert jax.typeof(before) == jax.typeof(after)
 
 
@@ -124,9 +122,7 @@ def test_a_host_iterator_of_blocks(training):
 def test_runs_inside_traced_functions(training):
     take, state, data = training
     many = jax.random.split(KEY, 3)
-    states = jax.jit(
-        jax.vmap(lambda key: loop.run(take, state, None, data, key, 10).state)
-    )(many)
+    states = jax.jit(jax.vmap(lambda key: loop.run(take, state, None, data, key, 10).state))(many)
     one = loop.run(take, state, None, data, many[1], 10).state
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], states), one, rtol=1e-5, atol=1e-6)
 
@@ -163,7 +159,7 @@ PAPER = [.9876, .9871, .9876, .9876, .9880, .9874, .9866, .9873, .9874, .9882, .
 
 
 def test_early_stop_replays_a_published_series():
-    # lightweight CNN, stage B2: patience 10, min_delta 0.001: stops after epoch 11, returns epoch 1.
+    # lightweight CNN, stage B2, patience 10: stops after epoch 11 and returns epoch 1.
     stop = EarlyStop("v", patience=10, min_delta=0.001, mode="max")
     result = run_series((stop,), v=[*PAPER, 0.99, 0.99, 0.99])
     assert result.checks["v"].shape == (11,)
@@ -265,9 +261,7 @@ def test_bad_arguments(keyed, message):
     state = step.init_state({"a": jnp.zeros(2)}, optimizers.sgd(0.1))
     n_steps = keyed.pop("n_steps")
     with pytest.raises(ValueError, match=message):
-        loop.run(
-            counting, state, {"v": jnp.zeros(9)}, lambda key, t: t, KEY, n_steps, **keyed
-        )
+        loop.run(counting, state, {"v": jnp.zeros(9)}, lambda key, t: t, KEY, n_steps, **keyed)
 
 
 @pytest.mark.parametrize(

@@ -131,9 +131,7 @@ def test_carry_goes_on_with_the_momentum_and_fresh_does_not(setting):
             whole, _ = loop.scan(take, whole, shared, part.data, key, 3)
         same = all(
             np.allclose(a, b, rtol=1e-5, atol=1e-6)
-            for a, b in zip(
-                jax.tree.leaves(cut.params), jax.tree.leaves(whole.params), strict=True
-            )
+            for a, b in zip(jax.tree.leaves(cut.params), jax.tree.leaves(whole.params), strict=True)
         )
         assert same == equal
     with pytest.raises(ValueError, match="b: optimizer_state='carry'.*use 'fresh'"):

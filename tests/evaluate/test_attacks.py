@@ -88,9 +88,7 @@ def test_auc_equals_scikit_learn(seed, ties):
     if ties:
         members, others = np.round(members), np.round(others)
     labels = np.r_[np.ones(17), np.zeros(29)]
-    expected = [
-        roc_auc_score(labels, np.r_[a, b]) for a, b in zip(members, others, strict=True)
-    ]
+    expected = [roc_auc_score(labels, np.r_[a, b]) for a, b in zip(members, others, strict=True)]
     np.testing.assert_allclose(membership_auc(members, others), expected, rtol=1e-12)
 
 

@@ -155,7 +155,11 @@ def explode(model, params, stats, problem, key, *, at):
 
 
 def test_a_method_that_diverges_stops_the_run_and_keeps_the_others(tmp_path):
-    methods = {"ssd": METHODS["ssd"], "explode": (explode, Explosion()), "ascent": METHODS["ascent"]}
+    methods = {
+        "ssd": METHODS["ssd"],
+        "explode": (explode, Explosion()),
+        "ascent": METHODS["ascent"],
+    }
     with pytest.raises(NonFiniteError, match="explode: the loss of member 0 is nan at step 3 of 5"):
         comparison.run(TINY, methods, out=tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -1,0 +1,91 @@
+"""100 MLPs on digits: our lanes against PyTorch, one model after the other and stacked."""
+
+import functools
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from benchmarks.harness import Row, agree, best_of, measure
+from benchmarks.peers import torch_mlp
+from jaxunlearn import data, nn
+from jaxunlearn.core import ensemble, keys, mesh
+from jaxunlearn.data import batches
+from jaxunlearn.unlearn import Problem
+from jaxunlearn.unlearn.training import Training, train
+
+N_MODELS, WIDTH, N_TRAIN = 100, 25, 1200
+TRAINING = Training()
+MODEL = nn.mlp(64, (64,), 10)
+
+
+def one(shared: Problem, key) -> dict:
+    """Trains one model; its logits on the training set."""
+    result = train(MODEL, shared, jnp.arange(N_TRAIN), key, **vars(TRAINING))
+    return {"logits": MODEL.apply(result.params, result.stats, shared.x)[0]}
+
+
+def rows() -> list[Row]:
+    """The rows of the table."""
+    digits = data.load("digits", N_TRAIN)
+    problem = Problem.of(digits, np.array([0]))
+    members = jax.vmap(lambda i: keys.fold(jax.random.key(0), i))(jnp.arange(N_MODELS))
+    x = torch.tensor(digits.x_train.reshape(N_TRAIN, 64))
+    y = torch.tensor(digits.y_train.astype(np.int64))
+    gap = _agree(problem, members, x, y)
+
+    devices, ticks = mesh.make(), []
+
+    def ours():
+        # `run` calls back before and after it compiles: the first interval is the compilation.
+        run = functools.partial(ensemble.run, one, problem, members, width=WIDTH, mesh=devices)
+        ticks.clear()
+        return run(callback=lambda done: ticks.append(time.perf_counter()))
+
+    mine = measure(
+        ours, compile_seconds=lambda: ticks[1] - ticks[0], note=f"{jax.device_count()} devices"
+    )
+    cores = len(os.sched_getaffinity(0))
+    loop = functools.partial(torch_mlp.train_loop, N_MODELS, x, y, TRAINING)
+    # A quick look at ten models finds the loop's best configuration, which then runs in full.
+    trial = functools.partial(torch_mlp.train_loop, 10, x, y, TRAINING)
+    settings = {
+        f"{threads} threads{' ' + kind if kind else ''}": (threads, {kind: True} if kind else {})
+        for threads in sorted({1, cores})
+        for kind in ("", "foreach", "fused")
+    }
+    fastest = best_of(
+        {note: functools.partial(trial, t, **kind) for note, (t, kind) in settings.items()}
+    ).note
+    threads, kind = settings[fastest]
+    sequential = measure(lambda: loop(threads, **kind), repeats=3, note=fastest)
+    stacked = functools.partial(torch_mlp.train_stacked, N_MODELS, x, y, TRAINING)
+    together = best_of({f"{t} threads": functools.partial(stacked, t) for t in sorted({1, cores})})
+    # Multiply-adds per example: forward of both layers, two backward products of the second layer
+    # and one of the first, whose input needs no gradient.
+    macs = 2 * 64 * 64 + 3 * 64 * 10
+    steps = TRAINING.epochs * (N_TRAIN // TRAINING.batch_size)
+    gflops = 2e-9 * macs * TRAINING.batch_size * steps * N_MODELS
+    what = f"train {N_MODELS} MLPs (64-64-10, {TRAINING.epochs} epochs of {N_TRAIN} digits)"
+    return [
+        Row(what, mine, sequential, "PyTorch loop", gap, target=8.0, gflops=gflops),
+        Row(what, mine, together, "torch.func.vmap, stacked", gap, gflops=gflops),
+    ]
+
+
+def _agree(problem: Problem, members, x, y) -> float:
+    """The same initial weights and batches give the same logits after the whole training."""
+    source = batches(problem.arrays, jnp.arange(N_TRAIN), TRAINING.batch_size)
+    n_steps = TRAINING.epochs * source.steps_per_epoch
+    got = ensemble.run(one, problem, members[:3], width=3)["logits"]
+    gaps = []
+    for i in range(3):
+        params, _ = MODEL.init(keys.fold(members[i], "init"))
+        plan_key = keys.fold(keys.fold(members[i], "train"), "data")
+        table = torch.tensor(np.asarray(source.plan(plan_key, jnp.arange(n_steps)), np.int64))
+        net = torch_mlp.train_one(torch_mlp.network(params), x, y, table, TRAINING)
+        gaps.append(agree("logits", got[i], net(x).detach(), 1e-2))
+    return max(gaps)

@@ -1,0 +1,1 @@
+"""One folder per experiment: run.py with its card, and its results."""

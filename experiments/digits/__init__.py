@@ -1,0 +1,1 @@
+"""The default run of the main job."""
