@@ -25,7 +25,7 @@ from jaxunlearn import __version__, plots
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import DamagedError, replacing
 from jaxunlearn.unlearn import METHODS, comparison
-from jaxunlearn.unlearn._report import table
+from jaxunlearn.unlearn.report import table
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
 

@@ -26,7 +26,9 @@ def comparison(
     names = list(unlearned)
     figure = Figure(figsize=(12, 4 + 2 * -(-len(names) // 4)), layout="constrained")
     FigureCanvasAgg(figure)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[4, 2 * -(-len(names) // 4)])
+    top, bottom = figure.subfigures(
+        2, 1, squeeze=False, height_ratios=[4, 2 * -(-len(names) // 4)]
+    )[:, 0]
     damage, cost = top.subplots(1, 2)
     colors = {name: f"C{i % 10}" for i, name in enumerate(names)}
     for name in names:

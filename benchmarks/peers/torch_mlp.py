@@ -9,10 +9,11 @@ from jaxunlearn.unlearn.training import Training
 
 def network(params: dict | None = None) -> torch.nn.Sequential:
     """The MLP 64-64-10; with our parameters, if given."""
-    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    hidden, head = torch.nn.Linear(64, 64), torch.nn.Linear(64, 10)
+    net = torch.nn.Sequential(hidden, torch.nn.ReLU(), head)
     if params is not None:
         with torch.no_grad():
-            for layer, ours in zip((net[0], net[2]), params["dense"].values(), strict=True):
+            for layer, ours in zip((hidden, head), params["dense"].values(), strict=True):
                 layer.weight.copy_(torch.tensor(np.asarray(ours["kernel"]).T))
                 layer.bias.copy_(torch.tensor(np.asarray(ours["bias"])))
     return net

@@ -29,7 +29,7 @@ from jaxunlearn import plots
 from jaxunlearn.cli import cores
 from jaxunlearn.core import mesh
 from jaxunlearn.unlearn import comparison
-from jaxunlearn.unlearn._report import table
+from jaxunlearn.unlearn.report import table
 
 HERE = Path(__file__).parent
 

@@ -26,7 +26,7 @@ def save(path: str | os.PathLike, state: Tree) -> None:
     """
     from orbax.checkpoint import v1 as ocp
 
-    ocp.save(Path(path).absolute(), _as_dict(state), overwrite=True)
+    ocp.save(str(Path(path).absolute()), _as_dict(state), overwrite=True)
 
 
 def restore(path: str | os.PathLike, like: Tree) -> Tree:
@@ -47,7 +47,7 @@ def restore(path: str | os.PathLike, like: Tree) -> Tree:
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
     wanted = {name: _abstract(leaf) for name, leaf in _as_dict(like).items()}
-    saved = ocp.metadata(path).metadata
+    saved = ocp.metadata(str(path)).metadata
     for name in sorted(set(wanted) ^ set(saved)):
         where = "in the checkpoint" if name in saved else "wanted"
         raise ValueError(f"checkpoint {path}: {name!r} is only {where}")
@@ -57,7 +57,7 @@ def restore(path: str | os.PathLike, like: Tree) -> Tree:
                 f"checkpoint {path}: {name!r} is {saved[name].dtype}{list(saved[name].shape)}; "
                 f"{leaf.dtype}{list(leaf.shape)} is wanted"
             )
-    values = ocp.load(path, wanted)
+    values = ocp.load(str(path), wanted)
     return jax.tree.unflatten(jax.tree.structure(like), [values[name] for name in wanted])
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxunlearn.core import tree
 from jaxunlearn.core.keys import Key, fold
@@ -185,7 +186,7 @@ def run(
         if source is None:
             break
         progress, metrics, checks = advance(progress, shared, source, key, n_steps, block=size)
-        if any(isinstance(x, jax.core.Tracer) for x in (progress.done, progress.stopped)):
+        if any(isinstance(x, Tracer) for x in (progress.done, progress.stopped)):
             # Inside jit or vmap the host cannot look, and one block leaves nothing to decide.
             if size != n_steps:
                 raise ValueError(f"block is {block}; inside a traced function it must be n_steps")

@@ -29,8 +29,9 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """Makes a `Model` of a Flax NNX module.
 
     The module's `__call__(*inputs, **static)` may also take `train: bool` and `key`; they are
-    passed on if it names them. Indices of `nnx.List` become zero-padded strings (`layers/002/kernel`), so
-    that the order of names is the order of layers, also after a checkpoint.
+    passed on if it names them. Indices of `nnx.List` become zero-padded strings
+    (`layers/002/kernel`), so that the order of names is the order of layers, also after a
+    checkpoint.
 
     Args:
         build: constructor, `build(rngs) -> module`.

@@ -29,9 +29,9 @@ class Dataset:
 def _digits() -> tuple[np.ndarray, np.ndarray, int]:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    x = (digits.images[..., None] / 16).astype(np.float32)
-    return x, digits.target.astype(np.int32), 10
+    pixels, labels = load_digits(return_X_y=True)
+    x = (pixels.reshape(-1, 8, 8, 1) / 16).astype(np.float32)
+    return x, labels.astype(np.int32), 10
 
 
 _SOURCES = {"digits": _digits}

@@ -35,7 +35,8 @@ def ssd(model: Model, params: Tree, stats: Tree, problem: Problem, key, *, alpha
 
     Importance is the diagonal of the empirical Fisher information, the mean of squared
     *per-example* gradients (squares of batch gradients, as some code has them, are not that).
-    Where I_F > alpha * I_D a parameter is multiplied by min(1, lam * I_D / I_F). No training follows.
+    Where I_F > alpha * I_D a parameter is multiplied by min(1, lam * I_D / I_F). No training
+    follows.
     """
     del key
     everything = jnp.concatenate([problem.retain, problem.forget])

@@ -23,7 +23,7 @@ from jaxunlearn import nn
 from jaxunlearn.core import ensemble, keys, tree
 from jaxunlearn.core.model import Model
 from jaxunlearn.data import Dataset, forget_sets
-from jaxunlearn.unlearn import _report
+from jaxunlearn.unlearn import report
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn._run_folder import Clock, RunFolder
 from jaxunlearn.unlearn.methods import METHODS, bind, check_settings
@@ -148,7 +148,7 @@ def execute(
     """Does the work of a prepared job; see `run`."""
     full = _train(job, "full", np.arange(job.settings.n_train), mesh, progress)
     oracle = _train(job, "oracle", job.problem.retain, mesh, progress)
-    judge = _report.Judge(job.dataset, job.problem)
+    judge = report.Judge(job.dataset, job.problem)
     forget = np.asarray(job.problem.forget)
     results = {
         "schema": 1,
@@ -259,7 +259,7 @@ def _run_lanes(
 ) -> dict[str, Any]:
     settings, clock = job.settings, Clock(job.folder, phase)
 
-    def report(done: int) -> None:
+    def tick(done: int) -> None:
         clock.tick(done)
         progress(phase, done, settings.n_models)
 
@@ -273,7 +273,7 @@ def _run_lanes(
         mesh=mesh,
         store=job.folder.lanes(phase),
         check=lambda lane, first: _check_finite(phase, lane, first),
-        callback=report,
+        callback=tick,
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from jaxunlearn import evaluate
@@ -109,11 +110,12 @@ class Judge:
 
 def table(results: dict[str, Any]) -> Table:
     """The results as a table, one row per method and one for the floor."""
-    out = Table(title=f"{results['n_models']} models a side, mean over points", pad_edge=False)
-    columns = [f"KLOM {group}" for group in GROUPS] + [f"acc {group}" for group in GROUPS]
+    title = f"{results['n_models']} models a side, means over points and models"
+    out = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
     out.add_column("method", no_wrap=True)
-    for column in [*columns, "MIA", "epsilon", "seconds", "cost"]:
-        out.add_column(column, justify="right", no_wrap=False)
+    headers = [f"KLOM\n{group}" for group in GROUPS] + [f"acc %\n{group}" for group in GROUPS]
+    for header in [*headers, "MIA", "epsilon", "seconds", "cost"]:
+        out.add_column(header, justify="right", no_wrap=True)
     for name, row in results["methods"].items():
         out.add_row(
             name,

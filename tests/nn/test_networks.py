@@ -1,0 +1,62 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxunlearn import nn
+from jaxunlearn.core import tree
+from jaxunlearn.nn.conv import max_pool
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_conv_is_the_convolution_of_lax(size):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (3, 6, 5, 2))
+    kernel = jax.random.normal(keys[1], (size, size, 2, 4))
+    weights = jax.random.normal(keys[2], (3, 6, 5, 4))
+
+    def lax(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=numbers
+        )  # fmt: skip
+
+    for ours, theirs in zip(
+        jax.vjp(nn.conv, x, kernel)[1](weights), jax.vjp(lax, x, kernel)[1](weights), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    np.testing.assert_allclose(nn.conv(x, kernel), lax(x, kernel), atol=1e-5)
+
+
+def test_max_pool_is_that_of_flax():
+    for shape in ((2, 4, 6, 3), (2, 5, 7, 3)):
+        x = jax.random.normal(jax.random.key(0), shape)
+        np.testing.assert_array_equal(max_pool(x), nnx.max_pool(x, (2, 2), (2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "size"),
+    [
+        (nn.mlp(64, (64,), 10), (5, 8, 8, 1), 64 * 64 + 64 + 64 * 10 + 10),
+        (nn.mlp(12, (), 3), (5, 12), 12 * 3 + 3),
+        (nn.cnn((8, 8, 1)), (5, 8, 8, 1), 9 * 16 + 16 + 9 * 16 * 32 + 32 + 4 * 32 * 10 + 10),
+        (
+            nn.cnn((9, 8, 3), (4,), 5, batch_norm=True),
+            (2, 9, 8, 3),
+            9 * 3 * 4 + 8 + 16 * 4 * 5 + 5,
+        ),
+    ],
+)
+def test_sizes_and_shapes(model, shape, size):
+    params, stats = model.init(jax.random.key(0))
+    assert tree.size(params) == size
+    logits, after = model.apply(params, stats, jnp.ones(shape))
+    assert logits.shape[0] == shape[0] and logits.ndim == 2
+    assert set(tree.named(after)) == set(tree.named(stats))
+
+
+def test_the_same_network_is_the_same_model():
+    assert nn.mlp(4, (8,), 3) is nn.mlp(4, (8,), 3)
+    with pytest.raises(ValueError, match="poolings leave nothing of 4x8"):
+        nn.cnn((4, 8, 1), (2, 2, 2))
