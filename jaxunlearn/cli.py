@@ -95,6 +95,7 @@ def unlearn(options: Unlearn) -> int:
         mesh.start(options.devices if options.devices is not None else cores())
         devices = mesh.make(None if options.devices is None else {"models": options.devices})
         job = comparison.prepare(options.settings, methods, out=out, resume=options.resume)
+        _keep_command(out)
     except (ValueError, OSError) as error:
         return _error(str(error))
 
@@ -141,6 +142,13 @@ def _publish(json_file: Path | None, out: Path) -> None:
             file.write(written)
     Console(width=None if sys.stdout.isatty() else 120).print(table(results))
     print(f"results.json, figure.png, margins.npz and settings.json are in {out}")
+
+
+def _keep_command(out: Path) -> None:
+    """Leaves the command line of a new run in its folder."""
+    if not (out / "command.txt").exists():
+        with replacing(out / "command.txt") as file:
+            file.write((shlex.join(["jaxunlearn", *sys.argv[1:]]) + "\n").encode())
 
 
 def _check_json(path: Path | None) -> None:

@@ -32,4 +32,5 @@ def toy_batch(key, step):
     return {"x": x, "y": (x[:, 0] > 0).astype(jnp.int32) + (x[:, 1] > 0.5)}
 
 
-collect_ignore = ["mesh/eight_devices.py"]  # a script that test_mesh.py runs in its own process
+# Scripts that test_mesh.py runs in processes of their own.
+collect_ignore = ["mesh/eight_devices.py", "mesh/two_processes.py"]

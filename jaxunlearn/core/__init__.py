@@ -12,8 +12,9 @@ The contract (every other package builds on it; whoever changes it changes every
 - `Step`: `step(state, shared, batch, key) -> (state, metrics)`. `state` is any pytree the method
   needs; `TrainState(params, opt_state, stats, step, extra)` is the default, and its `params` are
   the *trainable part*. `shared` is everything read but not trained by this step (frozen weights, a
-  teacher): never donated, without a models axis unless a member truly owns it. Cached targets ride
-  in the batch, gathered by example index. Closures hold functions and configs, never arrays.
+  teacher): never donated, without a models axis unless a member truly owns it, and stored once, by
+  its hash (`checkpoint.store_shared`). Cached targets ride in the batch, gathered by example
+  index. Closures hold functions and configs, never arrays.
   Wrappers extend a step: `ema.with_ema(step, decay)`, `step.alternate(step_a, step_b, schedule)`.
 - Data: a source is a pytree with `plan(key, steps[K]) -> rows[K, ...]` (computed once per compiled
   block, e.g. shuffled index tables) and `gather(row, key) -> batch`; a plain traced function
@@ -33,7 +34,8 @@ What "equal" means:
 
 | situation                                                            | promise                |
 |----------------------------------------------------------------------|------------------------|
-| same program and lane width: resume, 1 or 8 devices, shared prefixes | bit-equal              |
+| same program and lane width: resume, 1 or 8 devices, 1 or 2          | bit-equal              |
+| processes, shared prefixes                                           |                        |
 | other lane width, or a model trained alone                           | 1e-5 for one step from |
 |                                                                      | an equal state, 1e-3   |
 |                                                                      | on final logits        |

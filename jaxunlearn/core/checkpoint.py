@@ -17,6 +17,10 @@ from jaxunlearn.core import tree
 from jaxunlearn.core.tree import Tree
 
 
+class DamagedError(ValueError):
+    """A file of results does not hold what was written; says which."""
+
+
 def save(path: str | os.PathLike, state: Tree) -> None:
     """Writes a pytree of arrays; an existing checkpoint there is replaced.
 
@@ -74,8 +78,35 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-class DamagedError(ValueError):
-    """A file of results does not hold what was written; says which."""
+def store_shared(folder: str | os.PathLike, shared: Tree) -> str:
+    """Stores a nested dict of arrays under its hash, unless it is there already.
+
+    What all members of an ensemble or all stages of a run read (a base model, a teacher) is so kept
+    once, however many of them refer to it.
+
+    Returns:
+        `tree.digest(shared)`, which `load_shared` takes.
+    """
+    digest = tree.digest(shared)
+    file = Path(folder) / f"{digest}.npz"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write_arrays(file, shared)
+    return digest
+
+
+def load_shared(folder: str | os.PathLike, digest: str) -> Tree:
+    """Reads what `store_shared` stored, and checks that it hashes to its name.
+
+    Raises:
+        FileNotFoundError: there is nothing under this hash.
+        DamagedError: the contents are not what was stored.
+    """
+    file = Path(folder) / f"{digest}.npz"
+    shared = _read_arrays(file)
+    if tree.digest(shared) != digest:
+        raise DamagedError(f"{file} is damaged (its contents have another hash)")
+    return shared
 
 
 class BlockStore:
@@ -94,9 +125,7 @@ class BlockStore:
     def write(self, number: int, block: Tree) -> None:
         """Writes a block and returns once it is on disk."""
         self.path.mkdir(parents=True, exist_ok=True)
-        arrays = {name: np.asarray(leaf) for name, leaf in tree.named(block).items()}
-        with replacing(self.file(number)) as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        _write_arrays(self.file(number), block)
 
     def read(self, number: int) -> Tree:
         """Reads a block.
@@ -104,13 +133,21 @@ class BlockStore:
         Raises:
             DamagedError: the file is damaged; it is named.
         """
-        try:
-            with self.file(number).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return tree.nested(dict(arrays))
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise DamagedError(
-                f"{self.file(number)} is damaged ({error}); delete it and resume"
-            ) from error
+        return _read_arrays(self.file(number))
+
+
+def _write_arrays(path: Path, block: Tree) -> None:
+    arrays = {name: np.asarray(leaf) for name, leaf in tree.named(block).items()}
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _read_arrays(path: Path) -> Tree:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return tree.nested(dict(arrays))
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise DamagedError(f"{path} is damaged ({error}); delete it and resume") from error
 
 
 class replacing:  # noqa: N801 - used as a function

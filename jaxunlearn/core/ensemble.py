@@ -5,6 +5,7 @@ program of a lane does not depend on the number of lanes or devices, so neither 
 one device or eight, interrupted or not. They do depend on W, which belongs into a run's settings.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, Literal
@@ -46,7 +47,7 @@ def lanes(fn: Callable[[Any, Any], Tree], mesh: Mesh, mode: Mode = "vmap") -> "P
     """
 
     def one_lane(shared: Any, members: Any) -> Tree:
-        members = jax.tree.map(lambda x: x[0], members)
+        members = _unpack_keys(jax.tree.map(lambda x: x[0], members))
         if mode == "vmap":
             results = jax.vmap(fn, in_axes=(None, 0))(shared, members)
         else:
@@ -99,7 +100,8 @@ def run(
         width: models per lane, W; the last lane is padded and the padding dropped.
         mode: see `lanes`.
         mesh: by default one device.
-        store: finished lanes are written here, and those already there are not computed again.
+        store: finished lanes are written here, and those already there are not computed again. Of
+            several processes the first one writes; all of them read the folder at the start.
         check: `check(results, first)` sees each lane (leading axis its members, `first` the number
             of the first one) before it is stored, and may raise.
         callback: called with the number of members finished: at the start, when the program is
@@ -124,25 +126,62 @@ def run(
     report(done)
     missing = [i for i in range(n_lanes) if i not in finished]
     shared = jax.device_put(shared, jax.NamedSharding(mesh, PartitionSpec()))
-    members = jax.tree.map(jnp.asarray, members)
+    by_lane = jax.NamedSharding(mesh, PartitionSpec("models"))
+    members = jax.tree.map(np.asarray, _pack_keys(members))
     for number, group in enumerate(_groups(missing, mesh.shape["models"])):
-        inputs = _take_lanes(members, group, width, n_members)
+        inputs = jax.device_put(_take_lanes(members, group, width, n_members), by_lane)
         program = lanes(fn, mesh, mode).compiled(shared, inputs)
         if number == 0:
             report(done)
-        results = jax.device_get(program(shared, inputs))
+        results = _to_host(program(shared, inputs))
         for row, i in enumerate(dict.fromkeys(group)):
             size = min(width, n_members - i * width)
             lane = jax.tree.map(lambda x, row=row, size=size: x[row, :size], results)
             lane = tree.nested(tree.named(lane))
             if check is not None:
                 check(lane, i * width)
-            if store is not None:
+            if store is not None and jax.process_index() == 0:
                 store.write(i, lane)
             finished[i] = lane
             done += size
         report(done)
     return jax.tree.map(lambda *rows: np.concatenate(rows), *(finished[i] for i in range(n_lanes)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _KeyData:
+    """The bits of typed keys: these, unlike keys, may lie on the host and on other processes."""
+
+    bits: Any
+    kind: str = dataclasses.field(metadata={"static": True})
+
+
+def _pack_keys(members: Any) -> Any:
+    def pack(leaf: Any) -> Any:
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return _KeyData(jax.random.key_data(leaf), str(jax.random.key_impl(leaf)))
+        return leaf
+
+    return jax.tree.map(pack, members)
+
+
+def _unpack_keys(members: Any) -> Any:
+    def unpack(leaf: Any) -> Any:
+        if isinstance(leaf, _KeyData):
+            return jax.random.wrap_key_data(leaf.bits, impl=leaf.kind)
+        return leaf
+
+    return jax.tree.map(unpack, members, is_leaf=lambda leaf: isinstance(leaf, _KeyData))
+
+
+def _to_host(results: Tree) -> Tree:
+    """Numpy arrays of all lanes, in every process of the run."""
+    if jax.process_count() == 1:
+        return jax.device_get(results)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(results, tiled=True)
 
 
 def _groups(missing: list[int], n_devices: int) -> list[list[int]]:

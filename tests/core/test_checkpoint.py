@@ -65,3 +65,19 @@ def test_blocks_are_whole_or_absent(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["00000.npz"]
     chex.assert_trees_all_equal(store.read(0), {"a": {"b": np.arange(3)}})
     assert tree.digest(store.read(0)) == tree.digest({"a": {"b": np.arange(3)}})
+
+
+def test_shared_trees_are_stored_once_by_their_hash(tmp_path):
+    base = {"dense": {"kernel": np.arange(6.0).reshape(2, 3)}, "scale": np.float32(2)}
+    digest = checkpoint.store_shared(tmp_path, base)
+    (file,) = tmp_path.iterdir()
+    stamp = file.stat().st_mtime_ns
+    assert checkpoint.store_shared(tmp_path, jax.tree.map(np.copy, base)) == digest
+    assert [p.stat().st_mtime_ns for p in tmp_path.iterdir()] == [stamp]
+    chex.assert_trees_all_equal(checkpoint.load_shared(tmp_path, digest), base)
+    assert checkpoint.store_shared(tmp_path, {"scale": np.float32(3)}) != digest
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load_shared(tmp_path, "0" * 64)
+    (tmp_path / f"{'1' * 64}.npz").write_bytes(file.read_bytes())
+    with pytest.raises(checkpoint.DamagedError, match="another hash"):
+        checkpoint.load_shared(tmp_path, "1" * 64)

@@ -1,4 +1,5 @@
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,20 +11,27 @@ from jax.sharding import PartitionSpec as P
 
 from jaxunlearn.core import mesh
 
-SCRIPT = Path(__file__).parent / "eight_devices.py"
+HERE = Path(__file__).parent
+
+
+def start(script, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", f"tests.mesh.{script}", *map(str, arguments)],
+        cwd=HERE.parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
 
 
 def test_one_and_eight_devices_give_the_same_bits(tmp_path):
-    results = []
-    for devices in (8, 1):
-        done = subprocess.run(
-            [sys.executable, SCRIPT, str(devices), tmp_path],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(json.loads(done.stdout.splitlines()[-1]))
+    results = [finish(start("eight_devices", devices, tmp_path)) for devices in (8, 1)]
     eight, one = results
     assert (eight["devices"], one["devices"]) == (8, 1)
     assert eight["mlp"] == one["mlp"]
@@ -34,6 +42,18 @@ def test_one_and_eight_devices_give_the_same_bits(tmp_path):
     assert eight["sharded"] == 0.0
     assert one["sharded"] < 1e-5
     assert eight["finite"] and one["finite"]
+
+
+def test_one_and_two_processes_give_the_same_bits(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [start("two_processes", port, number, tmp_path) for number in (0, 1)]
+    first, second = (finish(process) for process in processes)
+    assert first == second and first["devices"] == 4
+    assert len(list((tmp_path / "store").iterdir())) == 7  # of 3 models each, 20 in all
+    alone = finish(start("eight_devices", 1, tmp_path))
+    assert alone["mlp"] == alone["resumed"] == first["mlp"]
 
 
 def test_rules_choose_by_the_first_pattern():
