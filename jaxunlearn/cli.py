@@ -7,6 +7,7 @@ usage: jaxunlearn VERB [options]
 `jaxunlearn VERB --help` lists a verb's options.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -81,21 +83,20 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] not in verbs:
         return _error(f"verb is {argv[0] if argv else ''!r}; known verbs: {', '.join(verbs)}")
     options, verb = verbs[argv[0]]
-    return verb(tyro.cli(options, args=argv[1:], prog=f"jaxunlearn {argv[0]}"))
+    return verb(tyro.cli(options, args=argv[1:], prog=f"jaxunlearn {argv[0]}"), argv)
 
 
-def unlearn(options: Unlearn) -> int:
-    """The verb `unlearn`; returns the exit code."""
+def unlearn(options: Unlearn, argv: list[str]) -> int:
+    """The verb `unlearn`; returns the exit code. `argv` is kept with the results."""
     out = options.out or Path("runs") / time.strftime("unlearn-%Y%m%d-%H%M%S")
     try:
         methods = _chosen_methods(options)
         _check_json(options.json)
         if options.resume and options.out is None:
             raise ValueError("resume needs out, the folder of the run to go on with")
-        mesh.start(options.devices if options.devices is not None else cores())
-        devices = mesh.make(None if options.devices is None else {"models": options.devices})
+        devices = _devices(options.devices)
         job = comparison.prepare(options.settings, methods, out=out, resume=options.resume)
-        _keep_command(out)
+        _keep_command(argv, out)
     except (ValueError, OSError) as error:
         return _error(str(error))
 
@@ -103,6 +104,7 @@ def unlearn(options: Unlearn) -> int:
     try:
         with _Bar(console, list(job.methods)) as bar:
             comparison.execute(job, mesh=devices, progress=bar.update)
+        _publish(options.json, out)
     except KeyboardInterrupt:
         console.print(
             "interrupted; finished models are kept. Go on with the same options and:\n"
@@ -114,8 +116,17 @@ def unlearn(options: Unlearn) -> int:
         if isinstance(error, comparison.NonFiniteError) and (out / "results.json").exists():
             _publish(options.json, out)
         return FAILED
-    _publish(options.json, out)
     return OK
+
+
+def _devices(wanted: int | None) -> Mesh:
+    """A mesh of the wanted number of devices; by default all, and on a CPU one per core."""
+    if wanted is not None:
+        mesh.start(wanted)
+        return mesh.make({"models": wanted})
+    with contextlib.suppress(ValueError):  # JAX already runs in this process: take what it has
+        mesh.start(cores())
+    return mesh.make()
 
 
 def _chosen_methods(options: Unlearn) -> dict[str, tuple[Any, Any]]:
@@ -144,11 +155,11 @@ def _publish(json_file: Path | None, out: Path) -> None:
     print(f"results.json, figure.png, margins.npz and settings.json are in {out}")
 
 
-def _keep_command(out: Path) -> None:
-    """Leaves the command line of a new run in its folder."""
+def _keep_command(argv: list[str], out: Path) -> None:
+    """Leaves the command line that began a run in its folder."""
     if not (out / "command.txt").exists():
         with replacing(out / "command.txt") as file:
-            file.write((shlex.join(["jaxunlearn", *sys.argv[1:]]) + "\n").encode())
+            file.write((shlex.join(["jaxunlearn", *argv]) + "\n").encode())
 
 
 def _check_json(path: Path | None) -> None:

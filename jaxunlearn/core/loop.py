@@ -1,80 +1,27 @@
 """Steps over time: many steps as one compiled program, early stopping inside it.
 
-Where a step reads its data is a *source*, one of
-
-- a pytree with `plan(key, steps: int32[K]) -> rows` (leading axis K, computed once per compiled
-  block: shuffled index tables) and `gather(row, key) -> batch`; see `data.Batches`;
-- a traced function `(key, step) -> batch`;
-- for `run` only, a host iterator of blocks: pytrees of arrays whose leading axis counts steps.
-
-The key of step t is `fold(key, "step", t)` and that of its data `fold(key, "data")`: both depend on
-the step's number in the stage, never on how a run was cut into blocks.
+A step reads its data from a source, see `core.sources`. The key of step t is `fold(key, "step", t)`
+and that of its data `fold(key, "data")`: both depend on the step's number in the stage, never on
+how a run was cut into blocks.
 """
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
-from jaxunlearn.core import tree
+from jaxunlearn.core._early_stop import EarlyStop, Tracker, restore_best, start_trackers, track
 from jaxunlearn.core.keys import Key, fold
+from jaxunlearn.core.sources import as_source, next_block
 from jaxunlearn.core.step import Metrics, Step, TrainState
-from jaxunlearn.core.tree import Tree
+
+__all__ = ["EarlyStop", "Progress", "Result", "Tracker", "run", "scan", "start"]
 
 Evaluate = Callable[[TrainState, Any], Metrics]
-
-
-@dataclasses.dataclass(frozen=True)
-class EarlyStop:
-    """Stops when a metric has not improved for `patience` checks, and restores the best weights.
-
-    With several in one run, any one of them stops it and each restores its own weights, which may
-    come from different checks. The semantics are those of Keras' EarlyStopping with
-    `restore_best_weights=True`, which restores at the end of a run that was not stopped as well.
-
-    Attributes:
-        metric: name of a metric that `evaluate` returns.
-        patience: checks without improvement before the run stops, at least 1.
-        min_delta: a change counts as improvement only if it is larger than this.
-        start: number of first checks that are ignored.
-        restore: pattern of the parameters (and statistics) to restore; `None` restores nothing.
-        mode: whether the metric is to become small ("min") or large ("max").
-    """
-
-    metric: str
-    patience: int
-    min_delta: float = 0.0
-    start: int = 0
-    restore: tree.Pattern | None = ".*"
-    mode: Literal["min", "max"] = "min"
-
-    def __post_init__(self):
-        if self.patience < 1:
-            raise ValueError(f"EarlyStop: patience is {self.patience}; it must be at least 1")
-        if self.min_delta < 0 or self.start < 0:
-            raise ValueError(
-                f"EarlyStop: min_delta is {self.min_delta} and start is {self.start}; "
-                "neither may be negative"
-            )
-        if self.mode not in ("min", "max"):
-            raise ValueError(f"EarlyStop: mode is {self.mode!r}; it must be 'min' or 'max'")
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Tracker:
-    """What an `EarlyStop` remembers: `best` value (as a loss), its check (-1: none), weights."""
-
-    best: jax.Array
-    best_check: jax.Array
-    wait: jax.Array
-    weights: Tree
 
 
 @jax.tree_util.register_dataclass
@@ -120,7 +67,7 @@ def scan(
         step: `step(state, shared, batch, key) -> (state, metrics)`.
         state: any pytree.
         shared: what the steps read and do not change.
-        data: a source (see the module's docstring), not a host iterator.
+        data: a source (see `core.sources`), not a host iterator.
         key: a typed key.
         n_steps: number of steps.
         first: number of the first step; a traced integer is fine.
@@ -128,7 +75,7 @@ def scan(
     Returns:
         The state and the metrics of every step, leading axis `n_steps`.
     """
-    source = _as_source(data)
+    source = as_source(data)
     numbers = first + jnp.arange(n_steps, dtype=jnp.int32)
     rows = source.plan(fold(key, "data"), numbers)
     return jax.lax.scan(_body(step, shared, source, key), state, (numbers, rows))
@@ -158,7 +105,7 @@ def run(
         step: a step on a `TrainState`.
         state: where to start.
         shared: what the steps read and do not change; never donated.
-        data: a source (see the module's docstring).
+        data: a source (see `core.sources`).
         key: a typed key.
         n_steps: the largest number of steps; a host iterator may end earlier.
         evaluate: `evaluate(state, shared) -> metrics`, traced, called after every `every` steps.
@@ -182,7 +129,7 @@ def run(
     history: list[tuple[Metrics, Metrics]] = []
     taken = 0 if resume is None else int(progress.done)
     while taken < n_steps and (taken == 0 or not bool(progress.stopped)):
-        source, size = _next_block(data, block, taken, every)
+        source, size = next_block(data, block, taken, every)
         if source is None:
             break
         progress, metrics, checks = advance(progress, shared, source, key, n_steps, block=size)
@@ -190,30 +137,18 @@ def run(
             # Inside jit or vmap the host cannot look, and one block leaves nothing to decide.
             if size != n_steps:
                 raise ValueError(f"block is {block}; inside a traced function it must be n_steps")
-            return _result(progress, metrics, checks, stops)
+            return _result(progress, metrics, checks)
         now = int(progress.done)
         history.append(_trim(metrics, checks, now - taken, every))
         taken = now
         if callback is not None:
             callback(progress, *history[-1])
-    return _result(progress, *_concatenate(history), stops)
+    return _result(progress, *_concatenate(history))
 
 
 def start(state: TrainState, stops: tuple[EarlyStop, ...] = ()) -> Progress:
     """The progress of a run that has not begun; also what to restore a checkpoint like."""
-    trackers = tuple(
-        Tracker(
-            jnp.full((), jnp.inf),
-            jnp.full((), -1, jnp.int32),
-            jnp.zeros((), jnp.int32),
-            _restorable(state, stop),
-        )
-        for stop in stops
-    )
-    chosen = [name for tracker in trackers for name in tree.named(tracker.weights)]
-    if len(set(chosen)) < len(chosen):
-        twice = sorted({name for name in chosen if chosen.count(name) > 1})
-        raise ValueError(f"stops: more than one EarlyStop restores {', '.join(twice)}")
+    trackers = start_trackers(stops, state)
     return Progress(state, jnp.zeros((), jnp.int32), trackers, jnp.zeros((), bool))
 
 
@@ -249,7 +184,7 @@ def _advance(
         values = {} if evaluate is None else evaluate(state, shared)
         number = (progress.done // every).astype(jnp.int32)
         trackers = tuple(
-            _track(tracker, stop, values, number, state)
+            track(tracker, stop, values, number, state)
             for tracker, stop in zip(progress.trackers, stops, strict=True)
         )
         stopped = jnp.zeros((), bool)
@@ -286,130 +221,10 @@ def _body(step: Step, shared: Any, source: Any, key: Key):
     return body
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Function:
-    """A source made of a traced function `(key, step) -> batch`."""
-
-    function: jax.tree_util.Partial
-
-    def plan(self, key: Key, steps: jax.Array):
-        return {"key": jnp.broadcast_to(key, steps.shape), "step": steps}
-
-    def gather(self, row, key: Key):
-        del key
-        return self.function(row["key"], row["step"])
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """A source made of batches that are already there, leading axis steps."""
-
-    rows: Any
-
-    def plan(self, key: Key, steps: jax.Array):
-        del key, steps
-        return self.rows
-
-    def gather(self, row, key: Key):
-        del key
-        return row
-
-
-def _as_source(data: Any) -> Any:
-    if hasattr(data, "plan"):
-        return data
-    if not callable(data):
-        raise ValueError(
-            f"data is a {type(data).__name__}; it must have plan and gather, or be a function "
-            "(key, step) -> batch, or (for run) an iterator of blocks"
-        )
-    partial = data if isinstance(data, jax.tree_util.Partial) else jax.tree_util.Partial(data)
-    return _Function(partial)
-
-
-def _next_block(data: Any, block: int, taken: int, every: int) -> tuple[Any, int]:
-    """The source of the next block and its number of steps; (None, 0) at an iterator's end."""
-    if not hasattr(data, "__next__"):
-        return _as_source(data), block
-    rows = next(data, None)
-    if rows is None:
-        return None, 0
-    sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(rows)}
-    if len(sizes) != 1:
-        raise ValueError(
-            f"data: the block after step {taken} has leading axes {sorted(sizes)}; "
-            "all leaves of a block must have the same number of steps"
-        )
-    size = sizes.pop()
-    if size % every:
-        raise ValueError(
-            f"data: the block after step {taken} has {size} steps, no multiple of every={every}"
-        )
-    return _Rows(jax.tree.map(jnp.asarray, rows)), size
-
-
-def _restorable(state: TrainState, stop: EarlyStop) -> Tree:
-    if stop.restore is None:
-        return {}
-    both = {"params": state.params, "stats": state.stats}
-    # Statistics follow the parameters they belong to, but a network may have none.
-    patterns = (stop.restore,) if isinstance(stop.restore, str) else stop.restore
-    tree.select(state.params, patterns)
-    flags = [
-        any(re.fullmatch(pattern, name.partition("/")[2]) for pattern in patterns)
-        for name in tree.named(both)
-    ]
-    mask = jax.tree.unflatten(jax.tree.structure(both), flags)
-    return tree.partition(both, mask)[0]
-
-
-def _track(
-    tracker: Tracker, stop: EarlyStop, values: Metrics, number: jax.Array, state: TrainState
-) -> Tracker:
-    if stop.metric not in values:
-        raise ValueError(
-            f"EarlyStop: metric {stop.metric!r} is not among those that evaluate returns: "
-            f"{', '.join(values)}"
-        )
-    value = values[stop.metric].astype(jnp.float32) * (1.0 if stop.mode == "min" else -1.0)
-    counts = number >= stop.start
-    better = counts & (value < tracker.best - stop.min_delta)
-    now = {"params": state.params, "stats": state.stats}
-    return Tracker(
-        jnp.where(better, value, tracker.best),
-        jnp.where(better, number, tracker.best_check),
-        jnp.where(better, 0, tracker.wait + counts.astype(jnp.int32)),
-        _where(better, now, tracker.weights),
-    )
-
-
-def _where(flag: jax.Array, new: Tree, old: Tree) -> Tree:
-    """New leaves where the flag is set, and holes where `old` has them."""
-    return jax.tree.map(
-        lambda o, n: None if o is None else jnp.where(flag, n, o),
-        old,
-        new if old else {},
-        is_leaf=lambda leaf: leaf is None,
-    )
-
-
-def _result(
-    progress: Progress, metrics: Metrics, checks: Metrics, stops: tuple[EarlyStop, ...]
-) -> Result:
+def _result(progress: Progress, metrics: Metrics, checks: Metrics) -> Result:
     state = progress.state
     for tracker in progress.trackers:
-        if not tracker.weights:
-            continue
-        seen = tracker.best_check >= 0
-        best = jax.tree.map(
-            lambda b, n, seen=seen: n if b is None else jnp.where(seen, b, n),
-            tracker.weights,
-            {"params": state.params, "stats": state.stats},
-            is_leaf=lambda leaf: leaf is None,
-        )
-        state = dataclasses.replace(state, params=best["params"], stats=best["stats"])
+        state = restore_best(tracker, state)
     return Result(state, metrics, checks, tuple(t.best_check for t in progress.trackers))
 
 

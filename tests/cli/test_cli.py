@@ -55,6 +55,10 @@ def test_a_run_prints_a_table_and_writes_its_files(finished):
     assert {"results.json", "figure.png", "margins.npz", "settings.json", "lanes"} <= names
     assert (folder / "run" / "figure.png").read_bytes()[:4] == b"\x89PNG"
     assert (folder / "out.json").read_bytes() == (folder / "run" / "results.json").read_bytes()
+    command = (folder / "run" / "command.txt").read_text()
+    assert command.startswith("jaxunlearn unlearn --n-train 200 ") and command.endswith(
+        "out.json\n"
+    )
     assert not [p for p in folder.rglob(".*") if p.is_file()]  # no temporary file is left
 
 
