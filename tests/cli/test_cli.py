@@ -8,6 +8,8 @@ import time
 import numpy as np
 import pytest
 
+from jaxunlearn import cli
+
 TINY = [
     "--n-train", "200", "--n-models", "4", "--lane-width", "2", "--forget-size", "8",
     "--training.epochs", "2", "--training.batch-size", "40", "--devices", "2",
@@ -132,16 +134,27 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_and_nothing_is_written(case, tmp_path):
+def test_bad_input_is_refused_and_nothing_is_written(case, tmp_path, monkeypatch, capfd):
     arguments, message, *prepare = BAD[case]
     for step in prepare:
         step(tmp_path)
     before = sorted(os.listdir(tmp_path))
-    code, out, err = run(tmp_path, *arguments)
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = cli.main(arguments)
+    except SystemExit as end:  # the parser's own errors
+        code = end.code
+    out, err = capfd.readouterr()
     assert code == 2, (code, out, err)
     assert message in out + err
-    assert "Traceback" not in err
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path):
+    code, out, err = run(tmp_path, "unlearn", "--data", "cats")
+    assert code == 2 and out == "" and "Traceback" not in err
+    assert "data is 'cats'; known data sets: digits" in err
+    assert not os.listdir(tmp_path)
 
 
 def test_an_occupied_folder_is_refused(finished):
