@@ -94,7 +94,8 @@ def run(
     """Runs `fn(shared, member)` for every member, any number of them on any mesh.
 
     Args:
-        fn: a pure function of one model that returns a nested dict of arrays.
+        fn: a pure function of one model that returns a pytree of arrays with names: dicts,
+            NamedTuples, dataclasses.
         shared: what all members read; stored once per device.
         members: pytree with a leading axis of N members (keys, initial parameters, index tables).
         width: models per lane, W; the last lane is padded and the padding dropped.
@@ -108,7 +109,8 @@ def run(
             compiled (if a lane is missing), and after each call of it.
 
     Returns:
-        The results of all members as numpy arrays, leading axis N; empty dicts are left out.
+        The results of all members as a nested dict of numpy arrays by name, leading axis N; what
+            holds no array (an empty dict) is left out.
     """
     sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(members)}
     if len(sizes) != 1 or 0 in sizes:
