@@ -9,6 +9,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -31,16 +33,17 @@ class Measured:
         steady: median of the calls after it.
         spread: least and largest of them.
         compile: part of the first call that compiled, as far as the side can tell (0: nothing).
-        peak_mib: how much the process grew above its size before, at its peak; Linux only.
         note: the configuration that was measured.
+        peak_mib: peak memory of a first call in a process of its own, above what the process needed
+            before it; see `with_peak`.
     """
 
     first: float
     steady: float
     spread: tuple[float, float]
     compile: float
-    peak_mib: float | None
     note: str = ""
+    peak_mib: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +98,25 @@ def measure(
         compile_seconds: asked once after the first call.
         note: kept in the record.
     """
-    before = _reset_peak()
     first = _seconds(call)
     compiled = compile_seconds()
     times = [_seconds(call) for _ in range(repeats)]
-    peak = _status("VmHWM")
-    grown = None if before is None or peak is None else (peak - before) / 1024
-    return Measured(
-        first, statistics.median(times), (min(times), max(times)), compiled, grown, note
+    return Measured(first, statistics.median(times), (min(times), max(times)), compiled, note=note)
+
+
+def with_peak(measured: Measured, module: str, side: str) -> Measured:
+    """Adds the peak memory of one call, made in a process of its own.
+
+    The module has `side(name) -> call`; what the process needed before the call is not counted.
+    """
+    code = (
+        "import resource; from jaxunlearn.core import mesh; mesh.start(mesh.cores()); "
+        f"import {module} as benchmark; call = benchmark.side({side!r}); "
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "before = peak(); call(); print((peak() - before) / 1024)"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return dataclasses.replace(measured, peak_mib=float(done.stdout.splitlines()[-1]))
 
 
 def best_of(candidates: dict[str, Callable[[], Any]], *, repeats: int = 3) -> Measured:
@@ -178,22 +191,6 @@ def _seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def _reset_peak() -> int | None:
-    """Forgets the process's peak size and returns its size now, in KiB; None elsewhere."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return _status("VmRSS")
-
-
-def _status(field: str) -> int | None:
-    for line in _lines("/proc/self/status"):
-        if line.startswith(field):
-            return int(line.split()[1])
-    return None
 
 
 def _lines(path: str) -> list[str]:

@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 from jax.sharding import Mesh
 from rich.console import Console
@@ -91,7 +90,7 @@ def unlearn(options: Unlearn, argv: list[str]) -> int:
     out = options.out or Path("runs") / time.strftime("unlearn-%Y%m%d-%H%M%S")
     try:
         methods = _chosen_methods(options)
-        _check_json(options.json)
+        _check_json(options.json, out)
         if options.resume and options.out is None:
             raise ValueError("resume needs out, the folder of the run to go on with")
         devices = _devices(options.devices)
@@ -125,7 +124,7 @@ def _devices(wanted: int | None) -> Mesh:
         mesh.start(wanted)
         return mesh.make({"models": wanted})
     with contextlib.suppress(ValueError):  # JAX already runs in this process: take what it has
-        mesh.start(cores())
+        mesh.start(mesh.cores())
     return mesh.make()
 
 
@@ -134,6 +133,9 @@ def _chosen_methods(options: Unlearn) -> dict[str, tuple[Any, Any]]:
     if unknown:
         raise ValueError(f"method is {unknown[0]!r}; known methods: {', '.join(METHODS)}")
     chosen = {"none", "retrain", *options.methods}
+    for field in dataclasses.fields(_MethodSettings):
+        if field.name not in chosen and getattr(options.own, field.name) != field.default:
+            raise ValueError(f"settings of {field.name} are given, but it is not among the methods")
     return {
         name: (method, getattr(options.own, name, default))
         for name, (method, default) in METHODS.items()
@@ -145,9 +147,7 @@ def _publish(json_file: Path | None, out: Path) -> None:
     """Prints the results as a table, draws the figure and writes the requested JSON."""
     written = (out / "results.json").read_bytes()
     results = json.loads(written)
-    with np.load(out / "margins.npz") as margins:
-        forget = {name: margins[name][:, results["forget_set"]["indices"]] for name in margins}
-    plots.comparison(results, forget.pop("oracle"), forget, out / "figure.png")
+    plots.comparison(out, out / "figure.png")
     if json_file is not None:
         with replacing(json_file) as file:
             file.write(written)
@@ -162,15 +162,12 @@ def _keep_command(argv: list[str], out: Path) -> None:
             file.write((shlex.join(["jaxunlearn", *argv]) + "\n").encode())
 
 
-def _check_json(path: Path | None) -> None:
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise ValueError(f"json is {str(path)!r}; a file in an existing folder is needed")
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+def _check_json(path: Path | None, out: Path) -> None:
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if path.is_dir() or not (folder == out.absolute() or os.access(folder, os.W_OK)):
+        raise ValueError(f"json is {str(path)!r}; a file in a folder that can be written is needed")
 
 
 def _error(message: str) -> int:

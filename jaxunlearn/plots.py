@@ -1,28 +1,27 @@
 """Figures; matplotlib is imported when one is drawn."""
 
+import json
 import os
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 
-def comparison(
-    results: dict[str, Any],
-    oracle: np.ndarray,
-    unlearned: dict[str, np.ndarray],
-    path: str | os.PathLike,
-) -> None:
+def comparison(folder: str | os.PathLike, path: str | os.PathLike) -> None:
     """Draws a comparison: forgetting against damage, forgetting against cost, margin histograms.
 
     Args:
-        results: what `unlearn.comparison.run` returns.
-        oracle: margins of the reference oracles on the forget set, [N, F].
-        unlearned: the same for each method.
+        folder: the output folder of `unlearn.comparison.run`.
         path: where the PNG goes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    results = json.loads((Path(folder) / "results.json").read_text())
+    with np.load(Path(folder) / "margins.npz") as margins:
+        forget = results["forget_set"]["indices"]
+        unlearned = {name: margins[name][:, forget] for name in margins}
+    oracle = unlearned.pop("oracle")
     names = list(unlearned)
     figure = Figure(figsize=(12, 4 + 2 * -(-len(names) // 4)), layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,5 +1,6 @@
 """The README shows what the committed results say."""
 
+import dataclasses
 import io
 import json
 import re
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxunlearn.unlearn import report
+from jaxunlearn.unlearn import METHODS, report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -44,3 +45,15 @@ def test_the_default_run_shows_what_was_asked():
         assert abs(klom["retrain"][group]["mean"] - floor["mean"]) <= 3 * floor["stderr"]
         for row in klom.values():
             assert row[group]["mean"] >= floor["mean"] - 3 * floor["stderr"]
+
+
+def test_the_default_settings_are_those_that_were_chosen():
+    rows = json.loads((ROOT / "experiments/digits/choose.json").read_text())["rows"]
+    by_method: dict[str, list] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], []).append(row)
+    assert set(by_method) == set(METHODS) - {"none", "retrain"}
+    for method, own in by_method.items():
+        assert len(own) == 9  # the same budget for each
+        best = min(own, key=lambda row: row["score"])["settings"]
+        assert json.loads(json.dumps(dataclasses.asdict(METHODS[method][1]))) == best

@@ -1,10 +1,16 @@
-"""KLOM point by point, as released code computes it, and the same loop with `numpy.bincount`."""
+"""KLOM point by point: as released code loops, and the leanest loop with `numpy.bincount`."""
 
 import numpy as np
 
 
-def released_loop(unlearned: np.ndarray, oracle: np.ndarray) -> np.ndarray:
-    """One point after the other: digitize, then count each of the 20 bins (variant `easydub`)."""
+def released_loop(unlearned: np.ndarray, oracle: np.ndarray, *, closed: bool) -> np.ndarray:
+    """One point after the other, then one bin after the other, as released code does.
+
+    Args:
+        unlearned: margins [N, P].
+        oracle: margins [M, P].
+        closed: whether the last bin holds the maximum (variant `closed`), or drops it (`easydub`).
+    """
     out = []
     for point in range(unlearned.shape[1]):
         p = np.clip(unlearned[:, point], -100.0, 100.0)
@@ -13,7 +19,10 @@ def released_loop(unlearned: np.ndarray, oracle: np.ndarray) -> np.ndarray:
         edges = np.linspace(low, high if high > low else low + 1.0, 21)
         probabilities = []
         for sample in (p, q):
-            number = np.digitize(sample, edges)
+            if closed:
+                number = np.minimum(np.floor(20 * (sample - low) / (high - low)), 19) + 1
+            else:
+                number = np.digitize(sample, edges)
             counts = np.array([np.sum(number == b) for b in range(1, 21)])
             probabilities.append(counts / max(counts.sum(), 1))
         p, q = probabilities

@@ -54,7 +54,7 @@ def shuffled(n: int, training: Training) -> torch.Tensor:
 
 
 def train_loop(n_models: int, x, y, training: Training, threads: int, **settings) -> torch.Tensor:
-    """All models, one after the other; returns their logits on `x`."""
+    """All models, one after the other, freshly initialised; returns their logits on `x`."""
     torch.set_num_threads(threads)
     outputs = []
     for _ in range(n_models):
@@ -65,16 +65,28 @@ def train_loop(n_models: int, x, y, training: Training, threads: int, **settings
 
 
 def train_stacked(n_models: int, x, y, training: Training, threads: int) -> torch.Tensor:
-    """All models at once: stacked parameters, `vmap(grad)`, the update written out."""
+    """All models at once, freshly initialised; returns their logits on `x`."""
     torch.set_num_threads(threads)
-    nets = [network() for _ in range(n_models)]
+    tables = torch.stack([shuffled(len(x), training) for _ in range(n_models)])
+    return stacked([network() for _ in range(n_models)], x, y, tables, training)
+
+
+def stacked(nets: list, x, y, tables: torch.Tensor, training: Training) -> torch.Tensor:
+    """Trains given networks at once: stacked parameters, `vmap(grad)`, the update written out.
+
+    Args:
+        nets: the networks.
+        x: inputs [n, 64].
+        y: labels [n].
+        tables: indices of each step, [n_models, n_steps, batch].
+        training: the recipe.
+    """
     base = nets[0]
     params = {
         name: torch.stack([dict(net.named_parameters())[name].detach() for net in nets])
         for name, _ in base.named_parameters()
     }
     momentum = {name: torch.zeros_like(p) for name, p in params.items()}
-    tables = torch.stack([shuffled(len(x), training) for _ in range(n_models)])
 
     def loss(own, rows_x, rows_y):
         return torch.nn.functional.cross_entropy(functional_call(base, own, (rows_x,)), rows_y)

@@ -18,7 +18,7 @@ The contract (every other package builds on it; whoever changes it changes every
   Wrappers extend a step: `ema.with_ema(step, decay)`, `step.alternate(step_a, step_b, schedule)`.
 - Data: a source is a pytree with `plan(key, steps[K]) -> rows[K, ...]` (computed once per compiled
   block, e.g. shuffled index tables) and `gather(row, key) -> batch`; a plain traced function
-  `(key, step) -> batch` and a host iterator of blocks `[K, ...]` are accepted too (`sources`).
+  `(key, step) -> batch` and blocks read on the host (`sources.HostBlocks`) are accepted too.
 - Gradients and optimizer state exist only for the trainable part, and a frozen leaf is
   bit-identical afterwards, weight decay or not.
 - State survives, metrics are looked at. Randomness comes in as a key, derived by `keys.fold` from

@@ -5,16 +5,20 @@ at all. Every orbax import of the library is in this file.
 """
 
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from jaxunlearn.core import tree
 from jaxunlearn.core.tree import Tree
+
+_DIGEST = "sha256"
 
 
 class DamagedError(ValueError):
@@ -22,7 +26,7 @@ class DamagedError(ValueError):
 
 
 def save(path: str | os.PathLike, state: Tree) -> None:
-    """Writes a pytree of arrays; an existing checkpoint there is replaced.
+    """Writes a pytree of arrays; an existing checkpoint is replaced once the new one is whole.
 
     Args:
         path: a folder, made if need be.
@@ -30,7 +34,14 @@ def save(path: str | os.PathLike, state: Tree) -> None:
     """
     from orbax.checkpoint import v1 as ocp
 
-    ocp.save(str(Path(path).absolute()), _as_dict(state), overwrite=True)
+    path = Path(path).absolute()
+    new, old = (path.with_name(f".{path.name}.{age}") for age in ("new", "old"))
+    ocp.save(str(new), _as_dict(state), overwrite=True)
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def restore(path: str | os.PathLike, like: Tree) -> Tree:
@@ -48,6 +59,9 @@ def restore(path: str | os.PathLike, like: Tree) -> Tree:
     from orbax.checkpoint import v1 as ocp
 
     path = Path(path).absolute()
+    old = path.with_name(f".{path.name}.old")
+    if not path.exists() and old.exists():  # killed between the two renames of `save`
+        old.rename(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
     wanted = {name: _abstract(leaf) for name, leaf in _as_dict(like).items()}
@@ -137,17 +151,37 @@ class BlockStore:
 
 
 def _write_arrays(path: Path, block: Tree) -> None:
-    arrays = {name: np.asarray(leaf) for name, leaf in tree.named(block).items()}
-    with replacing(path) as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    # NumPy's files know neither bfloat16 nor a hash: types stand in the names, bits in the arrays.
+    leaves = {name: np.asarray(leaf) for name, leaf in tree.named(block).items()}
+    entries = {
+        f"{leaf.dtype.name}:{name}": leaf.view(f"u{leaf.itemsize}")
+        if leaf.dtype.kind == "V"
+        else leaf
+        for name, leaf in leaves.items()
+    }
+    entries[_DIGEST] = np.frombuffer(tree.digest(leaves).encode(), np.uint8)
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in entries.items():  # numpy.savez has no room for every name
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def _read_arrays(path: Path) -> Tree:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return tree.nested(dict(arrays))
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise DamagedError(f"{path} is damaged ({error}); delete it and resume") from error
+            entries = dict(arrays)
+        digest = entries.pop(_DIGEST).tobytes().decode()
+        leaves = {}
+        for entry, array in entries.items():
+            dtype, _, name = entry.partition(":")
+            leaves[name] = array.view(jnp.dtype(dtype))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a flipped bit can make the archive raise almost anything
+        raise DamagedError(f"{path} is damaged ({error!r}); delete it and resume") from error
+    if tree.digest(leaves) != digest:
+        raise DamagedError(f"{path} is damaged (its contents have another hash)")
+    return tree.nested(leaves)
 
 
 class replacing:  # noqa: N801 - used as a function

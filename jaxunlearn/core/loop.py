@@ -16,7 +16,7 @@ from jax.core import Tracer
 
 from jaxunlearn.core._early_stop import EarlyStop, Tracker, restore_best, start_trackers, track
 from jaxunlearn.core.keys import Key, fold
-from jaxunlearn.core.sources import as_source, next_block
+from jaxunlearn.core.sources import as_source, blocks_of
 from jaxunlearn.core.step import Metrics, Step, TrainState
 
 __all__ = ["EarlyStop", "Progress", "Result", "Tracker", "run", "scan", "start"]
@@ -107,17 +107,18 @@ def run(
         shared: what the steps read and do not change; never donated.
         data: a source (see `core.sources`).
         key: a typed key.
-        n_steps: the largest number of steps; a host iterator may end earlier.
+        n_steps: the largest number of steps.
         evaluate: `evaluate(state, shared) -> metrics`, traced, called after every `every` steps.
         every: steps between two checks; `n_steps` and `block` must be multiples of it.
         stops: early stopping on metrics of `evaluate`.
-        block: steps of one compiled call; by default all of them. With a host iterator, its own.
+        block: steps of one compiled call; by default all of them. `HostBlocks` have their own.
         callback: called between blocks with the progress and the block's metrics and checks. The
             next block takes the progress's buffers: copy what is to outlive the call.
         resume: the progress to go on from, in place of `state`.
 
     Raises:
-        ValueError: lengths that do not fit, an unknown metric, overlapping restore patterns.
+        ValueError: lengths that do not fit, an unknown metric, overlapping restore patterns, blocks
+            of the host that end too early.
     """
     block = n_steps if block is None else min(block, n_steps)
     _check_lengths(n_steps, every, block, stops, evaluate)
@@ -128,10 +129,11 @@ def run(
     )
     history: list[tuple[Metrics, Metrics]] = []
     taken = 0 if resume is None else int(progress.done)
+    blocks = blocks_of(data, block, taken, every)
     while taken < n_steps and (taken == 0 or not bool(progress.stopped)):
-        source, size = next_block(data, block, taken, every)
+        source, size = next(blocks, (None, 0))
         if source is None:
-            break
+            raise ValueError(f"data: the blocks ended after step {taken} of {n_steps}")
         progress, metrics, checks = advance(progress, shared, source, key, n_steps, block=size)
         if any(isinstance(x, Tracer) for x in (progress.done, progress.stopped)):
             # Inside jit or vmap the host cannot look, and one block leaves nothing to decide.

@@ -1,5 +1,6 @@
 """Device meshes, sharding rules by pattern, and the start of a run on many hosts."""
 
+import os
 import re
 
 import jax
@@ -8,6 +9,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxunlearn.core import tree
 from jaxunlearn.core.tree import Tree
+
+_MOST_CPU_DEVICES = 256  # host devices share the cores; thousands only exhaust the memory
 
 
 def start(cpu_devices: int | None = None, **distributed: object) -> None:
@@ -20,11 +23,11 @@ def start(cpu_devices: int | None = None, **distributed: object) -> None:
             slice `coordinator_address=None` is enough) the processes of the run find each other.
 
     Raises:
-        ValueError: `cpu_devices` below 1, or the devices already started with another number.
+        ValueError: `cpu_devices` outside 1 to 256, or JAX already runs with another number.
     """
     if cpu_devices is not None:
-        if cpu_devices < 1:
-            raise ValueError(f"devices is {cpu_devices}; it must be at least 1")
+        if not 1 <= cpu_devices <= _MOST_CPU_DEVICES:
+            raise ValueError(f"devices is {cpu_devices}; 1 to {_MOST_CPU_DEVICES} are allowed")
         try:
             jax.config.update("jax_num_cpu_devices", cpu_devices)
         except RuntimeError as error:
@@ -35,6 +38,12 @@ def start(cpu_devices: int | None = None, **distributed: object) -> None:
                 ) from error
     if distributed:
         jax.distributed.initialize(**distributed)  # type: ignore[arg-type]
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def make(axes: dict[str, int] | None = None) -> Mesh:

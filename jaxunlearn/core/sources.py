@@ -3,10 +3,12 @@
 - a pytree with `plan(key, steps: int32[K]) -> rows` (leading axis K, computed once per compiled
   block: shuffled index tables) and `gather(row, key) -> batch`; see `data.Batches`;
 - a traced function `(key, step) -> batch`;
-- for `loop.run` only, a host iterator of blocks: pytrees of arrays whose leading axis counts steps.
+- for `loop.run` only, `HostBlocks`: blocks of batches read on the host.
 """  # noqa: D205, D415
 
 import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -54,28 +56,44 @@ def as_source(data: Any) -> Any:
     if not callable(data):
         raise ValueError(
             f"data is a {type(data).__name__}; it must have plan and gather, or be a function "
-            "(key, step) -> batch, or (for run) an iterator of blocks"
+            "(key, step) -> batch, or (for run) HostBlocks"
         )
     partial = data if isinstance(data, jax.tree_util.Partial) else jax.tree_util.Partial(data)
     return _Function(partial)
 
 
-def next_block(data: Any, block: int, taken: int, every: int) -> tuple[Any, int]:
-    """The source of the next block and its number of steps; (None, 0) at an iterator's end."""
-    if not hasattr(data, "__next__"):
-        return as_source(data), block
-    rows = next(data, None)
-    if rows is None:
-        return None, 0
-    sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(rows)}
-    if len(sizes) != 1:
-        raise ValueError(
-            f"data: the block after step {taken} has leading axes {sorted(sizes)}; "
-            "all leaves of a block must have the same number of steps"
-        )
-    size = sizes.pop()
-    if size % every:
-        raise ValueError(
-            f"data: the block after step {taken} has {size} steps, no multiple of every={every}"
-        )
-    return _Rows(jax.tree.map(jnp.asarray, rows)), size
+@dataclasses.dataclass(frozen=True)
+class HostBlocks:
+    """A source on the host, for what is too large for the device; for `loop.run` only.
+
+    Attributes:
+        open: `open(first_step) -> iterator` of blocks, pytrees of arrays whose leading axis counts
+            steps; it begins with the batch of that step, so that a resumed run, and every run of a
+            stage, reads the same batches.
+    """
+
+    open: Callable[[int], Iterator[Any]]
+
+
+def blocks_of(data: Any, block: int, first: int, every: int) -> Iterator[tuple[Any, int]]:
+    """The sources of a run's blocks and their numbers of steps, without end for a device source.
+
+    Args:
+        data: a source.
+        block: steps of a block, for a source on the device.
+        first: the first step.
+        every: what the number of steps of a block must be a multiple of.
+    """
+    if not isinstance(data, HostBlocks):
+        yield from itertools.repeat((as_source(data), block))
+    for rows in data.open(first):
+        sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(rows)}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"data: a block has leading axes {sorted(sizes)}; all leaves of a block must have "
+                "the same number of steps"
+            )
+        size = sizes.pop()
+        if size % every:
+            raise ValueError(f"data: a block has {size} steps, no multiple of every={every}")
+        yield _Rows(jax.tree.map(jnp.asarray, rows)), size

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -73,16 +74,15 @@ class Trained(NamedTuple):
 
 
 def run_stage(
-    stage: Stage, state: TrainState, key: Key, *, shared: Any = None, before: tuple[str, ...] = ()
+    stage: Stage, state: TrainState, key: Key, *, shared: Any = None
 ) -> tuple[TrainState, loop.Result]:
     """Runs one stage.
 
     Args:
         stage: the stage.
         state: a state with all parameters; its `opt_state` matters to a "carry" stage only.
-        key: the key of the whole run; the stage's own is derived from it.
+        key: the stage's own key, see `stage_key`.
         shared: what the objective reads and does not change.
-        before: names of the stages before this one.
 
     Returns:
         The state with all parameters, and the loop's result for the trainable part.
@@ -98,7 +98,7 @@ def run_stage(
         start,
         {"frozen": frozen, "shared": shared},
         stage.data,
-        stage_key(stage, key, before),
+        key,
         stage.n_steps,
         evaluate=evaluate,
         every=stage.every,
@@ -123,15 +123,19 @@ def run(
         state: where to start, with all parameters.
         key: a typed key; each stage derives its own.
         shared: what the objectives read and do not change.
-        snapshots: a folder for the state after each stage; stages found there are not run again
-            (their history is then empty), and the result has the same bits.
+        snapshots: a folder for the state after each stage. Stages found there are not run again
+            (the history has no entry for them), and the result has the same bits.
+
+    Raises:
+        ValueError: a snapshot comes from another start, key, or other stages.
     """
-    names: tuple[str, ...] = ()
+    kept = _Snapshots(snapshots, state, key)
+    done: tuple[Stage, ...] = ()
     history = []
     for stage in stages:
-        step = functools.partial(run_stage, stage, key=key, shared=shared, before=names)
-        state, result = _cached(step, stage, state, names, snapshots)
-        names = (*names, stage.name)
+        prefix = tuple(s.name for s in (*done, stage))
+        state, result = kept.run(done, stage, prefix, state, shared)
+        done = (*done, stage)
         if result is not None:
             history.append(result)
     return Trained(state, tuple(history))
@@ -158,7 +162,7 @@ def run_orders(
         state: where every order starts, with all parameters.
         key: a typed key.
         shared: what the objectives read and do not change.
-        snapshots: a folder for the state after each prefix, to resume from.
+        snapshots: a folder for the state after each prefix, to resume from; see `run`.
 
     Returns:
         The state after every prefix of every order, by prefix; `()` is the start.
@@ -166,17 +170,17 @@ def run_orders(
     if isinstance(stage_of, Mapping):
         stages_by_name = stage_of
         stage_of = lambda prefix: stages_by_name[prefix[-1]]  # noqa: E731
+    kept = _Snapshots(snapshots, state, key)
     states: dict[tuple, TrainState] = {(): state}
-    names: dict[tuple, tuple[str, ...]] = {(): ()}
+    stages: dict[tuple, tuple[Stage, ...]] = {(): ()}
     for order in orders:
         for length in range(1, len(order) + 1):
             prefix, parent = tuple(order[:length]), tuple(order[: length - 1])
             if prefix in states:
                 continue
             stage = stage_of(prefix)
-            step = functools.partial(run_stage, stage, key=key, shared=shared, before=names[parent])
-            states[prefix], _ = _cached(step, stage, states[parent], names[parent], snapshots)
-            names[prefix] = (*names[parent], stage.name)
+            states[prefix], _ = kept.run(stages[parent], stage, prefix, states[parent], shared)
+            stages[prefix] = (*stages[parent], stage)
     return states
 
 
@@ -195,10 +199,17 @@ def unfreezing(stage: Stage, patterns: Iterable[tree.Pattern]) -> list[Stage]:
     return stages
 
 
-def stage_key(stage: Stage, key: Key, before: tuple[str, ...]) -> Key:
-    """The key of a stage that comes after the stages named in `before`."""
+def stage_key(stage: Stage, key: Key, before: tuple[str, ...], prefix: tuple) -> Key:
+    """The key of a stage.
+
+    Args:
+        stage: the stage.
+        key: the key of the whole run.
+        before: names of the stages before it.
+        prefix: the elements of the order up to this stage: names of stages in `run`.
+    """
     if stage.seed_by == "prefix":
-        return fold(key, "prefix", *before, stage.name)
+        return fold(key, "prefix", *map(str, prefix))
     return fold(key, "stage", stage.name, before.count(stage.name))
 
 
@@ -227,15 +238,52 @@ def _optimizer_state(stage: Stage, state: TrainState, trainable: tree.Tree) -> A
     return state.opt_state
 
 
-def _cached(step, stage: Stage, state: TrainState, before: tuple[str, ...], snapshots):
-    """Runs a stage, or reads its snapshot if there is one."""
-    if snapshots is None:
-        return step(state)
-    path = Path(snapshots) / "+".join((*before, stage.name))
-    if path.exists():
+class _Snapshots:
+    """Runs stages, or reads the state after them from a folder, if there is one."""
+
+    def __init__(self, folder: str | os.PathLike | None, state: TrainState, key: Key):
+        self.folder = None if folder is None else Path(folder)
+        self.key = key
+        if folder is not None:
+            bits = jax.random.key_data(key).ravel().tolist()
+            self.origin = {"start": tree.digest(state), "key": bits}
+
+    def run(
+        self, done: tuple[Stage, ...], stage: Stage, prefix: tuple, state: TrainState, shared: Any
+    ) -> tuple[TrainState, loop.Result | None]:
+        """The state after one more stage, and its result unless the state was read."""
+        key = stage_key(stage, self.key, tuple(s.name for s in done), prefix)
+        if self.folder is None:
+            return run_stage(stage, state, key, shared=shared)
+        name = "+".join(map(str, prefix))
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise ValueError(
+                f"prefix {prefix!r} gives no file name; use letters, digits, '.', '_', '-'"
+            )
+        path, record = self.folder / name, self.folder / f"{name}.json"
+        now = self.origin | {"prefix": [repr(element) for element in prefix]}
+        now |= {"stages": [_described(s) for s in (*done, stage)]}
+        if path.exists() and record.exists():
+            if json.loads(record.read_text()) != json.loads(json.dumps(now)):
+                raise ValueError(
+                    f"snapshots: {path} comes from another start, key or other stages; "
+                    "choose another folder"
+                )
+            return self._read(path, stage, state), None
+        state, result = run_stage(stage, state, key, shared=shared)
+        checkpoint.save(path, state)
+        with checkpoint.replacing(record) as file:  # last: a snapshot without a record is not used
+            file.write(json.dumps(now).encode())
+        return state, result
+
+    def _read(self, path: Path, stage: Stage, state: TrainState) -> TrainState:
         trainable, _ = tree.partition(state.params, tree.select(state.params, stage.trainable))
         opt_state = jax.eval_shape(stage.optimizer.init, trainable)
-        return checkpoint.restore(path, dataclasses.replace(state, opt_state=opt_state)), None
-    state, result = step(state)
-    checkpoint.save(path, state)
-    return state, result
+        return checkpoint.restore(path, dataclasses.replace(state, opt_state=opt_state))
+
+
+def _described(stage: Stage) -> dict[str, Any]:
+    """What a stage does, as far as it can be written down: not its functions and its data."""
+    names = ("name", "n_steps", "trainable", "optimizer_state", "every", "seed_by")
+    described = {name: getattr(stage, name) for name in names}
+    return described | {"stops": [dataclasses.asdict(stop) for stop in stage.stops]}

@@ -125,8 +125,15 @@ def interleaved(first: Any, second: Any, is_first: np.ndarray) -> Interleaved:
     )
 
 
-def batches(arrays: Any, indices: Any, batch_size: int) -> Batches:
+def batches(arrays: Any, indices: Any, batch_size: int, *, even: bool = False) -> Batches:
     """`Batches` with its arguments checked; a batch larger than the set becomes the whole set.
+
+    Args:
+        arrays: pytree of arrays with a common leading axis.
+        indices: int [n], the rows that are used.
+        batch_size: rows per step.
+        even: whether to shrink the batch so that as many batches cover the set as evenly as they
+            can (50 rows in batches of at most 30: 25 and 25, where otherwise 20 would be dropped).
 
     Raises:
         ValueError: no indices, or a batch size below 1.
@@ -134,4 +141,5 @@ def batches(arrays: Any, indices: Any, batch_size: int) -> Batches:
     n = np.shape(indices)[0]
     if n < 1 or batch_size < 1:
         raise ValueError(f"batches: {n} indices and batch_size {batch_size}; both must be >= 1")
-    return Batches(arrays, jnp.asarray(indices), min(batch_size, n))
+    size = min(batch_size, n)
+    return Batches(arrays, jnp.asarray(indices), n // -(-n // size) if even else size)

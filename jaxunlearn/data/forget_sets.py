@@ -104,6 +104,8 @@ def from_file(path: str | os.PathLike, n: int) -> np.ndarray:
 def check(indices: np.ndarray, n: int) -> np.ndarray:
     """Sorted int64 indices, or an error that names the first bad one."""
     indices = np.asarray(indices, np.int64)
+    if not len(indices):
+        raise ValueError("the forget set is empty; at least one index is needed")
     _check_size(len(indices), n, "the training set")
     outside = indices[(indices < 0) | (indices >= n)]
     if len(outside):

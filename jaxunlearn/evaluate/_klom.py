@@ -62,6 +62,10 @@ def klom(
         )
     if variant not in ("closed", "easydub", "paper"):
         raise ValueError(f"klom: variant is {variant!r}; it must be closed, easydub or paper")
+    if variant == "paper" and not np.isfinite(oracle).all():
+        raise ValueError(
+            "klom: the oracle sample is infinite, and variant 'paper' does not clip it"
+        )
     out = np.empty(unlearned.shape[1])
     for at in range(0, len(out), _BLOCK):
         points = slice(at, at + _BLOCK)

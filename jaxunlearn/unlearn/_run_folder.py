@@ -3,12 +3,13 @@
 import json
 import os
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxunlearn.core.checkpoint import BlockStore, replacing
+from jaxunlearn.core.checkpoint import BlockStore, DamagedError, replacing
 
 
 class RunFolder:
@@ -19,19 +20,25 @@ class RunFolder:
         seconds: wall time by phase and kind ("compile", "run"), summed over interruptions.
     """
 
-    def __init__(self, path: str | os.PathLike, record: dict[str, Any], resume: bool):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        record: dict[str, Any],
+        methods: dict[str, dict[str, Any]],
+        resume: bool,
+    ):
         """Opens a folder.
 
         Args:
             path: new, empty, or (with `resume`) that of a run with the same record.
             record: what decides a run's numbers: settings and versions, JSON-like.
+            methods: the methods' own settings, by name; compared where lanes are finished.
             resume: whether to go on with a run that is there; without one it begins.
 
         Raises:
             ValueError: the folder does not fit; nothing has been written.
         """
         self.path = Path(path)
-        record = json.loads(json.dumps(record))  # tuples become lists, as they are in the file
         begun = self.path / "settings.json"
         name = str(self.path)
         if self.path.exists() and not self.path.is_dir():
@@ -46,26 +53,42 @@ class RunFolder:
                 f"out is {name!r}, which holds a run; resume it, or choose another folder"
             )
         if occupied:
-            _check_same(json.loads(begun.read_text()), record, name)
+            _check_same(_read_json(begun), record, name)
+            for method, own in methods.items():
+                if list(self._method_path(method).glob("*.npz")):
+                    before = _read_json(self._method_path(method) / "settings.json")
+                    _check_same({method: before}, {method: own}, name)
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write_json("settings.json", record)
         times = self.path / "seconds.json"
-        self.seconds = json.loads(times.read_text()) if times.exists() else {}
+        self.seconds = _read_json(times) if times.exists() else {}
 
     def lanes(self, phase: str) -> BlockStore:
-        """The finished lanes of a phase."""
+        """The finished lanes of a training phase."""
         return BlockStore(self.path / "lanes" / phase)
 
-    def write_json(self, name: str, content: Any) -> None:
+    def method_lanes(self, method: str, own: dict[str, Any]) -> BlockStore:
+        """The finished lanes of a method; its settings are recorded beside them."""
+        store = BlockStore(self._method_path(method))
+        store.path.mkdir(parents=True, exist_ok=True)
+        self.write_json(store.path.relative_to(self.path) / "settings.json", own)
+        return store
+
+    def _method_path(self, method: str) -> Path:
+        return self.path / "lanes" / "methods" / method
+
+    def write_json(self, name: str | Path, content: Any) -> None:
         """Writes a file at once; a number that JSON does not know is an error."""
         with replacing(self.path / name) as file:
             file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
-    def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
+    def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Writes an `.npz` at once."""
-        with replacing(self.path / name) as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        with replacing(self.path / name) as file, zipfile.ZipFile(file, "w") as archive:
+            for key, array in arrays.items():  # numpy.savez has no room for every name
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
 
     def add_seconds(self, phase: str, kind: str, seconds: float) -> None:
         """Adds to the time of a phase."""
@@ -90,7 +113,15 @@ class Clock:
         self.last, self.done = now, done
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise DamagedError(f"{path} is damaged ({error})") from error
+
+
 def _check_same(before: dict[str, Any], now: dict[str, Any], path: str) -> None:
+    now = json.loads(json.dumps(now))  # tuples become lists, as they are in the file
     for name, old, new in _differences(before, now):
         raise ValueError(
             f"the run in {path!r} has {name} = {old!r}, but now it is {new!r}; resume it with its "

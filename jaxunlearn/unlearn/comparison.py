@@ -7,8 +7,10 @@ unlearning would score.
 """
 
 import dataclasses
+import functools
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -21,6 +23,7 @@ import jaxunlearn
 from jaxunlearn import data as datasets
 from jaxunlearn import nn
 from jaxunlearn.core import ensemble, keys, tree
+from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.model import Model
 from jaxunlearn.data import Dataset, forget_sets
 from jaxunlearn.unlearn import report
@@ -69,6 +72,8 @@ class NonFiniteError(ArithmeticError):
 
 
 Methods = Mapping[str, tuple[Callable[..., Unlearned], Any]]
+_PHASES = ("full", "oracle", "evaluation")  # these are no names of methods
+
 # progress(phase, members finished, members in all); the last phase is the evaluation, of 1.
 Progress = Callable[[str, int, int], None]
 
@@ -89,9 +94,11 @@ def run(
 
     Args:
         settings: what is compared.
-        methods: `{name: (method, its settings)}`, see `methods.METHODS`; `none` and `retrain` are
-            always among the results, and `retrain` takes the training of `settings`.
-        out: the output folder: new or empty, or (with `resume`) that of the same run.
+        methods: `{name: (method, its settings)}`, see `methods.METHODS`; settings are frozen
+            dataclasses. `none` and `retrain` are always among the results, and `retrain` takes the
+            training of `settings`.
+        out: the output folder: new or empty, or (with `resume`) that of the same run. A resumed run
+            may have other methods, and other settings of methods without a finished lane.
         resume: whether to go on with the run in `out`, if there is one.
         mesh: devices, with an axis `models`; by default one.
         progress: called as members finish.
@@ -126,17 +133,27 @@ def prepare(
     methods = {name: METHODS[name] for name in ("none", "retrain")} | dict(methods)
     methods["retrain"] = (METHODS["retrain"][0], settings.training)
     for name, (_, own) in methods.items():
-        check_settings(name, own)
+        if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*", name) or name in _PHASES:
+            raise ValueError(
+                f"method name is {name!r}; it needs letters, digits and any of _ . = + -, and must "
+                f"not be one of {', '.join(_PHASES)}"
+            )
+        check_settings("training" if name == "retrain" else name, own)
     if settings.n_models < 2:
         raise ValueError(f"n_models is {settings.n_models}; at least 2 are needed for a comparison")
+    if not 0 <= settings.seed < 2**32:
+        raise ValueError(f"seed is {settings.seed}; it must lie in 0 to 2**32 - 1")
     if settings.lane_width < 1:
         raise ValueError(f"lane_width is {settings.lane_width}; it must be at least 1")
     dataset = datasets.load(settings.data, settings.n_train)
     forget = forget_set(settings, dataset)
     problem = Problem.of(dataset, forget)
     model = build_model(settings, dataset)
-    record = _record(settings, methods, dataset, forget)
-    return Job(settings, methods, dataset, problem, model, record, RunFolder(out, record, resume))
+    own = {name: dataclasses.asdict(config) for name, (_, config) in methods.items()}
+    record = _record(settings, dataset, forget)
+    return Job(
+        settings, methods, dataset, problem, model, record, RunFolder(out, record, own, resume)
+    )
 
 
 def execute(
@@ -160,34 +177,41 @@ def execute(
             "size": len(forget),
             "indices": forget.tolist(),
         },
-        **job.record,
+        "settings": job.record["settings"]
+        | {"methods": {name: dataclasses.asdict(own) for name, (_, own) in job.methods.items()}},
+        "versions": job.record["versions"],
     }
     unlearned: dict[str, dict[str, np.ndarray]] = {}
-    try:
-        for name in job.methods:
+    failure = None
+    for name in job.methods:
+        try:
             unlearned[name] = _forget(job, name, full, mesh, progress)
-    except NonFiniteError as error:
-        results["failed"] = str(error)
-        raise
-    finally:
-        # Also after a failure: what is finished is reported.
-        if "retrain" in unlearned:
-            progress("evaluation", 0, 1)
-            results |= judge.judge(oracle["logits"], unlearned, job.folder.seconds)
-            logits = {name: outputs["logits"] for name, outputs in unlearned.items()}
-            margins = {
-                name: judge.margins(own)
-                for name, own in ({"oracle": oracle["logits"]} | logits).items()
-            }
-            job.folder.write_json("results.json", results)
-            job.folder.write_arrays("margins.npz", **margins)
-            progress("evaluation", 1, 1)
+        except NonFiniteError as error:  # the methods before it are still reported
+            failure = error
+            results["failed"] = str(error)
+            break
+    if "retrain" in unlearned:
+        progress("evaluation", 0, 1)
+        results |= judge.judge(oracle["logits"], unlearned, job.folder.seconds)
+        margins = {"oracle": judge.margins(oracle["logits"])} | {
+            name: judge.margins(outputs["logits"]) for name, outputs in unlearned.items()
+        }
+        job.folder.write_json("results.json", results)
+        job.folder.write_arrays("margins.npz", margins)
+        progress("evaluation", 1, 1)
+    if failure is not None:
+        raise failure
     return results
 
 
 def forget_set(settings: Settings, dataset: Dataset) -> np.ndarray:
     """The forget set of the settings, sorted training indices."""
     x, y, size = dataset.x_train, dataset.y_train, settings.forget_size
+    if settings.forget_file is not None and settings.forget != "file":
+        raise ValueError(
+            f"forget_file is {settings.forget_file!r}, but forget is {settings.forget!r}; "
+            "set forget to 'file'"
+        )
     if settings.forget == "random":
         return forget_sets.random(len(x), size)
     if settings.forget == "class":
@@ -217,28 +241,44 @@ def build_model(settings: Settings, dataset: Dataset) -> Model:
 
 def _train(job: Job, phase: str, indices: np.ndarray, mesh, progress: Progress) -> dict[str, Any]:
     """Trains all models of a phase on some rows; returns parameters, statistics and logits."""
-    training = dataclasses.asdict(job.settings.training)
-
-    def one(shared, key):
-        result = train(job.model, shared["problem"], shared["indices"], key, **training)
-        weights = {"params": result.params, "stats": result.stats}
-        return weights | _outputs(job.model, shared, result)
-
-    return _run_lanes(job, phase, one, _keys(job, phase), mesh, progress, indices=indices)
+    one = _training_of_one(job.model, job.settings.training)
+    store = job.folder.lanes(phase)
+    return _run_lanes(job, phase, one, _keys(job, phase), store, mesh, progress, indices=indices)
 
 
 def _forget(
     job: Job, name: str, full: dict[str, Any], mesh, progress: Progress
 ) -> dict[str, np.ndarray]:
     """Lets all full models forget; returns logits, and the gradients it took."""
-    method = bind(*job.methods[name])
+    method, own = job.methods[name]
+    store = job.folder.method_lanes(name, dataclasses.asdict(own))
+    members = (full["params"], full.get("stats", {}), _keys(job, name))
+    return _run_lanes(
+        job, name, _forgetting_of_one(job.model, method, own), members, store, mesh, progress
+    )
+
+
+# The same model and settings give the same function, so that a second comparison in this process
+# finds its programs compiled.
+@functools.lru_cache(maxsize=64)
+def _training_of_one(model: Model, training: Training) -> Callable:
+    def one(shared, key):
+        result = train(model, shared["problem"], shared["indices"], key, **vars(training))
+        weights = {"params": result.params, "stats": result.stats}
+        return weights | _outputs(model, shared, result)
+
+    return one
+
+
+@functools.lru_cache(maxsize=64)
+def _forgetting_of_one(model: Model, method: Callable, own: Any) -> Callable:
+    forget = bind(method, own)
 
     def one(shared, member):
         params, stats, key = member
-        return _outputs(job.model, shared, method(job.model, params, stats, shared["problem"], key))
+        return _outputs(model, shared, forget(model, params, stats, shared["problem"], key))
 
-    members = (full["params"], full.get("stats", {}), _keys(job, name))
-    return _run_lanes(job, name, one, members, mesh, progress)
+    return one
 
 
 def _outputs(model: Model, shared: dict[str, Any], result: Unlearned) -> dict[str, jax.Array]:
@@ -255,7 +295,14 @@ def _keys(job: Job, phase: str) -> jax.Array:
 
 
 def _run_lanes(
-    job: Job, phase: str, one: Callable, members: Any, mesh, progress: Progress, **shared: Any
+    job: Job,
+    phase: str,
+    one: Callable,
+    members: Any,
+    store: BlockStore,
+    mesh: Mesh | None,
+    progress: Progress,
+    **shared: Any,
 ) -> dict[str, Any]:
     settings, clock = job.settings, Clock(job.folder, phase)
 
@@ -271,7 +318,7 @@ def _run_lanes(
         width=min(settings.lane_width, settings.n_models),
         mode=ensemble.pick_mode(settings.model != "mlp"),
         mesh=mesh,
-        store=job.folder.lanes(phase),
+        store=store,
         check=lambda lane, first: _check_finite(phase, lane, first),
         callback=tick,
     )
@@ -292,14 +339,16 @@ def _check_finite(phase: str, lane: dict[str, np.ndarray], first: int) -> None:
             )
 
 
-def _record(settings, methods, dataset: Dataset, forget: np.ndarray) -> dict[str, Any]:
-    """What must be equal for a run to go on: settings, data and versions."""
-    own = {name: dataclasses.asdict(config) for name, (_, config) in methods.items()}
+def _record(settings: Settings, dataset: Dataset, forget: np.ndarray) -> dict[str, Any]:
+    """What must be equal for a run to go on: settings, data and versions.
+
+    The methods' own settings are recorded with each method's lanes, so that methods can be added,
+    left out or, as long as they have no finished lane, changed.
+    """
     arrays = [dataset.x_train, dataset.y_train, dataset.x_val, dataset.y_val]
     return {
         "settings": {
             **dataclasses.asdict(settings),
-            "methods": own,
             "data_sha256": tree.digest(arrays),
             "forget_sha256": tree.digest(forget),
         },

@@ -39,12 +39,21 @@ def recipe(name: str, settings: Any = None) -> Callable[..., Unlearned]:
 def check_settings(name: str, settings: Any) -> None:
     """Raises a ValueError that names the setting of a method that is out of its range.
 
-    Counts must be at least 1 (`ascent_epochs` may be 0), numbers finite and not negative.
+    Counts must be at least 1 (`ascent_epochs` may be 0), numbers finite and not negative, a
+    `temperature` positive, a `momentum` below 1; the numbers of a tuple not negative.
     """
     for setting, value in vars(settings).items():
-        least = 0 if isinstance(value, float) or setting == "ascent_epochs" else 1
-        if isinstance(value, int | float) and not least <= value < math.inf:
-            raise ValueError(f"{name}.{setting} is {value}; it must be finite and >= {least}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, int | float):
+                continue
+            may_be_0 = isinstance(number, float) or value is not number
+            least = 0 if may_be_0 or setting == "ascent_epochs" else 1
+            if not least <= number < math.inf:
+                raise ValueError(f"{name}.{setting} is {value}; it must be finite and >= {least}")
+            if setting == "momentum" and number >= 1:
+                raise ValueError(f"{name}.momentum is {number}; it must be below 1")
+            if setting == "temperature" and number == 0:
+                raise ValueError(f"{name}.temperature is 0; it must be positive")
 
 
 def bind(method: Callable[..., Unlearned], settings: Any) -> Callable[..., Unlearned]:

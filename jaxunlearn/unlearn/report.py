@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich import box
 from rich.table import Table
+from scipy.special import logsumexp
 
 from jaxunlearn import evaluate
 from jaxunlearn.core import losses
@@ -81,7 +82,7 @@ class Judge:
                 for group, at in self.groups.items()
             },
             "mia": self._attack(margins),  # the loss is log(1 + exp(-margin)): the same order
-            "mia_confidence": self._attack(logits.max(-1) - _logsumexp(logits)),
+            "mia_confidence": self._attack(logits.max(-1) - logsumexp(logits, axis=-1)),
             "epsilon": float(
                 evaluate.forgetting_epsilon(margins[:, forget], oracle[:, forget]).mean()
             ),
@@ -129,8 +130,3 @@ def table(results: dict[str, Any]) -> Table:
     out.add_section()
     out.add_row("floor", *(f"{results['floor'][group]['mean']:.2f}" for group in GROUPS))
     return out
-
-
-def _logsumexp(logits: np.ndarray) -> np.ndarray:
-    top = logits.max(-1)
-    return top + np.log(np.exp(logits - top[..., None]).sum(-1))

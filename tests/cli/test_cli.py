@@ -64,27 +64,34 @@ def test_a_run_prints_a_table_and_writes_its_files(finished):
     assert not [p for p in folder.rglob(".*") if p.is_file()]  # no temporary file is left
 
 
-def test_killed_at_random_it_resumes_to_the_same_numbers(finished, tmp_path):
-    expected = numbers(finished[0] / "out.json")
-    rng = np.random.default_rng(0)
-    for _ in range(3):
-        process = start(tmp_path, "unlearn", *TINY, "--out", "run", "--resume")
-        deadline = time.monotonic() + rng.uniform(3, 9)
-        while time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    code, _, err = run(tmp_path, "unlearn", *TINY, "--out", "run", "--resume", "--json", "out.json")
+@pytest.mark.parametrize("phase", ["full", "oracle", "methods/retrain", "methods/scrub"])
+def test_killed_in_any_phase_it_resumes_to_the_same_numbers(phase, finished, tmp_path):
+    process = start(tmp_path, "unlearn", *TINY, "--out", "run", "--resume")
+    lanes = tmp_path / "run" / "lanes" / phase
+    wait_for(lambda: lanes.exists(), process)
+    time.sleep(np.random.default_rng(len(phase)).uniform(0, 0.5))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "run" / "results.json").exists()
+    command = ["unlearn", *TINY, "--out", "run", "--resume", "--json", "out.json"]
+    # As many devices as one likes: a resumed run has the bits of the interrupted one.
+    code, _, err = run(tmp_path, *command, "--devices", len(phase) % 3 + 1)
     assert code == 0, err
-    assert numbers(tmp_path / "out.json") == expected
+    assert numbers(tmp_path / "out.json") == numbers(finished[0] / "out.json")
+
+
+def wait_for(there, process):
+    deadline = time.monotonic() + 120
+    while not there():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
 
 
 def test_ctrl_c_leaves_a_resumable_run_and_says_so(finished, tmp_path):
     process = start(tmp_path, "unlearn", *TINY, "--out", "my run")
     lanes = tmp_path / "my run" / "lanes"
-    deadline = time.monotonic() + 120
-    while not list(lanes.glob("full/*.npz")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: list(lanes.glob("full/*.npz")), process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
@@ -129,6 +136,13 @@ BAD = {
     "no devices": (["unlearn", "--devices", "0"], "devices is 0"),
     "bad setting": (["unlearn", "--scrub.epochs", "0"], "scrub.epochs is 0"),
     "json nowhere": (["unlearn", "--json", "no/such/f.json"], "json is 'no/such/f.json'"),
+    "huge seed": (["unlearn", "--seed", "9" * 20], "seed is 99999999999999999999"),
+    "too many devices": (["unlearn", "--devices", "100000"], "devices is 100000"),
+    "settings of nothing": (
+        ["unlearn", "--methods", "ssd", "--scrub.epochs", "9"],
+        "settings of scrub are given, but it is not among the methods",
+    ),
+    "forget file of nothing": (["unlearn", "--forget-file", "f.txt"], "set forget to 'file'"),
     "resume what": (["unlearn", "--resume"], "resume needs out"),
 }
 

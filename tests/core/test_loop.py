@@ -6,6 +6,8 @@ import optax
 import pytest
 
 from jaxunlearn.core import EarlyStop, checkpoint, loop, optimizers, step, tree
+from jaxunlearn.core.keys import fold
+from jaxunlearn.core.sources import HostBlocks
 from jaxunlearn.data import batches
 
 
@@ -32,8 +34,6 @@ def test_blocks_one_by_one_or_all_at_once_give_the_same_bits(training):
 
 
 def test_the_loop_equals_steps_taken_by_hand(training):
-    from jaxunlearn.core.keys import fold
-
     take, state, data = training
     by_hand = state
     for t in range(5):
@@ -103,20 +103,39 @@ def test_shared_is_not_donated(training):
     np.testing.assert_array_equal(result.metrics["shared"], 3.0)
 
 
-def test_a_host_iterator_of_blocks(training):
+def test_blocks_from_the_host(training):
     take, state, data = training
-    from jaxunlearn.core.keys import fold
 
     rows = jax.vmap(lambda t: data(fold(KEY, "data"), t))(jnp.arange(30))
     rows = jax.tree.map(np.asarray, rows)
-    blocks = (jax.tree.map(lambda x, i=i: x[i : i + 10], rows) for i in range(0, 30, 10))
-    from_host = loop.run(take, state, None, blocks, KEY, 1000)
+
+    def open_at(first):
+        for at in range(first, 30, 10):
+            yield jax.tree.map(lambda x, at=at: x[at : at + 10], rows)
+
+    host = HostBlocks(open_at)
+    from_host = loop.run(take, state, None, host, KEY, 30)
     on_device = loop.run(take, state, None, data, KEY, 30, block=10)
-    assert from_host.metrics["loss"].shape == (30,)  # the iterator ended first
+    assert from_host.metrics["loss"].shape == (30,)
     chex.assert_trees_all_close(from_host.state, on_device.state, rtol=1e-5, atol=1e-6)
+    # Again, and resumed in the middle: the same batches.
+    saved = []
+    copy = lambda p, *_: saved.append(jax.tree.map(jnp.copy, p))  # noqa: E731
+    again = loop.run(take, state, None, host, KEY, 30, callback=copy)
+    resumed = loop.run(take, state, None, host, KEY, 30, resume=saved[0])
+    digests = {tree.digest(r.state) for r in (from_host, again, resumed)}
+    assert len(digests) == 1
+    cut = loop.run(take, state, None, host, KEY, 25)  # the limit may lie inside a block
+    assert cut.metrics["loss"].shape == (25,)
+    with pytest.raises(ValueError, match="blocks ended after step 30 of 40"):
+        loop.run(take, state, None, host, KEY, 40)
+    with pytest.raises(ValueError, match="no multiple of every=4"):
+        loop.run(take, state, None, host, KEY, 20, every=4, evaluate=lambda s, shared: {})
     with pytest.raises(ValueError, match="same number of steps"):
-        bad = iter([{"x": np.zeros((3, 2)), "y": np.zeros((2, 2))}])
+        bad = HostBlocks(lambda first: iter([{"x": np.zeros((3, 2)), "y": np.zeros((2, 2))}]))
         loop.run(take, state, None, bad, KEY, 10)
+    with pytest.raises(ValueError, match="data is a list_iterator"):
+        loop.run(take, state, None, iter([rows]), KEY, 30)
 
 
 def test_runs_inside_traced_functions(training):

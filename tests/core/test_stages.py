@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import chex
@@ -66,7 +67,7 @@ def test_no_stage_compiles_again(setting):
     assert loop._advance._cache_size() == size
 
 
-def test_stage_of_may_depend_on_the_whole_prefix(setting):
+def test_stage_of_may_depend_on_the_whole_prefix(setting, tmp_path):
     stage, state = setting
     asked = []
 
@@ -74,19 +75,46 @@ def test_stage_of_may_depend_on_the_whole_prefix(setting):
         asked.append(prefix)
         return stage("slice", n_steps=2 * len(prefix), seed_by="prefix")
 
-    states = stages.run_orders(stage_of, [(0, 1), (1, 0), (0, 2)], state, KEY)
+    orders = [(0, 1), (1, 0), (0, 2)]
+    states = stages.run_orders(stage_of, orders, state, KEY)
     assert asked == [(0,), (0, 1), (1,), (1, 0), (0, 2)]
     assert [int(states[p].step) for p in [(0,), (0, 1)]] == [2, 6]
+    # All stages have one name, and still every prefix has its own randomness and its snapshot.
+    assert len({tree.digest(s.params) for s in states.values()}) == 6
+    for _ in range(2):
+        kept = stages.run_orders(stage_of, orders, state, KEY, snapshots=tmp_path)
+        assert {p: tree.digest(s) for p, s in kept.items()} == {
+            p: tree.digest(s) for p, s in states.items()
+        }
+
+
+def test_snapshots_of_another_run_are_refused(setting, tmp_path):
+    stage, state = setting
+    stages.run([stage("a")], state, KEY, snapshots=tmp_path)
+    other = dataclasses.replace(state, params=jax.tree.map(lambda p: p + 1, state.params))
+    for plan, start, key in [
+        ([stage("a", n_steps=7)], state, KEY),
+        ([stage("a", trainable="dense/000/.*")], state, KEY),
+        ([stage("a")], other, KEY),
+        ([stage("a")], state, jax.random.key(0)),
+    ]:
+        with pytest.raises(ValueError, match="comes from another start, key or other stages"):
+            stages.run(plan, start, key, snapshots=tmp_path)
+    with pytest.raises(ValueError, match="gives no file name"):
+        stages.run_orders({"a/b": stage("a")}, [("a/b",)], state, KEY, snapshots=tmp_path)
 
 
 def test_randomness_comes_from_name_and_occurrence_or_from_the_prefix(setting):
     stage, _ = setting
-    data = lambda key: jax.random.key_data(key).tolist()  # noqa: E731
     by_name, by_prefix = stage("a"), stage("a", seed_by="prefix")
-    key_of = lambda s, before: data(stages.stage_key(s, KEY, before))  # noqa: E731
-    assert key_of(by_name, ("b", "c")) == key_of(by_name, ())
-    assert key_of(by_name, ("a",)) != key_of(by_name, ())
-    assert key_of(by_prefix, ("b",)) != key_of(by_prefix, ("c",)) != key_of(by_prefix, ())
+
+    def bits(one, *before):
+        key = stages.stage_key(one, KEY, before, (*before, "a"))
+        return tuple(jax.random.key_data(key).tolist())
+
+    assert bits(by_name, "b", "c") == bits(by_name)
+    assert bits(by_name, "a") != bits(by_name)
+    assert len({bits(by_prefix, "b"), bits(by_prefix, "c"), bits(by_prefix)}) == 3
 
 
 def test_frozen_leaves_are_bit_identical_with_weight_decay(setting):
@@ -127,7 +155,8 @@ def test_carry_goes_on_with_the_momentum_and_fresh_does_not(setting):
         shared = {"frozen": jax.tree.map(lambda _: None, state.params), "shared": None}
         whole = state
         for part in halves:
-            key = stages.stage_key(part, KEY, ("a",) if part.name == "b" else ())
+            before = ("a",) if part.name == "b" else ()
+            key = stages.stage_key(part, KEY, before, (*before, part.name))
             whole, _ = loop.scan(take, whole, shared, part.data, key, 3)
         same = all(
             np.allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -153,11 +182,9 @@ def test_a_run_resumes_from_its_snapshots_to_the_same_bits(setting, tmp_path, mo
     resumed = stages.run(plan, state, KEY, snapshots=tmp_path)
     assert ran == ["a"]
     assert tree.digest(resumed.state) == tree.digest(whole.state)
-    orders = stages.run_orders(
-        {i: s for i, s in enumerate(plan)}, [(0, 1, 2)], state, KEY, snapshots=tmp_path
-    )
-    assert ran == ["a"]
-    assert tree.digest(orders[(0, 1, 2)]) == tree.digest(whole.state)
+    assert len(resumed.history) == 1
+    again = stages.run(plan, state, KEY, snapshots=tmp_path)
+    assert ran == ["a"] and tree.digest(again.state) == tree.digest(whole.state)
 
 
 def test_wrapped_steps_and_evaluation_see_what_they_need(setting):

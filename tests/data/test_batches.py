@@ -113,3 +113,12 @@ def test_digits_split_is_always_the_same():
 def test_bad_data(name, n_train, message):
     with pytest.raises(ValueError, match=message):
         data.load(name, n_train)
+
+
+@given(st.integers(1, 200), st.integers(1, 60))
+def test_even_batches_leave_out_as_little_as_they_can(n, batch_size):
+    source = batches(jnp.arange(n), np.arange(n), batch_size, even=True)
+    covered = source.steps_per_epoch * source.batch_size
+    assert source.batch_size <= batch_size
+    assert source.steps_per_epoch >= -(-n // min(batch_size, n))
+    assert n - covered < source.steps_per_epoch

@@ -72,7 +72,7 @@ def test_from_file(tmp_path):
         ("-1 2", "index -1 is out of range"),
         ("4 2 4", "index 4 appears more than once"),
         ("1 two", "does not hold integers"),
-        ("", "forget_size is 0"),
+        ("", "the forget set is empty"),
         (" ".join(map(str, range(10))), "1 to 9 may go"),
     ],
 )

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxunlearn.core import ensemble
+from jaxunlearn.core.checkpoint import DamagedError
 from jaxunlearn.unlearn import METHODS, Unlearned, baselines, comparison
 from jaxunlearn.unlearn.comparison import NonFiniteError, Settings
 from jaxunlearn.unlearn.training import Training
@@ -66,9 +68,9 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(finished, tmp_path):
     out, results, _ = finished
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
-    for lost in ("results.json", "lanes/oracle/00001.npz", "lanes/ascent/00002.npz"):
+    for lost in ("results.json", "lanes/oracle/00001.npz", "lanes/methods/ascent/00002.npz"):
         (copy / lost).unlink()
-    shutil.rmtree(copy / "lanes" / "ssd")
+    shutil.rmtree(copy / "lanes" / "methods" / "ssd")
     resumed = comparison.run(TINY, FEW, out=copy, resume=True)
     same_numbers(results, resumed)
     assert resumed["methods"]["ascent"]["seconds"] > results["methods"]["ascent"]["seconds"]
@@ -107,7 +109,7 @@ def test_a_resume_with_other_settings_is_refused(finished, changes, message):
     with pytest.raises(ValueError, match=message):
         comparison.run(dataclasses.replace(TINY, **changes), FEW, out=out, resume=True)
     other = FEW | {"ascent": (METHODS["ascent"][0], baselines.Ascent(learning_rate=0.5))}
-    with pytest.raises(ValueError, match="methods.ascent.learning_rate = 0.01"):
+    with pytest.raises(ValueError, match="ascent.learning_rate = 0.01, but now it is 0.5"):
         comparison.run(TINY, other, out=out, resume=True)
     assert sorted(p.name for p in out.rglob("*")) == before
 
@@ -129,13 +131,17 @@ def test_folders_that_do_not_fit(finished, tmp_path):
     [
         ({"n_models": 1}, "n_models is 1; at least 2"),
         ({"lane_width": 0}, "lane_width is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+        ({"forget_file": "f.txt"}, "forget_file is 'f.txt', but forget is 'cluster'"),
+        ({"training": Training(momentum=1.0)}, "training.momentum is 1.0"),
         ({"data": "cats"}, "data is 'cats'"),
         ({"model": "rnn"}, "model is 'rnn'"),
         ({"forget": "half"}, "forget is 'half'"),
         ({"forget": "file"}, "forget_file is not given"),
         ({"forget_size": 30}, "class 8 has 1. training examples|class 8 has 2. training"),
         ({"forget": "class", "forget_class": 10}, "forget_class is 10"),
-        ({"training": Training(epochs=0)}, "retrain.epochs is 0"),
+        ({"training": Training(epochs=0)}, "training.epochs is 0"),
     ],
 )
 def test_bad_settings_write_nothing(changes, message, tmp_path):
@@ -165,7 +171,63 @@ def test_a_method_that_diverges_stops_the_run_and_keeps_the_others(tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["methods"]) == ["none", "retrain", "ssd"]
     assert "explode" in results["failed"]
-    assert not list((tmp_path / "run" / "lanes").glob("explode/*"))
+    assert not list((tmp_path / "run" / "lanes").glob("methods/explode/*.npz"))
+
+
+def test_after_a_divergence_the_method_can_be_mended_or_left_out(tmp_path):
+    broken = {"explode": (explode, Explosion()), "ssd": METHODS["ssd"]}
+    with pytest.raises(NonFiniteError):
+        comparison.run(TINY, broken, out=tmp_path / "run")
+    trained = (tmp_path / "run" / "lanes" / "full" / "00000.npz").stat().st_mtime_ns
+    results = comparison.run(TINY, {"ssd": METHODS["ssd"]}, out=tmp_path / "run", resume=True)
+    assert list(results["methods"]) == ["none", "retrain", "ssd"] and "failed" not in results
+
+    def mended(*args, at):
+        return Unlearned(args[1], args[2], jnp.zeros(at), 0)
+
+    repaired = {"explode": (mended, Explosion(2)), "ssd": METHODS["ssd"]}
+    results = comparison.run(TINY, repaired, out=tmp_path / "run", resume=True)
+    assert list(results["methods"]) == ["none", "retrain", "explode", "ssd"]
+    assert (tmp_path / "run" / "lanes" / "full" / "00000.npz").stat().st_mtime_ns == trained
+
+
+def test_an_interrupted_run_leaves_no_results(tmp_path):
+    def stop(phase, done, total):
+        if phase == "ascent":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        comparison.run(TINY, FEW, out=tmp_path / "run", progress=stop)
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize("name", ["oracle", "full", "evaluation", "../evil", "a/b", "", ".."])
+def test_names_that_a_method_cannot_have(name, tmp_path):
+    with pytest.raises(ValueError, match="method name is"):
+        comparison.run(TINY, {name: METHODS["none"]}, out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_seed_compiles_nothing_again(finished, tmp_path, monkeypatch):
+    compiled = []
+    real = ensemble.Program.compiled
+
+    def counted(self, *args):
+        before = len(self._compiled)
+        program = real(self, *args)
+        compiled.append(len(self._compiled) - before)
+        return program
+
+    monkeypatch.setattr(ensemble.Program, "compiled", counted)
+    comparison.run(dataclasses.replace(TINY, seed=5), FEW, out=tmp_path / "run")
+    assert len(compiled) == 18 and sum(compiled) == 0
+
+
+def test_damaged_settings_are_named(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "settings.json").write_text("{")
+    with pytest.raises(DamagedError, match="settings.json is damaged"):
+        comparison.run(TINY, FEW, out=tmp_path / "run", resume=True)
 
 
 def test_a_method_of_ones_own_joins_the_comparison(tmp_path):

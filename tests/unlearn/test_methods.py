@@ -271,6 +271,9 @@ def test_unknown_names_and_bad_settings():
         ({"epochs": 0}, "scrub.epochs is 0; it must be finite and >= 1"),
         ({"learning_rate": float("nan")}, "scrub.learning_rate is nan"),
         ({"learning_rate": -0.1}, "scrub.learning_rate is -0.1"),
+        ({"momentum": 1.0}, "scrub.momentum is 1.0; it must be below 1"),
+        ({"temperature": 0.0}, "scrub.temperature is 0"),
+        ({"decay_at": (3, -1)}, r"scrub.decay_at is \(3, -1\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             check_settings("scrub", Scrub(**changes))
