@@ -58,6 +58,7 @@ class Row:
         gap: largest difference of outputs that was seen before timing.
         target: ratio that is asked for, or None if the row is shown without a threshold.
         gflops: floating point operations of one call, in units of 1e9, or None.
+        note: what else should stand beside the row.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Row:
     gap: float
     target: float | None = None
     gflops: float | None = None
+    note: str = ""
 
     @property
     def ratio(self) -> float:
@@ -110,13 +112,24 @@ def with_peak(measured: Measured, module: str, side: str) -> Measured:
     The module has `side(name) -> call`; what the process needed before the call is not counted.
     """
     code = (
-        "import resource; from jaxunlearn.core import mesh; mesh.start(mesh.cores()); "
+        "from jaxunlearn.core import mesh; mesh.start(mesh.cores()); "
         f"import {module} as benchmark; call = benchmark.side({side!r}); "
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
-        "before = peak(); call(); print((peak() - before) / 1024)"
+        "from benchmarks.harness import peak_of; print(peak_of(call))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return dataclasses.replace(measured, peak_mib=float(done.stdout.splitlines()[-1]))
+    peak = done.stdout.splitlines()[-1]
+    return dataclasses.replace(measured, peak_mib=None if peak == "None" else float(peak))
+
+
+def peak_of(call: Callable[[], Any]) -> float | None:
+    """How far the process grows during a call, in MiB; None where the system does not tell."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    except OSError:
+        return None
+    before = _peak_kib()
+    call()
+    return (_peak_kib() - before) / 1024
 
 
 def best_of(candidates: dict[str, Callable[[], Any]], *, repeats: int = 3) -> Measured:
@@ -191,6 +204,13 @@ def _seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def _peak_kib() -> int:
+    for line in _lines("/proc/self/status"):
+        if line.startswith("VmHWM"):
+            return int(line.split()[1])
+    raise OSError("/proc/self/status has no VmHWM")
 
 
 def _lines(path: str) -> list[str]:

@@ -44,11 +44,16 @@ def test_imports_go_down_and_siblings_do_not_know_each_other():
     assert not wrong, wrong
 
 
+def test_experiments_and_benchmarks_do_not_use_the_command_line():
+    for folder in ("experiments", "benchmarks"):
+        for path in (ROOT.parent / folder).rglob("*.py"):
+            assert not [name for name, _ in imports(path) if name.startswith("jaxunlearn.cli")]
+
+
 def test_heavy_packages_are_imported_where_they_are_used():
     wrong = []
     owners: dict[str, set] = {}
     for path in ROOT.rglob("*.py"):
-        top = {id(node) for node in ast.parse(path.read_text()).body}
         module = ast.parse(path.read_text())
         top = {(node.lineno, node.col_offset) for node in module.body}
         for name, node in imports(path):

@@ -26,7 +26,8 @@ class Stage:
         name: letters, digits, `.`, `_` and `-`; part of the stage's random key.
         objective: what the stage minimises; sees all parameters.
         data: a source of batches (see `core.loop`).
-        optimizer: for the trainable part.
+        optimizer: for the trainable part. Stages that share the optimizer (the very object) and the
+            objective share their compiled program.
         n_steps: length, an upper bound with `stops`.
         trainable: pattern of the parameters that train; all others stay bit-identical.
         optimizer_state: "fresh", or "carry" to go on with the state of the stage before.
@@ -213,7 +214,7 @@ def stage_key(stage: Stage, key: Key, before: tuple[str, ...], prefix: tuple) ->
     return fold(key, "stage", stage.name, before.count(stage.name))
 
 
-@functools.cache  # the same functions give the same step, so that jit finds its program again
+@functools.lru_cache(maxsize=64)  # the same functions give the same step, and jit its program
 def _programs(objective, optimizer, wrap, evaluate) -> tuple[Step, Evaluate | None]:
     step = gradient_step(with_frozen(objective), optimizer)
     if evaluate is None:

@@ -105,7 +105,7 @@ def scrub(
 
     retain_step = gradient_step(keep, optimizer)
     if is_forget.any():
-        flags = jnp.asarray(is_forget)
+        flags = jnp.asarray(is_forget)  # of the settings, not of the data
         forget_step = gradient_step(push, optimizer)
         step = alternate(forget_step, retain_step, lambda t: flags[t])
         source = interleaved(forget, retain, is_forget)
