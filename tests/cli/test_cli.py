@@ -64,7 +64,15 @@ def test_a_run_prints_a_table_and_writes_its_files(finished):
     assert not [p for p in folder.rglob(".*") if p.is_file()]  # no temporary file is left
 
 
-@pytest.mark.parametrize("phase", ["full", "oracle", "methods/retrain", "methods/scrub"])
+@pytest.mark.parametrize(
+    "phase",
+    [
+        "oracle",
+        "methods/scrub",
+        pytest.param("full", marks=pytest.mark.slow),
+        pytest.param("methods/retrain", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_in_any_phase_it_resumes_to_the_same_numbers(phase, finished, tmp_path):
     process = start(tmp_path, "unlearn", *TINY, "--out", "run", "--resume")
     lanes = tmp_path / "run" / "lanes" / phase
