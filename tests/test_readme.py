@@ -57,3 +57,9 @@ def test_the_default_settings_are_those_that_were_chosen():
         assert len(own) == 9  # the same budget for each
         best = min(own, key=lambda row: row["score"])["settings"]
         assert json.loads(json.dumps(dataclasses.asdict(METHODS[method][1]))) == best
+
+
+def test_the_default_run_takes_as_long_as_the_readme_says():
+    results = json.loads((ROOT / "experiments/digits/results.json").read_text())
+    said = int(re.search(r"whole command takes\s+about (\d+) seconds", README).group(1))
+    assert abs(results["wall_seconds"] - said) < 10

@@ -81,9 +81,12 @@ def restore(path: str | os.PathLike, like: Tree) -> Tree:
 
 def _as_dict(state: Tree) -> dict[str, Any]:
     # Names with dots: a flat dict needs no knowledge of the state's classes when it is read back.
-    flat = {f"leaf/{name}".replace("/", "."): leaf for name, leaf in tree.named(state).items()}
+    named = tree.named(state)
+    flat = {f"leaf/{name}".replace("/", "."): leaf for name, leaf in named.items()}
     if not flat:
         raise ValueError("checkpoint: the state has no arrays")
+    if len(flat) < len(named):
+        raise ValueError("checkpoint: two names differ only in '.' and '/'")
     return flat
 
 
@@ -160,10 +163,15 @@ def _write_arrays(path: Path, block: Tree) -> None:
         for name, leaf in leaves.items()
     }
     entries[_DIGEST] = np.frombuffer(tree.digest(leaves).encode(), np.uint8)
+    write_npz(path, entries)
+
+
+def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """`numpy.savez` for any names, atomic: the file appears whole or not at all."""
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, array in entries.items():  # numpy.savez has no room for every name
+        for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, array, allow_pickle=False)
+                np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
 
 
 def _read_arrays(path: Path) -> Tree:

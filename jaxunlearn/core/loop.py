@@ -67,7 +67,7 @@ def scan(
         step: `step(state, shared, batch, key) -> (state, metrics)`.
         state: any pytree.
         shared: what the steps read and do not change.
-        data: a source (see `core.sources`), not a host iterator.
+        data: a source (see `core.sources`), not `HostBlocks`.
         key: a typed key.
         n_steps: number of steps.
         first: number of the first step; a traced integer is fine.

@@ -57,8 +57,3 @@ def margins(logits: jax.Array, labels: jax.Array) -> jax.Array:
     own = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
     others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits), axis=-1)
     return jnp.where((labels >= 0) & (labels < n_classes), own - others, jnp.nan)
-
-
-def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """1.0 where the largest logit is the label's, else 0.0: [..., K], [...] -> [...]."""
-    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)

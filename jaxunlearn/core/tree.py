@@ -18,11 +18,18 @@ Pattern: TypeAlias = str | tuple[str, ...]
 def named(tree: Tree) -> dict[str, Any]:
     """Leaves by name, in the tree's own order; holes (`None`) have no entry.
 
+    Raises:
+        ValueError: two leaves would have one name.
+
     >>> named({"dense": {"bias": 1.0, "kernel": 2.0}})
     {'dense/bias': 1.0, 'dense/kernel': 2.0}
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"two leaves have the name {twice[0]!r}; keys must not contain '/'")
+    return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 import json
 import os
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxunlearn.core.checkpoint import BlockStore, DamagedError, replacing
+from jaxunlearn.core.checkpoint import BlockStore, DamagedError, replacing, write_npz
 
 
 class RunFolder:
@@ -85,10 +84,7 @@ class RunFolder:
 
     def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Writes an `.npz` at once."""
-        with replacing(self.path / name) as file, zipfile.ZipFile(file, "w") as archive:
-            for key, array in arrays.items():  # numpy.savez has no room for every name
-                with archive.open(f"{key}.npy", "w", force_zip64=True) as entry:
-                    np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
+        write_npz(self.path / name, arrays)
 
     def add_seconds(self, phase: str, kind: str, seconds: float) -> None:
         """Adds to the time of a phase."""

@@ -138,6 +138,10 @@ def prepare(
                 f"method name is {name!r}; it needs letters, digits and any of _ . = + -, and must "
                 f"not be one of {', '.join(_PHASES)}"
             )
+        if not dataclasses.is_dataclass(own) or type(own).__hash__ is None:
+            raise ValueError(
+                f"the settings of {name} are {own!r}; an instance of a frozen dataclass is needed"
+            )
         check_settings("training" if name == "retrain" else name, own)
     if settings.n_models < 2:
         raise ValueError(f"n_models is {settings.n_models}; at least 2 are needed for a comparison")
@@ -192,10 +196,11 @@ def execute(
             break
     if "retrain" in unlearned:
         progress("evaluation", 0, 1)
-        results |= judge.judge(oracle["logits"], unlearned, job.folder.seconds)
-        margins = {"oracle": judge.margins(oracle["logits"])} | {
-            name: judge.margins(outputs["logits"]) for name, outputs in unlearned.items()
+        margins = {
+            name: judge.margins(outputs["logits"])
+            for name, outputs in ({"oracle": oracle} | unlearned).items()
         }
+        results |= judge.judge(margins, unlearned, job.folder.seconds)
         job.folder.write_json("results.json", results)
         job.folder.write_arrays("margins.npz", margins)
         progress("evaluation", 1, 1)

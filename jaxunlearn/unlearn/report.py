@@ -45,21 +45,21 @@ class Judge:
 
     def judge(
         self,
-        oracle_logits: np.ndarray,
+        margins: dict[str, np.ndarray],
         unlearned: dict[str, dict[str, np.ndarray]],
         seconds: dict[str, dict[str, float]],
     ) -> dict[str, Any]:
         """The `methods` and the `floor` of the results.
 
         Args:
-            oracle_logits: of the reference oracles, [N, P, K].
+            margins: of the reference oracles (`oracle`) and of each method's models, [N, P].
             unlearned: by method, `logits` [N, P, K] and `n_gradients` [N]; `retrain` among them.
             seconds: by method, wall time by kind.
         """
-        oracle = self.margins(oracle_logits)
+        oracle = margins["oracle"]
         retrain_gradients = unlearned["retrain"]["n_gradients"].mean()
         methods = {
-            name: self._method(outputs, oracle)
+            name: self._method(outputs["logits"], margins[name], oracle)
             | {
                 "seconds": seconds[name]["run"],
                 "compile_seconds": seconds[name]["compile"],
@@ -68,11 +68,11 @@ class Judge:
             }
             for name, outputs in unlearned.items()
         }
-        return {"methods": methods, "floor": self._floor(unlearned["retrain"]["logits"], oracle)}
+        return {"methods": methods, "floor": self._floor(margins["retrain"], oracle)}
 
-    def _method(self, outputs: dict[str, np.ndarray], oracle: np.ndarray) -> dict[str, Any]:
-        logits = outputs["logits"]
-        margins = self.margins(logits)
+    def _method(
+        self, logits: np.ndarray, margins: np.ndarray, oracle: np.ndarray
+    ) -> dict[str, Any]:
         scores = evaluate.klom(margins, oracle)
         forget = self.groups["forget"]
         return {
@@ -96,8 +96,7 @@ class Judge:
         auc = evaluate.membership_auc(scores[:, self.groups["forget"]], scores[:, others])
         return float(auc.mean())
 
-    def _floor(self, retrain_logits: np.ndarray, oracle: np.ndarray) -> dict[str, dict[str, float]]:
-        fresh = self.margins(retrain_logits)
+    def _floor(self, fresh: np.ndarray, oracle: np.ndarray) -> dict[str, dict[str, float]]:
         splits = evaluate.noise_floor(fresh, oracle)
         means = lambda scores: np.array([scores[at].mean() for at in self.groups.values()])  # noqa: E731
         errors = evaluate.standard_error(fresh, oracle, means)

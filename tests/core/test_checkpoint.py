@@ -48,6 +48,8 @@ def test_what_does_not_fit_is_named(state, tmp_path):
         checkpoint.restore(tmp_path / "a", {"w": jnp.zeros(3)})
     with pytest.raises(ValueError, match=r"'leaf.w' is float32\[3\]; float32\[4\] is wanted"):
         checkpoint.restore(tmp_path / "a", {"w": jnp.zeros(4), "b": jnp.zeros(2)})
+    with pytest.raises(ValueError, match="differ only in"):
+        checkpoint.save(tmp_path / "b", {"w.a": jnp.zeros(3), "w": {"a": jnp.ones(3)}})
     with pytest.raises(ValueError, match="no arrays"):
         checkpoint.save(tmp_path / "b", {})
 

@@ -72,8 +72,5 @@ def test_kl_divergence_is_zero_only_at_the_teacher():
     )
 
 
-def test_squared_error_and_accuracy():
+def test_squared_error():
     np.testing.assert_allclose(losses.squared_error(jnp.array([[1.0, 3.0]]), jnp.zeros((1, 2))), 5)
-    np.testing.assert_array_equal(
-        losses.accuracy(jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([1, 1])), [1.0, 0.0]
-    )

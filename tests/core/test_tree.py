@@ -67,3 +67,8 @@ def test_digest_sees_names_shapes_types_and_bits():
     ]
     assert len({tree.digest(t) for t in [base, *others]}) == 5
     assert tree.digest(base) == tree.digest(jax.tree.map(jnp.asarray, base))
+
+
+def test_two_leaves_of_one_name_are_an_error():
+    with pytest.raises(ValueError, match="two leaves have the name 'a/b'"):
+        tree.named({"a/b": 1.0, "a": {"b": 2.0}})

@@ -208,6 +208,13 @@ def test_names_that_a_method_cannot_have(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("settings", [{"at": 3}, dataclasses.make_dataclass("Thawed", ["at"])(3)])
+def test_settings_must_be_a_frozen_dataclass(settings, tmp_path):
+    with pytest.raises(ValueError, match="settings of mine are .* frozen dataclass is needed"):
+        comparison.run(TINY, {"mine": (explode, settings)}, out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_seed_compiles_nothing_again(finished, tmp_path, monkeypatch):
     compiled = []
     real = ensemble.Program.compiled
