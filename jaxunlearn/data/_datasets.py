@@ -1,8 +1,13 @@
 """Data sets as arrays."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
+
+from jaxunlearn.data import _cache, _own, _tfds
+from jaxunlearn.data._decode import Arrays, Encoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,9 +16,10 @@ class Dataset:
 
     Attributes:
         name: what it is called.
-        x_train: float32 [n, H, W, C], scaled to [0, 1].
+        x_train: [n, H, W, C], uint8 for image sets (a program converts the batch it reads), or
+            float32 in [0, 1]; it may be read-only.
         y_train: int32 [n].
-        x_val: float32 [m, H, W, C].
+        x_val: [m, H, W, C], the same type.
         y_val: int32 [m].
         n_classes: number of classes.
     """
@@ -26,32 +32,121 @@ class Dataset:
     n_classes: int
 
 
-def _digits() -> tuple[np.ndarray, np.ndarray, int]:
+def load(
+    name: str | os.PathLike,
+    n_train: int | None = None,
+    n_val: int | None = None,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Dataset:
+    """Loads a data set, the same split at every call.
+
+    Args:
+        name: one of
+
+            - "digits": scikit-learn's 1,797 handwritten digits, 8x8, embedded in the package;
+            - an image classification set of tensorflow_datasets prepared in `data_dir`, e.g.
+              "cifar10", "name/config" or "name:version": train, and test or else validation;
+            - the path of an `.npz` file with `x_train, y_train, x_val, y_val`, or `x, y`: images
+              [n, H, W] or [n, H, W, C], uint8 or floats in [0, 1], integer labels;
+            - the path of a folder of PNG or JPEG images, `train/<class>/*` and `test/<class>/*`
+              (or `val`, `validation`), or `<class>/*`; classes are numbered by name.
+
+            A string that names a prepared set and a path means the set.
+        n_train: training examples, the first of a fixed permutation. None: all; 1200 for digits.
+            Needed where the source is not split.
+        n_val: validation examples, likewise. None: all that are no training examples.
+        data_dir: prepared sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        cache_dir: where decoded images are kept, so that a set is decoded once; default
+            `$JAXUNLEARN_CACHE`, else `jaxunlearn` in `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises:
+        ValueError: the name, a size or the data is not as described above; the message says what
+            to do, e.g. the command that prepares a set.
+    """
+    if name == "digits":
+        return _chosen(name, _digits(), 10, 1200 if n_train is None else n_train, n_val)
+    source = _open(name, _tfds.data_folder(data_dir))
+    if isinstance(source, Encoded):
+        _sizes(str(name), source.sizes, n_train, n_val)  # before hours of decoding
+        arrays = _cache.load(source, cache_dir)
+        return _chosen(str(name), arrays, source.n_classes, n_train, n_val)
+    arrays, n_classes = source
+    return _chosen(str(name), arrays, n_classes, n_train, n_val)
+
+
+def _open(name: str | os.PathLike, folder: Path) -> Encoded | tuple[Arrays, int]:
+    place = _tfds.find(name, folder) if isinstance(name, str) else None
+    if isinstance(name, str) and place:
+        return _tfds.open_prepared(name, place, folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _own.folder(path)
+    if path.is_file():
+        return _own.npz(path)
+    found = ", ".join(_tfds.prepared(folder)) or "none"
+    if isinstance(name, str) and _tfds.is_known(name):
+        raise ValueError(
+            f"data is {name!r}, which is not prepared in {folder} (prepared there: {found}); "
+            + _tfds.how_to_prepare(name, folder)
+        )
+    raise ValueError(
+        f"data is {str(name)!r}; known data sets: digits, those prepared in {folder} ({found}), "
+        "other image sets of tensorflow_datasets once prepared, an existing .npz file or folder "
+        "of images"
+    )
+
+
+def _digits() -> Arrays:
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     x = (pixels.reshape(-1, 8, 8, 1) / 16).astype(np.float32)
-    return x, labels.astype(np.int32), 10
+    return {"x_all": x, "y_all": labels.astype(np.int32)}
 
 
-_SOURCES = {"digits": _digits}
+def _chosen(
+    name: str, arrays: Arrays, n_classes: int, n_train: int | None, n_val: int | None
+) -> Dataset:
+    # The arrays are those of a split set (train, val) or of one that is still whole (all).
+    sizes = {key[2:]: len(array) for key, array in arrays.items() if key.startswith("x_")}
+    n_train, n_val = _sizes(name, sizes, n_train, n_val)
+    if "all" in sizes:
+        order = np.random.default_rng(0).permutation(sizes["all"])  # files come in runs
+        x, y = arrays["x_all"], arrays["y_all"]
+        train, val = order[:n_train], order[n_train : n_train + n_val]
+        return Dataset(name, x[train], y[train], x[val], y[val], n_classes)
+    train = _first(arrays, "train", n_train)
+    val = _first(arrays, "val", n_val)
+    return Dataset(name, *train, *val, n_classes)
 
 
-def load(name: str, n_train: int) -> Dataset:
-    """Loads a data set and splits it, the same way at every call.
+def _first(arrays: Arrays, split: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+    x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+    if n == len(x):
+        return x, y
+    order = np.random.default_rng(0).permutation(len(x))[:n]
+    return x[order], y[order]
 
-    Args:
-        name: "digits" (scikit-learn's 1,797 handwritten digits, 8x8, embedded in the package).
-        n_train: training examples; the rest is validation.
 
-    Raises:
-        ValueError: an unknown name, or a train size that leaves no validation example.
-    """
-    if name not in _SOURCES:
-        raise ValueError(f"data is {name!r}; known data sets: {', '.join(_SOURCES)}")
-    x, y, n_classes = _SOURCES[name]()
-    if not 1 <= n_train < len(x):
-        raise ValueError(f"n_train is {n_train}; {name} allows 1 to {len(x) - 1}")
-    order = np.random.default_rng(0).permutation(len(x))  # writers come in runs
-    x, y = x[order], y[order]
-    return Dataset(name, x[:n_train], y[:n_train], x[n_train:], y[n_train:], n_classes)
+def _sizes(
+    name: str, sizes: dict[str, int], n_train: int | None, n_val: int | None
+) -> tuple[int, int]:
+    if "all" in sizes:
+        if n_train is None:
+            raise ValueError(f"n_train is None; {name} is not split, so it must be given")
+        n_train = _in_range("n_train", n_train, name, sizes["all"] - 1)
+        return n_train, _in_range("n_val", n_val, name, sizes["all"] - n_train)
+    return (
+        _in_range("n_train", n_train, name, sizes["train"]),
+        _in_range("n_val", n_val, name, sizes["val"]),
+    )
+
+
+def _in_range(argument: str, n: int | None, name: str, most: int) -> int:
+    if n is None:
+        return most
+    if not 1 <= n <= most:
+        raise ValueError(f"{argument} is {n}; {name} allows 1 to {most}")
+    return n

@@ -1,0 +1,137 @@
+"""Encoded images (PNG or JPEG) to arrays, whatever they are stored in."""
+
+import dataclasses
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+Item = tuple[str, bytes, int]  # where it stands (for errors), the encoded image, its label
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels: Pillow's name
+_CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "CMYK": 3, "YCbCr": 3, "RGBA": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A classification set whose images are still encoded.
+
+    Attributes:
+        name: what it is called in messages.
+        root: the folder it lies in.
+        files: all files that it is made of.
+        sizes: `{split: number of images}`.
+        shape: [H, W, C] that all images must have.
+        shape_of: what says so, for errors.
+        n_classes: number of classes.
+        read: `read(split)` yields the split's items in order.
+        convert: whether images are converted to C channels, or must have them.
+    """
+
+    name: str
+    root: Path
+    files: tuple[Path, ...]
+    sizes: dict[str, int]
+    shape: tuple[int, int, int]
+    shape_of: str
+    n_classes: int
+    read: Callable[[str], Iterator[Item]]
+    convert: bool = False
+
+    @property
+    def n_images(self) -> int:
+        """Images of all splits."""
+        return sum(self.sizes.values())
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the decoded images."""
+        return self.n_images * int(np.prod(self.shape))
+
+
+def decode(encoded: Encoded) -> Arrays:
+    """Decodes all splits, with a progress bar on stderr if that is a terminal.
+
+    Returns:
+        `{"x_<split>": uint8 [n, H, W, C], "y_<split>": int32 [n]}`.
+
+    Raises:
+        ValueError: an image cannot be decoded or has another shape, or a label is out of range.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    arrays = {}
+    console = Console(file=sys.stderr)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with bar as progress:
+        task = progress.add_task("decoding", total=encoded.n_images)
+        for split, size in encoded.sizes.items():
+            x = np.empty((size, *encoded.shape), np.uint8)
+            y = np.empty(size, np.int32)
+            for i, item in enumerate(encoded.read(split)):
+                x[i], y[i] = _image(encoded, item), _label(encoded, item)
+                progress.advance(task)
+            arrays |= {f"x_{split}": x, f"y_{split}": y}
+    return arrays
+
+
+def _label(encoded: Encoded, item: Item) -> int:
+    where, _, label = item
+    if not 0 <= label < encoded.n_classes:
+        raise ValueError(
+            f"{where} has the label {label}; allowed are 0 to {encoded.n_classes - 1} (a set "
+            "without labels cannot be used)"
+        )
+    return label
+
+
+def _image(encoded: Encoded, item: Item) -> np.ndarray:
+    where, data, _ = item
+    image = pixels(where, data, MODES[encoded.shape[-1]] if encoded.convert else None)
+    if image.shape != encoded.shape:
+        raise ValueError(
+            f"{where} is {described(image.shape)}, but {encoded.shape_of} is "
+            f"{described(encoded.shape)}; all images must have one size and number of channels, "
+            "resize them first"
+        )
+    return image
+
+
+def described(shape: tuple[int, ...]) -> str:
+    """A shape [H, W, C] in words."""
+    height, width, channels = shape
+    return f"{width}x{height} with {channels} channel{'s' * (channels > 1)}"
+
+
+def pixels(where: str, data: bytes, mode: str | None = None) -> np.ndarray:
+    """Decodes one image.
+
+    Args:
+        where: what to call it in errors.
+        data: a PNG or JPEG file.
+        mode: Pillow's name of the wanted channels; None keeps the image's own, and makes RGB of
+            palettes, CMYK and YCbCr.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Raises:
+        ValueError: no image, a truncated one, or one of other than 8 bits a channel.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            own = image.mode
+            if own not in _CHANNELS:
+                raise ValueError(f"its mode is {own}; 8-bit grey, RGB or RGBA is needed")
+            mode = mode or MODES[_CHANNELS[own]]
+            array = np.asarray(image if own == mode else image.convert(mode))
+    except Exception as error:  # Pillow raises almost anything for damaged files
+        reason = "it is no PNG or JPEG" if "cannot identify" in str(error) else str(error)
+        raise ValueError(f"{where} cannot be decoded: {reason}") from error
+    return array[:, :, None] if array.ndim == 2 else array

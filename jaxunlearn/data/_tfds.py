@@ -1,0 +1,193 @@
+"""Sets of tensorflow_datasets that were prepared as ArrayRecord, read without TensorFlow."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn.data._decode import MODES, Encoded, Item
+
+_NAME = re.compile(r"(\w+)(?:/([\w.+-]+))?(?::(\d+\.\d+\.\d+))?")
+_CHUNK = 512  # records read at once
+
+
+def data_folder(data_dir: str | os.PathLike | None) -> Path:
+    """The folder of prepared sets: `data_dir`, else `$TFDS_DATA_DIR`, else tfds's own default."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def find(name: str, folder: Path) -> Path | None:
+    """The newest prepared version of a set, or None.
+
+    Args:
+        name: "name", "name/config", either with ":version".
+        folder: where prepared sets lie.
+    """
+    match = _NAME.fullmatch(name)
+    if not match:
+        return None
+    place = folder.joinpath(*filter(None, match.group(1, 2)))
+    versions = {_version(path): path for path in place.glob("*/dataset_info.json")}
+    versions.pop(None, None)
+    wanted = _version(Path(match[3], "_")) if match[3] else max(versions, default=None)
+    return versions[wanted].parent if wanted in versions else None
+
+
+def _version(info: Path) -> tuple[int, ...] | None:
+    # Folders of interrupted preparations have other names, so they are no versions.
+    text = info.parent.name
+    return tuple(map(int, text.split("."))) if re.fullmatch(r"\d+\.\d+\.\d+", text) else None
+
+
+def prepared(folder: Path) -> list[str]:
+    """Names of the sets prepared in a folder."""
+    found = {path.parent.parent for path in folder.glob("*/*/dataset_info.json") if _version(path)}
+    found |= {
+        path.parent.parent for path in folder.glob("*/*/*/dataset_info.json") if _version(path)
+    }
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def is_known(name: str) -> bool:
+    """Whether tensorflow_datasets has a builder for this name."""
+    match = _NAME.fullmatch(name)
+    return bool(match) and match[1] in _module().list_builders(with_community_datasets=False)
+
+
+def how_to_prepare(name: str, folder: Path) -> str:
+    """What to do about a set that is not there or cannot be read."""
+    return (
+        f"prepare it once, where tensorflow is installed (only this step needs it): "
+        f"tfds build {name} --file_format=array_record --data_dir={folder}"
+    )
+
+
+def open_prepared(name: str, place: Path, folder: Path) -> Encoded:
+    """A prepared set as encoded images.
+
+    Args:
+        name: as the user gave it.
+        place: the folder of its version.
+        folder: where prepared sets lie.
+
+    Raises:
+        ValueError: it cannot be read at random (TFRecord), a file is missing or damaged, or it is
+            no image classification set with images of one shape and a training and test split.
+    """
+    kind = _file_format(place)
+    if kind != "array_record":
+        raise ValueError(
+            f"data is {name!r}, prepared in {place} as {kind}, which cannot be read at random; "
+            + how_to_prepare(name, folder)
+        )
+    try:
+        builder = _module().builder_from_directory(place)
+        features, splits = builder.info.features, builder.info.splits
+        shards = {
+            split: [
+                (place / file, length)
+                for file, length in zip(
+                    splits[split].filenames, splits[split].shard_lengths, strict=True
+                )
+            ]
+            for split in splits
+        }
+    except Exception as error:  # its parsers raise almost anything for damaged files
+        raise ValueError(f"{place} cannot be read as a prepared set: {error}") from error
+    image, label = _keys(name, features, builder.info.supervised_keys)
+    shape = _shape(name, features[image])
+    sources = _splits(name, shards)
+    for file, _ in (shard for split in sources.values() for shard in shards[split]):
+        if not file.is_file():
+            raise ValueError(f"{file} is missing; " + how_to_prepare(name, folder))
+
+    def read(split: str) -> Iterator[Item]:
+        return _records(builder, sources[split], shards[sources[split]], image, label)
+
+    return Encoded(
+        name=place.relative_to(folder).as_posix(),
+        root=place,
+        files=tuple(path for path in place.iterdir() if path.is_file()),
+        sizes={ours: sum(n for _, n in shards[theirs]) for ours, theirs in sources.items()},
+        shape=shape,
+        shape_of="the shape in features.json",
+        n_classes=features[label].num_classes,
+        read=read,
+        convert=True,
+    )
+
+
+def _module() -> Any:
+    import tensorflow_datasets
+
+    return tensorflow_datasets
+
+
+def _file_format(place: Path) -> str:
+    try:
+        return json.loads((place / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{place / 'dataset_info.json'} is damaged: {error}") from error
+
+
+def _keys(name: str, features: Any, supervised: Any) -> tuple[str, str]:
+    kinds = _module().features
+    images, labels = (
+        [key for key, feature in features.items() if isinstance(feature, kind)]
+        for kind in (kinds.Image, kinds.ClassLabel)
+    )
+    if supervised and supervised[0] in images and supervised[1] in labels:
+        return supervised[0], supervised[1]
+    if len(images) == len(labels) == 1:
+        return images[0], labels[0]
+    raise ValueError(
+        f"data is {name!r}, with the images {images} and the labels {labels}; an image "
+        "classification set with one of each, or that says which, is needed"
+    )
+
+
+def _shape(name: str, feature: Any) -> tuple[int, int, int]:
+    shape = feature.shape
+    if None in shape:
+        raise ValueError(
+            f"data is {name!r}, whose images have no fixed shape ({shape}); resize them and load "
+            "them as a folder of images"
+        )
+    dtype = np.dtype(feature.np_dtype)
+    if shape[-1] not in MODES or dtype != np.uint8:
+        raise ValueError(
+            f"data is {name!r}, with {dtype} images of {shape[-1]} channels; "
+            f"uint8 with {', '.join(map(str, MODES))} is allowed"
+        )
+    return shape
+
+
+def _splits(name: str, shards: dict) -> dict[str, str]:
+    held_out = [split for split in ("test", "validation") if split in shards]
+    if "train" not in shards or not held_out:
+        raise ValueError(
+            f"data is {name!r}, with the splits {sorted(shards)}; train and test (or validation) "
+            "are needed"
+        )
+    return {"train": "train", "val": held_out[0]}
+
+
+def _records(builder: Any, split: str, shards: list, image: str, label: str) -> Iterator[Item]:
+    # Images stay encoded here: decoding them in threads is ours, and so are its errors.
+    skip = {image: _module().decode.SkipDecoding()}
+    source = builder.as_data_source(split, decoders=skip)
+    first = 0
+    for file, length in shards:
+        for start in range(first, first + length, _CHUNK):
+            numbers = range(start, min(start + _CHUNK, first + length))
+            try:
+                records = [(r[image], int(r[label])) for r in source.__getitems__(list(numbers))]
+            except Exception as error:  # the reader raises almost anything for damaged files
+                raise ValueError(f"{file} is damaged or no ArrayRecord file: {error}") from error
+            for number, (data, value) in zip(numbers, records, strict=True):
+                yield f"record {number - first} of {file}", data, value
+        first += length
