@@ -1,6 +1,6 @@
-"""Data sets as arrays, batches indexed inside compiled programs, forget sets."""
+"""Data sets as arrays, batches indexed inside compiled programs, augmentation, forget sets."""
 
-from jaxunlearn.data import forget_sets
+from jaxunlearn.data import augment, forget_sets
 from jaxunlearn.data._batches import Batches, Interleaved, Joined, batches, interleaved
 from jaxunlearn.data._datasets import Dataset, load
 
@@ -9,6 +9,7 @@ __all__ = [
     "Dataset",
     "Interleaved",
     "Joined",
+    "augment",
     "batches",
     "forget_sets",
     "interleaved",

@@ -1,6 +1,7 @@
 """Shuffled batches of arrays on the device, indexed inside the compiled program."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,11 +24,16 @@ class Batches:
         arrays: pytree of arrays with a common leading axis; never copied, shared by all models.
         indices: int [n], the rows that are used.
         batch_size: rows per step, at most n.
+        transform: static, `(batch, key) -> batch`, applied to every batch (conversion from uint8,
+            augmentation); None leaves it as it is.
     """
 
     arrays: Any
     indices: jax.Array
     batch_size: int = dataclasses.field(metadata={"static": True})
+    transform: Callable[[Any, Key], Any] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -46,9 +52,9 @@ class Batches:
         return jax.lax.dynamic_slice_in_dim(rows, steps[0] % per_epoch, length)
 
     def gather(self, row: jax.Array, key: Key) -> Any:
-        """The batch of one step: rows of all arrays."""
-        del key
-        return jax.tree.map(lambda array: array[row], self.arrays)
+        """The batch of one step: rows of all arrays, transformed with `key`."""
+        batch = jax.tree.map(lambda array: array[row], self.arrays)
+        return batch if self.transform is None else self.transform(batch, key)
 
 
 @jax.tree_util.register_dataclass
@@ -125,7 +131,14 @@ def interleaved(first: Any, second: Any, is_first: np.ndarray) -> Interleaved:
     )
 
 
-def batches(arrays: Any, indices: Any, batch_size: int, *, even: bool = False) -> Batches:
+def batches(
+    arrays: Any,
+    indices: Any,
+    batch_size: int,
+    *,
+    even: bool = False,
+    transform: Callable[[Any, Key], Any] | None = None,
+) -> Batches:
     """`Batches` with its arguments checked; a batch larger than the set becomes the whole set.
 
     Args:
@@ -134,6 +147,7 @@ def batches(arrays: Any, indices: Any, batch_size: int, *, even: bool = False) -
         batch_size: rows per step.
         even: whether to shrink the batch so that as many batches cover the set as evenly as they
             can (50 rows in batches of at most 30: 25 and 25, where otherwise 20 would be dropped).
+        transform: `(batch, key) -> batch`, a hashable function; see `Batches`.
 
     Raises:
         ValueError: no indices, or a batch size below 1.
@@ -142,4 +156,4 @@ def batches(arrays: Any, indices: Any, batch_size: int, *, even: bool = False) -
     if n < 1 or batch_size < 1:
         raise ValueError(f"batches: {n} indices and batch_size {batch_size}; both must be >= 1")
     size = min(batch_size, n)
-    return Batches(arrays, jnp.asarray(indices), n // -(-n // size) if even else size)
+    return Batches(arrays, jnp.asarray(indices), n // -(-n // size) if even else size, transform)

@@ -109,7 +109,7 @@ def _read_array(entry: Path, name: str, told: dict) -> np.ndarray:
 
 
 def _described(array: np.ndarray) -> dict:
-    digest = hashlib.sha256(memoryview(array).cast("B")).hexdigest()
+    digest = hashlib.sha256(array.data.cast("B")).hexdigest()
     return {"shape": list(array.shape), "dtype": str(array.dtype), "bytes": array.nbytes,
             "sha256": digest}  # fmt: skip
 
@@ -125,7 +125,7 @@ def _write(entry: Path, arrays: Arrays, fingerprint: str) -> None:
             with _synced(partial / f"{name}.npy") as file:
                 header = np.lib.format.header_data_from_array_1_0(array)
                 np.lib.format.write_array_header_1_0(file, header)
-                file.write(memoryview(array).cast("B"))  # unlike tofile, says why it fails
+                file.write(array.data.cast("B"))  # unlike tofile, says why it fails
         record = {
             "fingerprint": fingerprint,
             "arrays": {k: _described(a) for k, a in arrays.items()},

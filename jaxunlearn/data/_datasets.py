@@ -66,7 +66,7 @@ def load(
             to do, e.g. the command that prepares a set.
     """
     if name == "digits":
-        return _chosen(name, _digits(), 10, 1200 if n_train is None else n_train, n_val)
+        return _chosen("digits", _digits(), 10, 1200 if n_train is None else n_train, n_val)
     source = _open(name, _tfds.data_folder(data_dir))
     if isinstance(source, Encoded):
         _sizes(str(name), source.sizes, n_train, n_val)  # before hours of decoding

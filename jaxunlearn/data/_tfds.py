@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ def find(name: str, folder: Path) -> Path | None:
     if not match:
         return None
     place = folder.joinpath(*filter(None, match.group(1, 2)))
-    versions = {_version(path): path for path in place.glob("*/dataset_info.json")}
-    versions.pop(None, None)
-    wanted = _version(Path(match[3], "_")) if match[3] else max(versions, default=None)
-    return versions[wanted].parent if wanted in versions else None
+    infos = place.glob("*/dataset_info.json")
+    versions = {version: info.parent for info in infos if (version := _version(info))}
+    if match[3]:
+        return versions.get(tuple(map(int, match[3].split("."))))
+    return versions[max(versions)] if versions else None
 
 
 def _version(info: Path) -> tuple[int, ...] | None:
@@ -62,7 +64,7 @@ def how_to_prepare(name: str, folder: Path) -> str:
     """What to do about a set that is not there or cannot be read."""
     return (
         f"prepare it once, where tensorflow is installed (only this step needs it): "
-        f"tfds build {name} --file_format=array_record --data_dir={folder}"
+        f"tfds build {name} --file_format=array_record --data_dir={shlex.quote(str(folder))}"
     )
 
 
@@ -137,7 +139,7 @@ def _file_format(place: Path) -> str:
 def _keys(name: str, features: Any, supervised: Any) -> tuple[str, str]:
     kinds = _module().features
     images, labels = (
-        [key for key, feature in features.items() if isinstance(feature, kind)]
+        sorted(key for key, feature in features.items() if isinstance(feature, kind))
         for kind in (kinds.Image, kinds.ClassLabel)
     )
     if supervised and supervised[0] in images and supervised[1] in labels:

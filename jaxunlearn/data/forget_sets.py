@@ -1,9 +1,13 @@
 """Forget sets: which training examples are to be forgotten, as sorted unique indices."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import scipy.linalg
+
+_CHUNK = 4096  # examples taken to float64 at once
 
 
 def random(n: int, size: int, seed: int = 0) -> np.ndarray:
@@ -32,13 +36,13 @@ def cluster(features: np.ndarray, labels: np.ndarray, label: int, size: int) -> 
     its nearest neighbours within the class (Euclidean).
 
     Args:
-        features: [n, ...], flattened.
+        features: [n, ...], flattened; uint8 is scaled to [0, 1].
         labels: int [n].
         label: the class.
         size: how many, at most the size of the class.
     """
     members = _members(labels, label, size)
-    points = np.asarray(features, np.float64)[members].reshape(len(members), -1)
+    points = _points(np.asarray(features)[members])
     anchor = np.argmax(np.linalg.norm(points - points.mean(0), axis=1))
     distance = np.linalg.norm(points - points[anchor], axis=1)
     return np.sort(members[np.argsort(distance, kind="stable")[:size]])
@@ -53,19 +57,20 @@ def principal_component(
     of an embedding. The component's sign is fixed by making its largest entry positive.
 
     Args:
-        features: [n, ...], flattened and centred.
+        features: [n, ...], flattened and centred; uint8 is scaled to [0, 1].
         size: how many.
         component: 0 for the first.
         both_ends: half from the top and half from the bottom, the odd one from the top.
     """
-    points = np.asarray(features, np.float64).reshape(len(features), -1)
-    _check_size(size, len(points), "the training set")
-    rank = min(points.shape)
+    features = np.asarray(features)
+    _check_size(size, len(features), "the training set")
+    rank = min(len(features), features[0].size)
     if not 0 <= component < rank:
         raise ValueError(f"component is {component}; there are {rank}, counted from 0")
-    _, _, axes = np.linalg.svd(points - points.mean(0), full_matrices=False)
-    axis = axes[component] * np.sign(axes[component][np.argmax(np.abs(axes[component]))])
-    order = np.argsort(-(points @ axis), kind="stable")
+    axis = _principal_axis(features, component)
+    axis = axis * np.sign(axis[np.argmax(np.abs(axis))])
+    scores = np.concatenate([points @ axis for points in _chunks(features)])
+    order = np.argsort(-scores, kind="stable")
     if not both_ends:
         return np.sort(order[:size])
     bottom = size // 2
@@ -114,6 +119,28 @@ def check(indices: np.ndarray, n: int) -> np.ndarray:
     if counts.max() > 1:
         raise ValueError(f"forget index {unique[counts > 1][0]} appears more than once")
     return unique
+
+
+def _principal_axis(features: np.ndarray, component: int) -> np.ndarray:
+    n, d = len(features), features[0].size
+    mean = np.sum([points.sum(0) for points in _chunks(features)], 0) / n
+    if n < d:
+        return np.linalg.svd(_points(features) - mean, full_matrices=False)[2][component]
+    # The d x d scatter matrix needs a chunk in float64 at a time, an SVD all of the features.
+    scatter = np.zeros((d, d))
+    for points in _chunks(features):
+        scatter += (points - mean).T @ (points - mean)
+    which = d - 1 - component  # eigenvalues ascend
+    return scipy.linalg.eigh(scatter, subset_by_index=(which, which))[1][:, 0]
+
+
+def _chunks(features: np.ndarray) -> Iterator[np.ndarray]:
+    return (_points(features[i : i + _CHUNK]) for i in range(0, len(features), _CHUNK))
+
+
+def _points(features: np.ndarray) -> np.ndarray:
+    points = features.reshape(len(features), -1)
+    return points / 255 if points.dtype == np.uint8 else points.astype(np.float64)
 
 
 def _members(labels: np.ndarray, label: int, size: int) -> np.ndarray:

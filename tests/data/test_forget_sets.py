@@ -107,3 +107,16 @@ def test_sizes_and_classes_that_do_not_exist(digits):
     for size in (0, 1200):
         with pytest.raises(ValueError, match=f"forget_size is {size}"):
             forget_sets.random(1200, size)
+
+
+def test_uint8_images_give_the_sets_of_their_floats():
+    x = np.random.default_rng(0).integers(0, 256, (60, 4, 3, 1), dtype=np.uint8)
+    y = np.arange(60) % 2
+    np.testing.assert_array_equal(
+        forget_sets.cluster(x, y, 1, 7), forget_sets.cluster(x / 255, y, 1, 7)
+    )
+    for images in (x, x[:8]):  # more examples than pixels, and fewer
+        np.testing.assert_array_equal(
+            forget_sets.principal_component(images, 3, 1, both_ends=True),
+            forget_sets.principal_component(images / 255, 3, 1, both_ends=True),
+        )

@@ -1,0 +1,166 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxunlearn import core, data
+from jaxunlearn.data import augment
+from jaxunlearn.data.augment import compose, cutout, flip, normalise, translate
+
+KEY = jax.random.key(0)
+shapes = st.tuples(st.integers(1, 6), st.integers(3, 5), st.just(4), st.sampled_from([1, 3]))
+
+
+def images_of(shape, dtype=np.uint8):
+    """Images without a zero, so that what was filled in shows."""
+    pixels = np.random.default_rng(0).integers(1, 256, shape, dtype=np.uint8)
+    return pixels if dtype == np.uint8 else (pixels / 255).astype(dtype)
+
+
+def shifted(image, down, right):
+    out = np.zeros_like(image)
+    height, width = image.shape[:2]
+    for i in range(height):
+        for j in range(width):
+            if 0 <= i - down < height and 0 <= j - right < width:
+                out[i, j] = image[i - down, j - right]
+    return out
+
+
+def holed(image, row, column, size):
+    out = image.copy()
+    for i in range(row - size // 2, row - size // 2 + size):
+        for j in range(column - size // 2, column - size // 2 + size):
+            if 0 <= i < image.shape[0] and 0 <= j < image.shape[1]:
+                out[i, j] = 0
+    return out
+
+
+def assert_one_of(result, image, candidates):
+    assert result.dtype == image.dtype and result.shape == image.shape
+    assert any(np.array_equal(result, candidate) for candidate in candidates)
+
+
+@settings(max_examples=5)
+@given(shapes, st.sampled_from([np.uint8, np.float32]), st.integers(0, 99))
+def test_flip_mirrors_or_leaves_each_image(shape, dtype, seed):
+    images = images_of(shape, dtype)
+    for result, image in zip(np.asarray(flip(jax.random.key(seed), images)), images, strict=True):
+        assert_one_of(result, image, [image, image[:, ::-1]])
+
+
+@settings(max_examples=5)
+@given(shapes, st.sampled_from([np.uint8, np.float32]), st.integers(0, 3), st.integers(0, 99))
+def test_translate_shifts_each_image(shape, dtype, pixels, seed):
+    images = images_of(shape, dtype)
+    results = np.asarray(translate(jax.random.key(seed), images, pixels))
+    span = range(-pixels, pixels + 1)
+    for result, image in zip(results, images, strict=True):
+        assert_one_of(result, image, (shifted(image, i, j) for i in span for j in span))
+
+
+@settings(max_examples=5)
+@given(shapes, st.sampled_from([np.uint8, np.float32]), st.integers(1, 5), st.integers(0, 99))
+def test_cutout_clears_a_square_of_each_image(shape, dtype, size, seed):
+    images = images_of(shape, dtype)
+    results = np.asarray(cutout(jax.random.key(seed), images, size))
+    for result, image in zip(results, images, strict=True):
+        centres = np.ndindex(*image.shape[:2])
+        assert_one_of(result, image, (holed(image, i, j, size) for i, j in centres))
+
+
+def test_draws_are_uniform_and_differ_by_image():
+    n = 4000
+    images = np.broadcast_to(images_of((1, 5, 5, 1)), (n, 5, 5, 1))
+    flipped = (np.asarray(flip(KEY, images)) != images).any((1, 2, 3)).mean()
+    assert abs(flipped - 0.5) < 5 * np.sqrt(0.25 / n)
+    results = np.asarray(translate(KEY, images, 1))
+    share = [
+        (results == shifted(images[0], i, j)).all((1, 2, 3)).mean()
+        for i in (-1, 0, 1)
+        for j in (-1, 0, 1)
+    ]
+    np.testing.assert_allclose(share, 1 / 9, atol=5 * np.sqrt(1 / 9 / n))
+    results = np.asarray(cutout(KEY, images, 1))
+    np.testing.assert_allclose((results == 0).mean(0), 1 / 25, atol=5 * np.sqrt(1 / 25 / n))
+
+
+STEPS = (flip, functools.partial(translate, pixels=2), functools.partial(cutout, size=3))
+
+
+@pytest.mark.parametrize("step", [*STEPS, compose(*STEPS)])
+def test_compiled_or_not_the_same_key_gives_the_same_images(step):
+    images = images_of((8, 6, 6, 3))
+    result = np.asarray(step(KEY, images))
+    np.testing.assert_array_equal(result, jax.jit(step)(KEY, images))
+    assert not np.array_equal(result, step(jax.random.key(1), images))
+    # Models in lanes draw on their own.
+    lanes = jax.vmap(step, (0, None))(jnp.stack([KEY, jax.random.key(1)]), images)
+    np.testing.assert_array_equal(lanes[0], result)
+    np.testing.assert_array_equal(lanes[1], step(jax.random.key(1), images))
+
+
+def test_a_composition_applies_its_steps_in_order():
+    images = images_of((8, 6, 6, 3))
+    by_hand = images
+    for i, step in enumerate(STEPS):
+        by_hand = step(core.keys.fold(KEY, i), by_hand)
+    np.testing.assert_array_equal(compose(*STEPS)(KEY, images), by_hand)
+
+
+def test_equal_compositions_are_compiled_once():
+    make = lambda size: compose(flip, functools.partial(translate, pixels=size))  # noqa: E731
+    assert make(2) == make(2) and hash(make(2)) == hash(make(2)) and make(2) != make(3)
+    traced = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(augmentation, images):
+        traced.append(0)
+        return augmentation(KEY, images)
+
+    for _ in range(2):
+        run(make(2), images_of((2, 4, 4, 1)))
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_normalised_images_have_mean_0_and_deviation_1(dtype):
+    images = images_of((3000, 4, 4, 3), dtype)  # more than one chunk
+    mean, std = augment.channel_statistics(images)
+    scaled = images / 255 if dtype == np.uint8 else images.astype(np.float64)
+    np.testing.assert_allclose(mean, scaled.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std, scaled.std((0, 1, 2)), rtol=1e-12)
+    hash((mean, std))
+    result = normalise(jnp.asarray(images), mean, std)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, (scaled - mean) / std, atol=2e-6)
+
+
+def test_bad_arguments():
+    images = images_of((2, 4, 4, 1))
+    with pytest.raises(ValueError, match="pixels is -1; at least 0"):
+        translate(KEY, images, -1)
+    with pytest.raises(ValueError, match="size is 0; at least 1"):
+        cutout(KEY, images, 0)
+
+
+def test_batches_are_transformed_with_the_key_of_the_batch():
+    arrays = {"x": jnp.asarray(images_of((20, 4, 4, 1))), "y": jnp.arange(20)}
+    augmentation = compose(*STEPS)
+    transform = lambda batch, key: {**batch, "x": augmentation(key, batch["x"])}  # noqa: E731
+    plain = data.batches(arrays, np.arange(20), 5)
+    source = data.batches(arrays, np.arange(20), 5, transform=transform)
+    rows = source.plan(KEY, jnp.arange(3))
+    np.testing.assert_array_equal(rows, plain.plan(KEY, jnp.arange(3)))
+    keys = jax.random.split(jax.random.key(1), 3)
+    gathered = jax.jit(lambda source: jax.lax.map(lambda at: source.gather(*at), (rows, keys)))
+    results, untouched = gathered(source), gathered(plain)
+    for t in range(3):
+        by_hand = {"x": arrays["x"][rows[t]], "y": arrays["y"][rows[t]]}
+        for name in by_hand:
+            np.testing.assert_array_equal(untouched[name][t], by_hand[name])
+            np.testing.assert_array_equal(results[name][t], transform(by_hand, keys[t])[name])
