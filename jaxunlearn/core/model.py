@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxunlearn.core.keys import Key
@@ -23,6 +24,30 @@ class Model(NamedTuple):
 
     init: Callable[[Key], tuple[Tree, Tree]]
     apply: Callable[..., tuple[Any, Tree]]
+
+
+def predict(model: Model, params: Tree, stats: Tree, x: jax.Array, chunk: int = 500) -> jax.Array:
+    """The outputs for any number of inputs, in eval mode, a chunk at a time to bound the memory.
+
+    Args:
+        model: a network with one input and one array of outputs.
+        params: its parameters.
+        stats: its statistics.
+        x: inputs, [n, ...].
+        chunk: inputs computed together.
+
+    Returns:
+        Outputs, [n, ...].
+    """
+    n = x.shape[0]
+    if n <= chunk:
+        return model.apply(params, stats, x)[0]
+    n_chunks = -(-n // chunk)
+    # Chunks of equal size; what the repeated last row gives is dropped.
+    size = -(-n // n_chunks)
+    rows = jnp.minimum(jnp.arange(n_chunks * size), n - 1).reshape(n_chunks, size)
+    outputs = jax.lax.map(lambda rows: model.apply(params, stats, x[rows])[0], rows)
+    return outputs.reshape(n_chunks * size, *outputs.shape[2:])[:n]
 
 
 def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from jaxunlearn.core import loop, losses, optimizers
-from jaxunlearn.core.model import Model
+from jaxunlearn.core.model import Model, predict
 from jaxunlearn.core.step import alternate, gradient_step, init_state
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import batches, interleaved
@@ -72,7 +72,7 @@ def scrub(
     runs in train mode. Forget steps ascend KL(teacher || student), retain steps descend
     gamma * cross-entropy + alpha * KL, both with the same optimizer (one momentum) on the student.
     """
-    teacher, _ = model.apply(params, stats, problem.x)
+    teacher = predict(model, params, stats, problem.x)
     arrays = problem.arrays | {"teacher": teacher}
     forget = batches(arrays, problem.forget, forget_batch, even=True)
     retain = batches(arrays, problem.retain, retain_batch)

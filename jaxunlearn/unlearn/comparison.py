@@ -24,8 +24,8 @@ from jaxunlearn import data as datasets
 from jaxunlearn import nn
 from jaxunlearn.core import ensemble, keys, tree
 from jaxunlearn.core.checkpoint import BlockStore
-from jaxunlearn.core.model import Model
-from jaxunlearn.data import Dataset, forget_sets
+from jaxunlearn.core.model import Model, predict
+from jaxunlearn.data import Dataset, augment, forget_sets
 from jaxunlearn.unlearn import report
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn._run_folder import Clock, RunFolder
@@ -38,10 +38,15 @@ class Settings:
     """What is compared; together with the methods' own settings it decides every number.
 
     Attributes:
-        data: the data set; "digits" is embedded.
-        model: "mlp" (one hidden layer of 64), "cnn" (two 3x3 convolutions), or "cnn_bn", the same
-            with BatchNorm.
-        n_train: training examples; the rest is validation.
+        data: the data set: "digits" is embedded; a prepared set of tensorflow_datasets such as
+            "cifar10", an `.npz` file or a folder of images; see `data.load`.
+        model: "mlp" (one hidden layer of 64), "cnn" (two 3x3 convolutions), "cnn_bn", the same with
+            BatchNorm, "small_cnn" (the largest within `budget`), "resnet9", or "wrn-16-1" and other
+            wide residual networks by depth and width. Images of integers are normalised by the
+            training set's mean and deviation.
+        budget: multiply-adds per image of a "small_cnn".
+        n_train: training examples; by default 1,200 of "digits" and all of another set.
+        n_val: validation examples; by default all.
         forget: "random", "class" (random within a class), "cluster" (an outlying example of a class
             and its nearest neighbours within it), "pc" (the top of the first principal component),
             or "file" (indices from a file).
@@ -55,8 +60,10 @@ class Settings:
     """
 
     data: str = "digits"
-    model: Literal["mlp", "cnn", "cnn_bn"] = "mlp"
-    n_train: int = 1200
+    model: str = "mlp"
+    budget: int = 1_000_000
+    n_train: int | None = None
+    n_val: int | None = None
     forget: Literal["random", "class", "cluster", "pc", "file"] = "cluster"
     forget_size: int = 30
     forget_class: int = 8
@@ -86,6 +93,7 @@ def run(
     resume: bool = False,
     mesh: Mesh | None = None,
     progress: Progress = lambda phase, done, total: None,
+    data_dir: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """Runs the comparison and writes `results.json` and `margins.npz` into the output folder.
 
@@ -102,6 +110,7 @@ def run(
         resume: whether to go on with the run in `out`, if there is one.
         mesh: devices, with an axis `models`; by default one.
         progress: called as members finish.
+        data_dir: prepared data sets, see `data.load`.
 
     Returns:
         The contents of `results.json`.
@@ -110,7 +119,8 @@ def run(
         ValueError: bad settings or a folder that does not fit; nothing has been written then.
         NonFiniteError: a method diverged; the methods before it are in `results.json`.
     """
-    return execute(prepare(settings, methods, out=out, resume=resume), mesh=mesh, progress=progress)
+    job = prepare(settings, methods, out=out, resume=resume, data_dir=data_dir)
+    return execute(job, mesh=mesh, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +137,12 @@ class Job:
 
 
 def prepare(
-    settings: Settings, methods: Methods = METHODS, *, out: str | os.PathLike, resume: bool = False
+    settings: Settings,
+    methods: Methods = METHODS,
+    *,
+    out: str | os.PathLike,
+    resume: bool = False,
+    data_dir: str | os.PathLike | None = None,
 ) -> Job:
     """Checks everything that can be wrong before work starts; arguments and errors as for `run`."""
     methods = {name: METHODS[name] for name in ("none", "retrain")} | dict(methods)
@@ -149,7 +164,10 @@ def prepare(
         raise ValueError(f"seed is {settings.seed}; it must lie in 0 to 2**32 - 1")
     if settings.lane_width < 1:
         raise ValueError(f"lane_width is {settings.lane_width}; it must be at least 1")
-    dataset = datasets.load(settings.data, settings.n_train)
+    dataset = datasets.load(settings.data, settings.n_train, settings.n_val, data_dir=data_dir)
+    settings = dataclasses.replace(
+        settings, n_train=len(dataset.x_train), n_val=len(dataset.x_val)
+    )
     forget = forget_set(settings, dataset)
     problem = Problem.of(dataset, forget)
     model = build_model(settings, dataset)
@@ -236,12 +254,25 @@ def forget_set(settings: Settings, dataset: Dataset) -> np.ndarray:
 
 def build_model(settings: Settings, dataset: Dataset) -> Model:
     """The network of the settings."""
-    shape = dataset.x_train.shape[1:]
-    if settings.model == "mlp":
-        return nn.mlp(int(np.prod(shape)), (64,), dataset.n_classes)
-    if settings.model in ("cnn", "cnn_bn"):
-        return nn.cnn(shape, (16, 32), dataset.n_classes, batch_norm=settings.model == "cnn_bn")
-    raise ValueError(f"model is {settings.model!r}; it must be mlp, cnn or cnn_bn")
+    name, shape, n_classes = settings.model, dataset.x_train.shape[1:], dataset.n_classes
+    residual = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    if name == "mlp":
+        model = nn.mlp(int(np.prod(shape)), (64,), n_classes)
+    elif name in ("cnn", "cnn_bn"):
+        model = nn.cnn(shape, (16, 32), n_classes, batch_norm=name == "cnn_bn")
+    elif name == "small_cnn":
+        model = nn.small_cnn(shape, settings.budget, n_classes)
+    elif name == "resnet9":
+        model = nn.resnet9(n_classes, n_channels=shape[-1])
+    elif residual:
+        model = nn.wide_resnet(int(residual[1]), int(residual[2]), n_classes, n_channels=shape[-1])
+    else:
+        raise ValueError(
+            f"model is {name!r}; it must be mlp, cnn, cnn_bn, small_cnn, resnet9 or wrn-DEPTH-WIDTH"
+        )
+    if dataset.x_train.dtype == np.uint8:
+        model = nn.normalised(model, *augment.channel_statistics(dataset.x_train))
+    return model
 
 
 def _train(job: Job, phase: str, indices: np.ndarray, mesh, progress: Progress) -> dict[str, Any]:
@@ -289,7 +320,7 @@ def _forgetting_of_one(model: Model, method: Callable, own: Any) -> Callable:
 def _outputs(model: Model, shared: dict[str, Any], result: Unlearned) -> dict[str, jax.Array]:
     """Logits of all points, train then validation, in eval mode."""
     x = jnp.concatenate([shared["problem"].x, shared["x_val"]])
-    logits, _ = model.apply(result.params, result.stats, x)
+    logits = predict(model, result.params, result.stats, x)
     n_gradients = jnp.asarray(result.n_gradients, jnp.float32)
     return {"logits": logits, "losses": result.losses, "n_gradients": n_gradients}
 

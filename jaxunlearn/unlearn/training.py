@@ -1,10 +1,12 @@
 """Training from scratch: the full models, the oracles and exact retraining."""
 
 import dataclasses
+import functools
 
 from jaxunlearn.core import keys, loop, optimizers
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.step import gradient_step, init_state, supervised
+from jaxunlearn.data import augment as augmentations
 from jaxunlearn.data import batches
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 
@@ -22,6 +24,8 @@ class Training:
         learning_rate: the peak, reached after a fifth of the steps.
         momentum: of SGD.
         weight_decay: coupled, on all parameters.
+        augment: any of "flip", "translate" (by up to 2 pixels) and "cutout" (a square of 4), drawn
+            anew for every image and step; the order is always this one.
     """
 
     epochs: int = 20
@@ -29,6 +33,27 @@ class Training:
     learning_rate: float = 0.2
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    augment: tuple[str, ...] = ()
+
+
+# As in the ResNet-9 recipe of the datamodels release.
+_AUGMENTATIONS = {
+    "flip": augmentations.flip,
+    "translate": functools.partial(augmentations.translate, pixels=2),
+    "cutout": functools.partial(augmentations.cutout, size=4),
+}
+
+
+@functools.cache  # the same names are the same function, and so the same program
+def _augmentation(names: tuple[str, ...]):
+    """A transformation of batches; raises for a name that is not known."""
+    unknown = [name for name in names if name not in _AUGMENTATIONS]
+    if unknown:
+        raise ValueError(f"augment is {unknown[0]!r}; known: {', '.join(_AUGMENTATIONS)}")
+    if not names:
+        return None
+    change = augmentations.compose(*(f for name, f in _AUGMENTATIONS.items() if name in names))
+    return lambda batch, key: batch | {"x": change(key, batch["x"])}
 
 
 def train(
@@ -42,6 +67,7 @@ def train(
     learning_rate,
     momentum,
     weight_decay,
+    augment=(),
 ) -> Unlearned:
     """Trains one model from a fresh initialisation on some rows of the training set.
 
@@ -55,8 +81,9 @@ def train(
         learning_rate: may be traced, as `momentum` and `weight_decay`.
         momentum: of SGD.
         weight_decay: coupled.
+        augment: a static tuple of names.
     """
-    source = batches(problem.arrays, indices, batch_size)
+    source = batches(problem.arrays, indices, batch_size, transform=_augmentation(augment))
     n_steps = epochs * source.steps_per_epoch
     schedule = optimizers.triangular(learning_rate, n_steps)
     optimizer = optimizers.sgd(schedule, momentum, weight_decay)
