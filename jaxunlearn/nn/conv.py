@@ -24,11 +24,10 @@ from jaxunlearn.nn._winograd import winograd
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _CHUNK_ROWS = 512  # output pixels whose shifted inputs are multiplied at once, to fit the cache
+_WINOGRAD_CHANNELS = 32 * 64  # channels in times channels out from which its transforms pay
 
 
-def conv(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | None = None
-) -> jax.Array:
+def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | None = None) -> jax.Array:
     """Two-dimensional convolution (cross-correlation, as in all networks).
 
     Args:
@@ -89,7 +88,7 @@ _cpu_conv.defvjp(_forward, _backward)
 def _correlate(x, kernel, stride, padding):
     """A convolution with the padding of each side; Winograd's where it is faster."""
     size, _, n_in, n_out = kernel.shape
-    if size == 3 and stride == 1 and min(n_in, n_out) >= 16:
+    if size == 3 and stride == 1 and n_in * n_out >= _WINOGRAD_CHANNELS:
         return winograd(_pad(x, padding), kernel)
     return _lax_conv(x, kernel, stride, padding)
 
@@ -168,7 +167,9 @@ def _chunk(batch: int, pixels: int) -> int:
 
 def _pad(x, padding):
     """Zeros around height and width; negative numbers crop."""
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)))
+    return jax.lax.pad(
+        x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0))
+    )
 
 
 def max_pool(x: jax.Array) -> jax.Array:

@@ -165,9 +165,7 @@ def prepare(
     if settings.lane_width < 1:
         raise ValueError(f"lane_width is {settings.lane_width}; it must be at least 1")
     dataset = datasets.load(settings.data, settings.n_train, settings.n_val, data_dir=data_dir)
-    settings = dataclasses.replace(
-        settings, n_train=len(dataset.x_train), n_val=len(dataset.x_val)
-    )
+    settings = dataclasses.replace(settings, n_train=len(dataset.x_train), n_val=len(dataset.x_val))
     forget = forget_set(settings, dataset)
     problem = Problem.of(dataset, forget)
     model = build_model(settings, dataset)
