@@ -1,7 +1,24 @@
 """Networks (Flax NNX definitions behind the common contract); no training code."""
 
+from jaxunlearn.nn._batch_norm import BatchNorm
 from jaxunlearn.nn._cnn import cnn
 from jaxunlearn.nn._mlp import mlp
+from jaxunlearn.nn._multiply_adds import multiply_adds
+from jaxunlearn.nn._normalised import normalised
+from jaxunlearn.nn._resnet9 import resnet9
+from jaxunlearn.nn._small_cnn import small_cnn
+from jaxunlearn.nn._wide_resnet import wide_resnet
 from jaxunlearn.nn.conv import Conv, conv
 
-__all__ = ["Conv", "cnn", "conv", "mlp"]
+__all__ = [
+    "BatchNorm",
+    "Conv",
+    "cnn",
+    "conv",
+    "mlp",
+    "multiply_adds",
+    "normalised",
+    "resnet9",
+    "small_cnn",
+    "wide_resnet",
+]

@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from jaxunlearn.core.model import Model, from_nnx
+from jaxunlearn.nn._batch_norm import BatchNorm
 from jaxunlearn.nn.conv import Conv, max_pool
 
 
@@ -25,7 +26,7 @@ class CNN(nnx.Module):
         pairs = list(zip(n_outs[:-1], n_outs[1:], strict=True))
         self.conv = nnx.List(Conv(a, b, use_bias=not batch_norm, rngs=rngs) for a, b in pairs)
         normed = pairs if batch_norm else []
-        self.norm = nnx.List(nnx.BatchNorm(b, momentum=0.9, rngs=rngs) for _, b in normed)
+        self.norm = nnx.List(BatchNorm(b, rngs=rngs) for _, b in normed)
         shrink = 2 ** len(channels)
         n_features = (height // shrink) * (width // shrink) * n_outs[-1]
         self.head = nnx.Linear(n_features, n_classes, rngs=rngs)
@@ -34,7 +35,7 @@ class CNN(nnx.Module):
         for i, layer in enumerate(self.conv):
             x = layer(x)
             if self.norm:
-                x = self.norm[i](x, use_running_average=not train)
+                x = self.norm[i](x, train)
             x = max_pool(jax.nn.relu(x))
         return self.head(x.reshape(x.shape[0], -1))
 
