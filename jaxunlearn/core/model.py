@@ -77,6 +77,7 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         )
     accepted = inspect.signature(type(abstract).__call__).parameters
 
+    @jax.jit  # one program; layer by layer a deep network would take a minute to compile
     def init(key: Key) -> tuple[Tree, Tree]:
         _, params, stats, _ = nnx.split(build(nnx.Rngs(key)), nnx.Param, nnx.BatchStat, ...)
         return _to_strings(nnx.to_pure_dict(params)), _to_strings(nnx.to_pure_dict(stats))

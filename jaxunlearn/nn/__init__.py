@@ -8,7 +8,7 @@ from jaxunlearn.nn._normalised import normalised
 from jaxunlearn.nn._resnet9 import resnet9
 from jaxunlearn.nn._small_cnn import small_cnn
 from jaxunlearn.nn._wide_resnet import wide_resnet
-from jaxunlearn.nn.conv import Conv, conv
+from jaxunlearn.nn.conv import Conv, conv, plain_convolutions
 
 __all__ = [
     "BatchNorm",
@@ -18,6 +18,7 @@ __all__ = [
     "mlp",
     "multiply_adds",
     "normalised",
+    "plain_convolutions",
     "resnet9",
     "small_cnn",
     "wide_resnet",

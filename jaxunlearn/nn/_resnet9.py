@@ -6,16 +6,17 @@ import jax
 from flax import nnx
 
 from jaxunlearn.core.model import Model, from_nnx
-from jaxunlearn.nn._bare_conv import BareConv, torch_default
 from jaxunlearn.nn._batch_norm import BatchNorm
-from jaxunlearn.nn.conv import global_max_pool, max_pool
+from jaxunlearn.nn._initializers import torch_default
+from jaxunlearn.nn.conv import Conv, global_max_pool, max_pool
 
 
 class ConvNorm(nnx.Module):
     """Convolution without bias, BatchNorm, ReLU."""
 
     def __init__(self, n_in: int, n_out: int, size: int = 3, *, rngs: nnx.Rngs, **shape):
-        self.conv = BareConv(n_in, n_out, size, init=torch_default, rngs=rngs, **shape)
+        kind = {"use_bias": False, "init": torch_default}
+        self.conv = Conv(n_in, n_out, size, **kind, rngs=rngs, **shape)
         self.norm = BatchNorm(n_out, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -36,8 +37,8 @@ class Residual(nnx.Module):
 class ResNet9(nnx.Module):
     """See `resnet9`. Sizes for 32 x 32: 32, 16, 16, 16 and 8, 8, 6, 1."""
 
-    def __init__(self, n_classes: int, rngs: nnx.Rngs):
-        self.stem = ConvNorm(3, 64, rngs=rngs)
+    def __init__(self, n_classes: int, n_channels: int, rngs: nnx.Rngs):
+        self.stem = ConvNorm(n_channels, 64, rngs=rngs)
         self.down = ConvNorm(64, 128, 5, stride=2, padding=2, rngs=rngs)
         self.residual1 = Residual(128, rngs)
         self.widen = ConvNorm(128, 256, rngs=rngs)
@@ -55,7 +56,7 @@ class ResNet9(nnx.Module):
 
 
 @functools.cache  # the same network is the same `Model`, so that jit finds its programs again
-def resnet9(n_classes: int = 10) -> Model:
+def resnet9(n_classes: int = 10, n_channels: int = 3) -> Model:
     """The ResNet-9 of datamodels (Ilyas et al. 2022) and Datamodel Matching (arXiv 2410.23232).
 
     3x3 convolution to 64, 5x5 with stride 2 to 128, residual block, 3x3 to 256, 2x2 max-pool,
@@ -65,9 +66,10 @@ def resnet9(n_classes: int = 10) -> Model:
 
     Args:
         n_classes: number of outputs.
+        n_channels: of the images.
 
     Returns:
-        A model from normalised images [B, 32, 32, 3] (any size from 11 x 11 on) to logits
+        A model from normalised images [B, 32, 32, n_channels] (any size from 11 x 11 on) to logits
         [B, n_classes].
     """
-    return from_nnx(lambda rngs: ResNet9(n_classes, rngs))
+    return from_nnx(lambda rngs: ResNet9(n_classes, n_channels, rngs))

@@ -6,9 +6,9 @@ import jax
 from flax import nnx
 
 from jaxunlearn.core.model import Model, from_nnx
-from jaxunlearn.nn._bare_conv import BareConv, fan_out_normal, torch_default
 from jaxunlearn.nn._batch_norm import BatchNorm
-from jaxunlearn.nn.conv import avg_pool
+from jaxunlearn.nn._initializers import fan_out_normal, torch_default
+from jaxunlearn.nn.conv import Conv, avg_pool
 
 
 class Block(nnx.Module):
@@ -19,7 +19,7 @@ class Block(nnx.Module):
     """
 
     def __init__(self, n_in: int, n_out: int, stride: int, rngs: nnx.Rngs):
-        conv = functools.partial(BareConv, init=fan_out_normal, rngs=rngs)
+        conv = functools.partial(Conv, use_bias=False, init=fan_out_normal, rngs=rngs)
         self.norm1 = BatchNorm(n_in, rngs=rngs)
         self.conv1 = conv(n_in, n_out, 3, stride=stride)
         self.norm2 = BatchNorm(n_out, rngs=rngs)
@@ -36,8 +36,10 @@ class Block(nnx.Module):
 class WideResNet(nnx.Module):
     """See `wide_resnet`."""
 
-    def __init__(self, blocks_per_group: int, width: int, n_classes: int, rngs: nnx.Rngs):
-        self.stem = BareConv(3, 16, 3, init=fan_out_normal, rngs=rngs)
+    def __init__(
+        self, blocks_per_group: int, width: int, n_classes: int, n_channels: int, rngs: nnx.Rngs
+    ):
+        self.stem = Conv(n_channels, 16, use_bias=False, init=fan_out_normal, rngs=rngs)
         blocks, n_in = [], 16
         for n_out, first_stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
             for i in range(blocks_per_group):
@@ -57,7 +59,7 @@ class WideResNet(nnx.Module):
 
 
 @functools.cache  # the same network is the same `Model`, so that jit finds its programs again
-def wide_resnet(depth: int, width: int, n_classes: int = 10) -> Model:
+def wide_resnet(depth: int, width: int, n_classes: int = 10, n_channels: int = 3) -> Model:
     """WRN-depth-width (Zagoruyko & Komodakis 2016), pre-activation.
 
     3x3 convolution to 16, three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times `width`
@@ -69,9 +71,10 @@ def wide_resnet(depth: int, width: int, n_classes: int = 10) -> Model:
         depth: number of layers, 6n + 4 (10, 16, 22, 28, 34, 40, ...).
         width: factor on the number of channels.
         n_classes: number of outputs.
+        n_channels: of the images.
 
     Returns:
-        A model from images [B, H, W, 3] to logits [B, n_classes]; with the static switch
+        A model from images [B, H, W, n_channels] to logits [B, n_classes]; with the static switch
         `apply(..., return_features=True)` to (logits, features before the last layer
         [B, 64 width]).
 
@@ -82,4 +85,5 @@ def wide_resnet(depth: int, width: int, n_classes: int = 10) -> Model:
         raise ValueError(f"depth is {depth}; allowed is 6n + 4 with n >= 1: 10, 16, 22, 28, ...")
     if width < 1:
         raise ValueError(f"width is {width}; it must be at least 1")
-    return from_nnx(lambda rngs: WideResNet((depth - 4) // 6, width, n_classes, rngs))
+    n_blocks = (depth - 4) // 6
+    return from_nnx(lambda rngs: WideResNet(n_blocks, width, n_classes, n_channels, rngs))

@@ -10,10 +10,12 @@ On an accelerator it is XLA's own. On a CPU three lowerings replace what XLA doe
 - a 3x3 convolution of stride 1 and enough channels goes through Winograd's minimal filtering (see
   `_winograd`): 80 to 110, where XLA's forward has 65.
 
-The price: on a CPU, derivatives are reverse-mode only (a gradient of a gradient is fine, `jax.jvp`
-is not).
+The price: on a CPU, derivatives are reverse-mode only. A gradient of a gradient is fine; `jax.jvp`
+needs `plain_convolutions`.
 """
 
+import contextlib
+import contextvars
 import functools
 
 import jax
@@ -22,6 +24,8 @@ from flax import nnx
 
 from jaxunlearn.nn._winograd import winograd
 
+_HE_NORMAL = nnx.initializers.he_normal()
+_plain = contextvars.ContextVar("plain", default=False)
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _CHUNK_ROWS = 512  # output pixels whose shifted inputs are multiplied at once, to fit the cache
 _WINOGRAD_CHANNELS = 32 * 64  # channels in times channels out from which its transforms pay
@@ -54,9 +58,22 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | None =
             f"stride is {stride} and padding {padding}; a stride of at least 1 and a padding that "
             f"leaves room for a {size}x{size} kernel on {x.shape[1]}x{x.shape[2]} are needed"
         )
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or _plain.get():
         return _lax_conv(x, kernel, stride, ((padding, padding), (padding, padding)))
     return _cpu_conv(x, kernel, stride, padding)
+
+
+@contextlib.contextmanager
+def plain_convolutions():
+    """In its `with` block functions are traced with XLA's own convolution, on a CPU too.
+
+    What was compiled before keeps its lowering: enter it before a function's first call.
+    """
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def _lax_conv(x, kernel, stride, padding):
@@ -191,7 +208,7 @@ def avg_pool(x: jax.Array) -> jax.Array:
 
 
 class Conv(nnx.Module):
-    """A convolution layer; `stride` and `padding` as in `conv`."""
+    """A convolution layer; `stride` and `padding` as in `conv`, the kernel is drawn by `init`."""
 
     def __init__(
         self,
@@ -202,9 +219,9 @@ class Conv(nnx.Module):
         stride: int = 1,
         padding: int | None = None,
         use_bias: bool = True,
+        init: nnx.Initializer = _HE_NORMAL,
         rngs: nnx.Rngs,
     ):
-        init = nnx.initializers.he_normal()
         self.kernel = nnx.Param(init(rngs.params(), (size, size, n_in, n_out)))
         self.bias = nnx.Param(jnp.zeros(n_out)) if use_bias else None
         self.stride, self.padding = stride, padding

@@ -183,7 +183,7 @@ def execute(
     progress: Progress = lambda phase, done, total: None,
 ) -> dict[str, Any]:
     """Does the work of a prepared job; see `run`."""
-    full = _train(job, "full", np.arange(job.settings.n_train), mesh, progress)
+    full = _train(job, "full", np.arange(len(job.dataset.x_train)), mesh, progress)
     oracle = _train(job, "oracle", job.problem.retain, mesh, progress)
     judge = report.Judge(job.dataset, job.problem)
     forget = np.asarray(job.problem.forget)
