@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,4 +58,35 @@ def comparison(folder: str | os.PathLike, path: str | os.PathLike) -> None:
     for axes in grid[len(names) :]:
         axes.set_axis_off()
     bottom.supxlabel("margin on the forget set (grey: oracles), all models pooled")
+    figure.savefig(path, dpi=110)
+
+
+def trade_offs(results: dict[str, dict[str, Any]], path: str | os.PathLike) -> None:
+    """Draws forgetting against damage and against cost for several comparisons side by side.
+
+    Args:
+        results: `{title: results.json of a comparison}`, with the same methods.
+        path: where the PNG goes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(results) + 2, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(2, len(results), squeeze=False, sharey=True)
+    for (damage, cost), (title, result) in zip(grid.T, results.items(), strict=True):
+        floor = result["floor"]
+        for i, (name, row) in enumerate(result["methods"].items()):
+            forget = row["klom"]["forget"]["mean"]
+            damage.plot(row["klom"]["val"]["mean"], forget, "o", color=f"C{i % 10}", label=name)
+            cost.plot(row["cost"], forget, "o", color=f"C{i % 10}")
+        for axes in (damage, cost):
+            axes.axhline(floor["forget"]["mean"], color="0.6", linestyle=":", zorder=0)
+        damage.axvline(floor["val"]["mean"], color="0.6", linestyle=":", zorder=0)
+        damage.set(title=title, xlabel="mean KLOM on validation (dotted: floor)")
+        cost.set_xlabel("cost, relative to one retraining")
+        cost.set_xscale("symlog", linthresh=0.01)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("mean KLOM on the forget set")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=110)
