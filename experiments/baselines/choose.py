@@ -1,9 +1,9 @@
 """Chooses each method's settings for each forget set: four of them, on another seed than is shown.
 
 Command:   python -m experiments.baselines.choose
-Hardware:  2 CPU cores; about 15 minutes
-Protocol:  the comparison of run.py with seed 1 and 16 models a side. Every method gets the same
-           budget of four settings on each forget set. KLOM is too noisy with 16 models, so that the
+Hardware:  2 CPU cores; about 10 minutes
+Protocol:  the comparison of run.py with seed 1 and 10 models a side. Every method gets the same
+           budget of four settings on each forget set. KLOM is too noisy with 10 models, so that the
            score is the gap between the mean margins of the unlearned models and of the oracles, in
            standard deviations of the oracles' margin, absolute, the mean over a group's points and
            then over the three groups; the least wins. Oracles are used to choose.
@@ -42,9 +42,9 @@ def main() -> None:
             label = "-".join([name, *(f"{key}={value}" for key, value in changes.items())])
             candidates[label] = (method, dataclasses.replace(default, **changes), changes)
     methods = {label: (method, own) for label, (method, own, _) in candidates.items()}
-    content = {"seed": 1, "n_models": 16, "rows": {}, "chosen": {}}
+    content = {"seed": 1, "n_models": 10, "rows": {}, "chosen": {}}
     for forget in FORGET_SETS:
-        out, results = compare(forget, 1, 16, methods)
+        out, results = compare(forget, 1, 10, methods)
         scores = _scores(out, results)
         rows = [
             {"method": label.split("-")[0], "settings": changes, **scores[label]}

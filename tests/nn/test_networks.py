@@ -9,31 +9,6 @@ from jaxunlearn.core import tree
 from jaxunlearn.nn.conv import avg_pool, global_max_pool, max_pool
 
 
-@pytest.mark.parametrize("size", [1, 3, 5])
-@pytest.mark.parametrize(("stride", "padding"), [(1, None), (2, None), (1, 0), (2, 2)])
-def test_conv_is_the_convolution_of_lax(size, stride, padding):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (3, 6, 5, 2))
-    kernel = jax.random.normal(keys[1], (size, size, 2, 4))
-    pad = size // 2 if padding is None else padding
-
-    def ours(x, kernel):
-        return nn.conv(x, kernel, stride, padding)
-
-    def theirs(x, kernel):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=numbers
-        )
-
-    y, back = jax.vjp(ours, x, kernel)
-    expected, expected_back = jax.vjp(theirs, x, kernel)
-    np.testing.assert_allclose(y, expected, atol=1e-5)
-    weights = jax.random.normal(keys[2], expected.shape)
-    for grad, expected in zip(back(weights), expected_back(weights), strict=True):
-        np.testing.assert_allclose(grad, expected, atol=1e-4)
-
-
 def test_global_poolings():
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
     np.testing.assert_array_equal(global_max_pool(x), np.asarray(x).max((1, 2)))
