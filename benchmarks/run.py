@@ -12,7 +12,7 @@ from rich.table import Table
 from benchmarks import harness
 from jaxunlearn.core import mesh
 
-NAMES = ("ensemble", "klom")
+NAMES = ("ensemble", "klom", "images")
 
 
 def main(names: list[str]) -> int:

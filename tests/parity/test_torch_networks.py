@@ -10,7 +10,7 @@ from jaxunlearn.core import optimizers, step
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 
-from tests.parity import torch_networks  # noqa: E402
+from benchmarks.peers import torch_networks  # noqa: E402
 
 NETWORKS = {
     "resnet9": (lambda: nn.resnet9(), lambda: torch_networks.ResNet9()),

@@ -43,6 +43,22 @@ class ResNet9(nn.Module):
         return 0.2 * self.head(functional.adaptive_max_pool2d(self.narrow(x), 1).flatten(1))
 
 
+class CNN(nn.Module):
+    """Our `nn.cnn` with BatchNorm, for images of 3 channels."""
+
+    def __init__(self, channels, n_features):
+        super().__init__()
+        pairs = list(zip((3, *channels[:-1]), channels, strict=True))
+        self.conv = nn.ModuleList(conv(a, b, 3) for a, b in pairs)
+        self.norm = nn.ModuleList(nn.BatchNorm2d(b) for b in channels)
+        self.head = nn.Linear(n_features, 10)
+
+    def forward(self, x):
+        for convolve, norm in zip(self.conv, self.norm, strict=True):
+            x = functional.max_pool2d(functional.relu(norm(convolve(x))), 2)
+        return self.head(x.permute(0, 2, 3, 1).flatten(1))  # our order of features
+
+
 class Block(nn.Module):
     def __init__(self, n_in, n_out, stride):
         super().__init__()
