@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import cli
+from jaxunlearn.core.checkpoint import BlockStore
 
 TINY = [
     "--n-train", "200", "--n-models", "4", "--lane-width", "2", "--forget-size", "8",
@@ -151,6 +153,29 @@ BAD = {
         "settings of scrub are given, but it is not among the methods",
     ),
     "forget file of nothing": (["unlearn", "--forget-file", "f.txt"], "set forget to 'file'"),
+    "coordinator alone": (["unlearn", "--coordinator", "a:1"], "are needed together"),
+    "bad coordinator": (
+        ["unlearn", "--coordinator", "a", "--processes", "2", "--process-id", "0"],
+        "coordinator is 'a'; HOST:PORT",
+    ),
+    "no such process": (
+        ["unlearn", "--coordinator", "a:1", "--processes", "2", "--process-id", "2"],
+        "process_id is 2; 0 to 1 are allowed",
+    ),
+    "no processes": (
+        ["unlearn", "--coordinator", "a:1", "--processes", "0", "--process-id", "0"],
+        "processes is 0",
+    ),
+    "processes without a folder": (
+        ["unlearn", "--coordinator", "a:1", "--processes", "2", "--process-id", "0"],
+        "several processes need out",
+    ),
+    "two ways to find the others": (
+        "unlearn --distributed --coordinator a:1 --processes 2 --process-id 0".split(),
+        "distributed is given with a coordinator",
+    ),
+    "no shards": (["unlearn", "--batch-shards", "0"], "batch_shards is 0"),
+    "uneven shards": (["unlearn", "--batch-shards", "7"], "batch_shards is 7"),
     "resume what": (["unlearn", "--resume"], "resume needs out"),
 }
 
@@ -177,6 +202,69 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
     assert code == 2 and out == "" and "Traceback" not in err
     assert "data is 'cats'; known data sets: digits" in err
     assert not os.listdir(tmp_path)
+
+
+SMALLER_JAX = """
+import sys
+from jaxunlearn import cli
+from jaxunlearn.core import mesh
+mesh.start(2)
+import jax
+assert jax.device_count() == 2
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--devices", "4"], "devices is 4, but JAX already runs with 2"),
+        (["--devices", "2", "--batch-shards", "4"], "batch_shards is 4; .* divide the 2 devices"),
+        (["--devices", "2", "--batch-shards", "2", "--training.batch-size", "9"], "batch_size 9"),
+    ],
+)
+def test_devices_that_do_not_fit(arguments, message, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SMALLER_JAX, "unlearn", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert not os.listdir(tmp_path)
+
+
+# From the second lane of oracles on no file can have more than 9000 bytes, less than a lane needs.
+FULL_DISK = """
+import resource, sys
+from jaxunlearn import cli
+
+def fill(bar, phase, done, total, update=cli._Bar.update):
+    update(bar, phase, done, total)
+    if (phase, done) == ("oracle", 2):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
+
+cli._Bar.update = fill
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_loses_nothing_that_was_finished(finished, tmp_path):
+    arguments = ["unlearn", *TINY, "--out", "run", "--devices", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert re.search("File too large: .*lanes/oracle/00001.npz", done.stderr)
+    lanes = tmp_path / "run" / "lanes"
+    kept = sorted(str(p.relative_to(lanes)) for p in lanes.rglob("*.*"))  # temporary files as well
+    assert kept == ["full/00000.npz", "full/00001.npz", "oracle/00000.npz"]
+    assert not list(tmp_path.rglob(".*"))
+    for phase, number in (("full", 0), ("full", 1), ("oracle", 0)):
+        BlockStore(lanes / phase).read(number)
+    code, _, err = run(tmp_path, *arguments, "--resume", "--json", "out.json")
+    assert code == 0, err
+    assert numbers(tmp_path / "out.json") == numbers(finished[0] / "out.json")
 
 
 def test_an_occupied_folder_is_refused(finished):

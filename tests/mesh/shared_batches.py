@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import sys
 
 from jaxunlearn.core import mesh
 
@@ -51,37 +52,32 @@ def compiled_text(fn, mode, devices):
 
 
 def compare(model, mode):
-    meshes = {
-        "shared": mesh.make({"models": 4, "data": 2}),
-        "eight": mesh.make(),
-        "one": mesh.make({"models": 1}),
-        "pair": mesh.make({"models": 1, "data": 2}),
-    }
+    logits = jax.jit(
+        jax.vmap(lambda r: model.apply(r["params"], r.get("stats", {}), data.x_val)[0])
+    )
+    kinds = {"shared": {"models": 4, "data": 2}, "eight": {"models": 8}, "one": {"models": 1}}
     result = {}
     for name, n_steps in (("step", 1), ("run", 22)):
         fn = functools.partial(train, model, n_steps)
         of = {
-            kind: ensemble.run(fn, shared, members, width=WIDTH, mode=mode, mesh=devices)
-            for kind, devices in meshes.items()
+            kind: ensemble.run(fn, shared, members, width=WIDTH, mode=mode, mesh=mesh.make(axes))
+            for kind, axes in kinds.items()
         }
-        result[name] = gap(of["shared"], of["one"])
-        result[f"{name} logits"] = gap(of["shared"]["logits"], of["one"]["logits"])
+        result[f"{name} gap"] = gap(of["shared"], of["one"])
+        result[f"{name} logits"] = gap(logits(of["shared"]), logits(of["one"]))
         result[f"{name} eight"] = gap(of["eight"], of["one"])
-        result[f"{name} pair"] = gap(of["shared"], of["pair"])
     for kind in ("shared", "eight"):
-        text = compiled_text(fn, mode, meshes[kind])
+        text = compiled_text(fn, mode, mesh.make(kinds[kind]))
         result[f"{kind} reduces"] = "all-reduce(" in text
-        rows = re.findall(r"f32\[([\d,]+)\]", text)
-        result[f"{kind} rows"] = [
-            n for n in (BATCH // 2, BATCH) if any(str(n) in row.split(",") for row in rows)
-        ]
+        shapes = re.findall(r"f32\[([\d,]+)\]", text)
+        sizes = {int(size) for shape in shapes for size in shape.split(",")}
+        result[f"{kind} rows"] = sorted(sizes & {BATCH, BATCH // 2, BATCH * WIDTH})
     return result
 
 
-mlp, cnn = nn.mlp(64, (24,), 10), nn.cnn((8, 8, 1), (4, 8), batch_norm=True)
-results = {
-    f"{name} {mode}": compare(model, mode)
-    for name, model in (("mlp", mlp), ("cnn_bn", cnn))
-    for mode in ("vmap", "map")
+models = {
+    "mlp": nn.mlp(64, (24,), 10),
+    "cnn_bn": nn.cnn((8, 8, 1), (4, 8), batch_norm=True),
 }
-print(json.dumps(results))
+name, mode = sys.argv[1:]
+print(json.dumps(compare(models[name], mode)))
