@@ -133,15 +133,16 @@ def run(
     report = callback or (lambda done: None)
     report(done)
     missing = [i for i in range(n_lanes) if i not in finished]
-    shared = jax.device_put(shared, jax.NamedSharding(mesh, PartitionSpec()))
+    shared = meshes.place(shared, jax.NamedSharding(mesh, PartitionSpec()))
     by_lane = jax.NamedSharding(mesh, PartitionSpec("models"))
     members = jax.tree.map(np.asarray, _pack_keys(members))
     for number, group in enumerate(_groups(missing, mesh.shape["models"])):
-        inputs = jax.device_put(_take_lanes(members, group, width, n_members), by_lane)
+        inputs = meshes.place(_take_lanes(members, group, width, n_members), by_lane)
         program = lanes(fn, mesh, mode).compiled(shared, inputs)
         if number == 0:
             report(done)
-        results = meshes.gather(program(shared, inputs))
+        with meshes.exchange():
+            results = meshes.gather(program(shared, inputs))
         for row, i in enumerate(dict.fromkeys(group)):
             size = min(width, n_members - i * width)
             lane = jax.tree.map(lambda x, row=row, size=size: x[row, :size], results)

@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -71,19 +72,40 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def gather(results: Tree) -> Tree:
-    """Numpy arrays of what all processes of the run hold, in each of them.
+def place(arrays: Tree, sharding: NamedSharding) -> Tree:
+    """Puts arrays that every process has onto the devices of all of them."""
+    if jax.process_count() == 1:
+        return jax.device_put(arrays, sharding)
 
-    Raises:
-        ConnectionError: another process has died.
-    """
+    # `device_put` would have the processes compare them, leaf by leaf.
+    def put(leaf: Any) -> jax.Array:
+        own = np.asarray(jnp.asarray(leaf))
+        return jax.make_array_from_callback(own.shape, sharding, lambda index: own[index])
+
+    return jax.tree.map(put, arrays)
+
+
+def gather(results: Tree) -> Tree:
+    """Numpy arrays of what all processes of the run hold, in each of them; see `exchange`."""
     if jax.process_count() == 1:
         return jax.device_get(results)
     from jax.experimental import multihost_utils
 
+    return multihost_utils.process_allgather(results, tiled=True)
+
+
+@contextlib.contextmanager
+def exchange():
+    """A block in which this process waits for the others.
+
+    Raises:
+        ConnectionError: another process has died.
+    """
     try:
-        return multihost_utils.process_allgather(results, tiled=True)
-    except (RuntimeError, ValueError) as error:  # depends on where JAX waits
+        yield
+    except (RuntimeError, ValueError) as error:  # which of them depends on where JAX waits
+        if jax.process_count() == 1:
+            raise
         reason = str(error).partition("\n")[0]
         raise ConnectionError(f"a process of the run died ({reason})") from error
 
@@ -103,9 +125,11 @@ def together():
     try:
         yield
     except Exception:
-        gather(np.array([True]))
+        with exchange():
+            gather(np.array([True]))
         raise
-    failed = np.flatnonzero(gather(np.array([False])))
+    with exchange():
+        failed = np.flatnonzero(gather(np.array([False])))
     if len(failed):
         raise ValueError(f"process {failed[0]} of the run failed; its message says why")
 
