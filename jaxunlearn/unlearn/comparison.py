@@ -199,18 +199,14 @@ def _checked(
 
 def _checked_mesh(settings: Settings, mesh: Mesh | None) -> Mesh:
     shards, batch = settings.batch_shards, settings.training.batch_size
-    if mesh is None:
-        mesh = devices(settings, max(1, shards) * jax.process_count())
     if shards < 1 or batch % shards:
         raise ValueError(
             f"batch_shards is {shards}; it must be at least 1 and divide the batch_size {batch} of "
             "the training"
         )
-    if (
-        "models" not in mesh.shape
-        or mesh.size != mesh.shape["models"] * shards
-        or (mesh.shape.get("data", 1) != shards)
-    ):
+    if mesh is None:
+        return devices(settings, shards * jax.process_count())
+    if mesh.shape.get("models", 0) * shards != mesh.size or mesh.shape.get("data", 1) != shards:
         raise ValueError(
             f"mesh has the shape {dict(mesh.shape)}, but batch_shards is {shards}; axes models "
             f"and data, the latter of size {shards}, are needed"

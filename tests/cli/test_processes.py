@@ -63,6 +63,7 @@ def alone(tmp_path_factory):
     return bits(folder)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bits(alone, tmp_path):
     (code, out, err), second = map(finish, start_two(tmp_path))
     assert code == 0, err
@@ -80,6 +81,7 @@ def test_what_one_process_refuses_ends_both(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_folder_that_does_not_fit_ends_both(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("mine")
@@ -90,7 +92,7 @@ def test_a_folder_that_does_not_fit_ends_both(tmp_path):
 
 # The first process also coordinates: without it JAX may abort the other one before it can speak.
 @pytest.mark.parametrize(
-    ("victim", "processes"), [(1, 1), pytest.param(0, 2, marks=pytest.mark.slow)]
+    ("victim", "processes"), [(1, 2), pytest.param(0, 1, marks=pytest.mark.slow)]
 )
 def test_a_dead_process_ends_the_run_and_it_resumes(victim, processes, alone, tmp_path):
     both = start_two(tmp_path)
@@ -108,5 +110,7 @@ def test_a_dead_process_ends_the_run_and_it_resumes(victim, processes, alone, tm
     finish(both[victim])
     assert not (tmp_path / "run" / "results.json").exists()
     again = start_two(tmp_path, "--resume") if processes == 2 else [start(tmp_path, "--resume")]
-    assert [finish(process)[0] for process in again] == [0] * processes
+    (code, out, err), *others = map(finish, again)
+    assert code == 0 and "floor" in out, err
+    assert others == [(0, "", "")] * (processes - 1)  # only the first one speaks
     assert bits(tmp_path) == alone
