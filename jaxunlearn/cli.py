@@ -11,12 +11,14 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 from jax.sharding import Mesh
 from rich.console import Console
@@ -43,6 +45,55 @@ _MethodSettings = dataclasses.make_dataclass(
 
 
 @dataclasses.dataclass(frozen=True)
+class Processes:
+    """Several processes do the run together: the same command in each, but for its number.
+
+    They share the output folder, so it must lie on a file system that all of them see; the first
+    one writes and speaks.
+
+    Attributes:
+        coordinator: `HOST:PORT` of the first process.
+        processes: number of processes.
+        process_id: number of this one, from 0.
+        distributed: instead of these three, where JAX finds the cluster itself (a TPU pod slice,
+            Slurm).
+    """
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process_id: int | None = None
+    distributed: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments for `mesh.start`, none for a single process.
+
+        Raises:
+            ValueError: options that do not fit together.
+        """
+        given = (self.coordinator, self.processes, self.process_id)
+        if all(value is None for value in given):
+            return {"coordinator_address": None} if self.distributed else {}
+        if self.coordinator is None or self.processes is None or self.process_id is None:
+            raise ValueError("coordinator, processes and process_id are needed together")
+        if self.distributed:
+            raise ValueError("distributed is given with a coordinator; one of them is needed")
+        port = re.fullmatch(r"(?:[\w.-]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})", self.coordinator)
+        if port is None or not 1 <= int(port[1]) <= 65535:
+            raise ValueError(f"coordinator is {self.coordinator!r}; HOST:PORT is needed")
+        if self.processes < 1:
+            raise ValueError(f"processes is {self.processes}; it must be at least 1")
+        if not 0 <= self.process_id < self.processes:
+            raise ValueError(
+                f"process_id is {self.process_id}; 0 to {self.processes - 1} are allowed"
+            )
+        return {
+            "coordinator_address": self.coordinator,
+            "num_processes": self.processes,
+            "process_id": self.process_id,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
 class Unlearn:
     """Many models forget by several methods, and retrained oracles judge them.
 
@@ -53,7 +104,9 @@ class Unlearn:
         out: output folder; by default a new one under `runs/`.
         resume: go on with the run in `out`, if there is one.
         json: also write the results to this file.
-        devices: devices to use; by default all, and on a CPU one per core.
+        devices: devices to use in each process; by default all, and on a CPU one per core (several
+            processes on one CPU do not know of each other: give it there).
+        cluster: several processes.
     """
 
     settings: Annotated[comparison.Settings, tyro.conf.arg(name="")] = comparison.Settings()
@@ -63,6 +116,7 @@ class Unlearn:
     resume: bool = False
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     devices: int | None = None
+    cluster: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,42 +144,63 @@ def unlearn(options: Unlearn, argv: list[str]) -> int:
     out = options.out or Path("runs") / time.strftime("unlearn-%Y%m%d-%H%M%S")
     try:
         methods = _chosen_methods(options)
-        _check_json(options.json, out)
-        if options.resume and options.out is None:
-            raise ValueError("resume needs out, the folder of the run to go on with")
-        devices = _devices(options.devices)
-        job = comparison.prepare(options.settings, methods, out=out, resume=options.resume)
-        _keep_command(argv, out)
+        devices = _devices(options)
+        with mesh.together():
+            _check_json(options.json, out)
+        job = comparison.prepare(
+            options.settings, methods, out=out, resume=options.resume, mesh=devices
+        )
+        with mesh.together():
+            _keep_command(argv, job)
+    except ConnectionError as error:
+        _error(str(error))
+        return mesh.leave(FAILED)
     except (ValueError, OSError) as error:
         return _error(str(error))
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not mesh.is_first())
     try:
         with _Bar(console, list(job.methods)) as bar:
-            comparison.execute(job, mesh=devices, progress=bar.update)
-        _publish(options.json, out)
+            comparison.execute(job, progress=bar.update)
+        with mesh.together():
+            _publish(options.json, out)
     except KeyboardInterrupt:
         console.print(
             "interrupted; finished models are kept. Go on with the same options and:\n"
             f"  --out {shlex.quote(str(out))} --resume"
         )
-        return INTERRUPTED
-    except (comparison.NonFiniteError, DamagedError, OSError) as error:
+        return mesh.leave(INTERRUPTED)
+    except comparison.NonFiniteError as error:  # in all processes
         _error(str(error))
-        if isinstance(error, comparison.NonFiniteError) and (out / "results.json").exists():
-            _publish(options.json, out)
+        with mesh.together():
+            if (out / "results.json").exists():
+                _publish(options.json, out)
         return FAILED
+    except ConnectionError as error:
+        _error(f"{error}; finished models are kept. Go on with --resume")
+        return mesh.leave(FAILED)
+    except (DamagedError, OSError) as error:
+        _error(str(error))
+        return mesh.leave(FAILED)
     return OK
 
 
-def _devices(wanted: int | None) -> Mesh:
-    """A mesh of the wanted number of devices; by default all, and on a CPU one per core."""
-    if wanted is not None:
-        mesh.start(wanted)
-        return mesh.make({"models": wanted})
-    with contextlib.suppress(ValueError):  # JAX already runs in this process: take what it has
-        mesh.start(mesh.cores())
-    return mesh.make()
+def _devices(options: Unlearn) -> Mesh:
+    """All devices, or in each process the wanted number; the processes find each other here."""
+    wanted, others = options.devices, options.cluster.arguments()
+    if options.resume and options.out is None:
+        raise ValueError("resume needs out, the folder of the run to go on with")
+    if others and options.out is None:
+        raise ValueError("several processes need out, the folder that they share")
+    if wanted is not None or others:
+        mesh.start(mesh.cores() if wanted is None else wanted, **others)
+    else:
+        with contextlib.suppress(ValueError):  # JAX already runs in this process: take what it has
+            mesh.start(mesh.cores())
+    if wanted is not None and wanted > jax.local_device_count():
+        raise ValueError(f"devices is {wanted}, but there are {jax.local_device_count()}")
+    n_devices = jax.device_count() if wanted is None else wanted * jax.process_count()
+    return comparison.devices(options.settings, n_devices)
 
 
 def _chosen_methods(options: Unlearn) -> dict[str, tuple[Any, Any]]:
@@ -145,6 +220,8 @@ def _chosen_methods(options: Unlearn) -> dict[str, tuple[Any, Any]]:
 
 def _publish(json_file: Path | None, out: Path) -> None:
     """Prints the results as a table, draws the figure and writes the requested JSON."""
+    if not mesh.is_first():
+        return
     written = (out / "results.json").read_bytes()
     results = json.loads(written)
     plots.comparison(out, out / "figure.png")
@@ -155,11 +232,10 @@ def _publish(json_file: Path | None, out: Path) -> None:
     print(f"results.json, figure.png, margins.npz and settings.json are in {out}")
 
 
-def _keep_command(argv: list[str], out: Path) -> None:
+def _keep_command(argv: list[str], job: comparison.Job) -> None:
     """Leaves the command line that began a run in its folder."""
-    if not (out / "command.txt").exists():
-        with replacing(out / "command.txt") as file:
-            file.write((shlex.join(["jaxunlearn", *argv]) + "\n").encode())
+    if not (job.folder.path / "command.txt").exists():
+        job.folder.write_text("command.txt", shlex.join(["jaxunlearn", *argv]) + "\n")
 
 
 def _check_json(path: Path | None, out: Path) -> None:

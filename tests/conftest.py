@@ -33,4 +33,6 @@ def toy_batch(key, step):
 
 
 # Scripts that test_mesh.py runs in processes of their own.
-collect_ignore = ["mesh/eight_devices.py", "mesh/two_processes.py"]
+collect_ignore = [
+    f"mesh/{name}.py" for name in ("eight_devices", "two_processes", "shared_batches")
+]

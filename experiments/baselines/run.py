@@ -66,7 +66,8 @@ def compare(
 ) -> tuple[Path, dict[str, Any]]:
     """Runs, or goes on with, the comparison of one forget set; returns its folder and results."""
     out = RUNS / f"seed{seed}" / forget
-    job = comparison.prepare(settings(forget, seed, n_models), methods, out=out, resume=True)
+    own = settings(forget, seed, n_models)
+    job = comparison.prepare(own, methods, out=out, resume=True, mesh=mesh.make())
     # The full models know nothing of the forget set: those of the first one serve all.
     lanes, first = (out.parent / name / "lanes" / "full" for name in (forget, FORGET_SETS[0]))
     if forget != FORGET_SETS[0] and not lanes.exists():
@@ -75,7 +76,7 @@ def compare(
     def progress(phase: str, done: int, total: int) -> None:
         print(f"{forget}: {phase} {done}/{total}", flush=True)
 
-    return out, comparison.execute(job, mesh=mesh.make(), progress=progress)
+    return out, comparison.execute(job, progress=progress)
 
 
 def chosen(forget: str) -> dict[str, tuple[Any, Any]]:

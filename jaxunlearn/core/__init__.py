@@ -40,6 +40,7 @@ What "equal" means:
 |                                                                      | an equal state, 1e-3   |
 |                                                                      | on final logits        |
 | another implementation, same arithmetic                              | stated with each test  |
+| another number of devices that share each batch (mesh axis `data`)    | the same               |
 | metrics with bins (KLOM)                                             | margins and means are  |
 |                                                                      | compared, not points   |
 """

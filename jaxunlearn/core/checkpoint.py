@@ -4,6 +4,7 @@ A write is atomic (temporary name, flush, rename): after a kill a checkpoint is 
 at all. Every orbax import of the library is in this file.
 """
 
+import contextlib
 import os
 import shutil
 import zipfile
@@ -192,25 +193,23 @@ def _read_arrays(path: Path) -> Tree:
     return tree.nested(leaves)
 
 
-class replacing:  # noqa: N801 - used as a function
-    """`with replacing(path) as file:` writes a file that appears whole or not at all."""
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike):
+    """Opens a file to write that appears whole or not at all, for a `with` block.
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-
-    def __enter__(self):
-        self.file = self.temporary.open("wb")
-        return self.file
-
-    def __exit__(self, kind, *_):
-        try:
-            if kind is None:
-                self.file.flush()
-                os.fsync(self.file.fileno())
-        finally:
-            self.file.close()
-        if kind is None:
-            self.temporary.replace(self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+    Raises:
+        OSError: it cannot be written, as on a full disk; it is named, and nothing is left of it.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a failing write does not know it
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -38,7 +38,8 @@ def lanes(fn: Callable[[Any, Any], Tree], mesh: Mesh, mode: Mode = "vmap") -> "P
 
     Args:
         fn: a pure function of one model.
-        mesh: a mesh with an axis `models`; `shared` is replicated on it.
+        mesh: a mesh with an axis `models`; `shared` is replicated on it. Devices along a second
+            axis `data` share a lane: `core.loop` splits the batch of every step over them.
         mode: how the members of a lane are computed: together ("vmap"), or one after the other
             ("map"; no gain from batching, the least memory).
 
@@ -58,7 +59,12 @@ def lanes(fn: Callable[[Any, Any], Tree], mesh: Mesh, mode: Mode = "vmap") -> "P
     return Program(
         # Loop carries start replicated and end varying; each device minds its own models.
         jax.shard_map(
-            one_lane, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False
+            one_lane,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), spec),
+            out_specs=spec,
+            axis_names={"models"},
+            check_vma=False,
         )
     )
 
@@ -127,22 +133,23 @@ def run(
     report = callback or (lambda done: None)
     report(done)
     missing = [i for i in range(n_lanes) if i not in finished]
-    shared = jax.device_put(shared, jax.NamedSharding(mesh, PartitionSpec()))
+    shared = meshes.place(shared, jax.NamedSharding(mesh, PartitionSpec()))
     by_lane = jax.NamedSharding(mesh, PartitionSpec("models"))
     members = jax.tree.map(np.asarray, _pack_keys(members))
     for number, group in enumerate(_groups(missing, mesh.shape["models"])):
-        inputs = jax.device_put(_take_lanes(members, group, width, n_members), by_lane)
+        inputs = meshes.place(_take_lanes(members, group, width, n_members), by_lane)
         program = lanes(fn, mesh, mode).compiled(shared, inputs)
         if number == 0:
             report(done)
-        results = _to_host(program(shared, inputs))
+        with meshes.exchange():
+            results = meshes.gather(program(shared, inputs))
         for row, i in enumerate(dict.fromkeys(group)):
             size = min(width, n_members - i * width)
             lane = jax.tree.map(lambda x, row=row, size=size: x[row, :size], results)
             lane = tree.nested(tree.named(lane))
             if check is not None:
                 check(lane, i * width)
-            if store is not None and jax.process_index() == 0:
+            if store is not None and meshes.is_first():
                 store.write(i, lane)
             finished[i] = lane
             done += size
@@ -175,15 +182,6 @@ def _unpack_keys(members: Any) -> Any:
         return leaf
 
     return jax.tree.map(unpack, members, is_leaf=lambda leaf: isinstance(leaf, _KeyData))
-
-
-def _to_host(results: Tree) -> Tree:
-    """Numpy arrays of all lanes, in every process of the run."""
-    if jax.process_count() == 1:
-        return jax.device_get(results)
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(results, tiled=True)
 
 
 def _groups(missing: list[int], n_devices: int) -> list[list[int]]:

@@ -16,6 +16,7 @@ from jax.core import Tracer
 
 from jaxunlearn.core._early_stop import EarlyStop, Tracker, restore_best, start_trackers, track
 from jaxunlearn.core.keys import Key, fold
+from jaxunlearn.core.mesh import split_batch
 from jaxunlearn.core.sources import as_source, blocks_of
 from jaxunlearn.core.step import Metrics, Step, TrainState
 
@@ -218,7 +219,8 @@ def _body(step: Step, shared: Any, source: Any, key: Key):
     def body(state, xs):
         number, row = xs
         step_key = fold(key, "step", number)
-        return step(state, shared, source.gather(row, fold(step_key, "data")), step_key)
+        batch = split_batch(source.gather(row, fold(step_key, "data")))
+        return step(state, shared, batch, step_key)
 
     return body
 

@@ -1,4 +1,7 @@
-"""The output folder of a run: its settings, finished lanes, times and results."""
+"""The output folder of a run: its settings, finished lanes, times and results.
+
+All processes of a run share it; the first one writes.
+"""
 
 import json
 import os
@@ -8,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import BlockStore, DamagedError, replacing, write_npz
 
 
 class RunFolder:
-    """One run's folder; opening it checks that it is new, or belongs to this very run.
+    """One run's folder; making one checks that it is new, or belongs to this very run.
+
+    Nothing is written before `begin`.
 
     Attributes:
         path: the folder.
@@ -26,7 +32,7 @@ class RunFolder:
         methods: dict[str, dict[str, Any]],
         resume: bool,
     ):
-        """Opens a folder.
+        """Looks at a folder.
 
         Args:
             path: new, empty, or (with `resume`) that of a run with the same record.
@@ -35,7 +41,7 @@ class RunFolder:
             resume: whether to go on with a run that is there; without one it begins.
 
         Raises:
-            ValueError: the folder does not fit; nothing has been written.
+            ValueError: the folder does not fit.
         """
         self.path = Path(path)
         begun = self.path / "settings.json"
@@ -57,11 +63,14 @@ class RunFolder:
                 if list(self._method_path(method).glob("*.npz")):
                     before = _read_json(self._method_path(method) / "settings.json")
                     _check_same({method: before}, {method: own}, name)
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.write_json("settings.json", record)
+        self._record = None if occupied else record
         times = self.path / "seconds.json"
         self.seconds = _read_json(times) if times.exists() else {}
+
+    def begin(self) -> None:
+        """Records the settings of a run that is not there yet."""
+        if self._record is not None:
+            self.write_json("settings.json", self._record)
 
     def lanes(self, phase: str) -> BlockStore:
         """The finished lanes of a training phase."""
@@ -70,7 +79,6 @@ class RunFolder:
     def method_lanes(self, method: str, own: dict[str, Any]) -> BlockStore:
         """The finished lanes of a method; its settings are recorded beside them."""
         store = BlockStore(self._method_path(method))
-        store.path.mkdir(parents=True, exist_ok=True)
         self.write_json(store.path.relative_to(self.path) / "settings.json", own)
         return store
 
@@ -79,12 +87,19 @@ class RunFolder:
 
     def write_json(self, name: str | Path, content: Any) -> None:
         """Writes a file at once; a number that JSON does not know is an error."""
-        with replacing(self.path / name) as file:
-            file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        self.write_text(name, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    def write_text(self, name: str | Path, content: str) -> None:
+        """Writes a file at once."""
+        if mesh.is_first():
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path / name) as file:
+                file.write(content.encode())
 
     def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Writes an `.npz` at once."""
-        write_npz(self.path / name, arrays)
+        if mesh.is_first():
+            write_npz(self.path / name, arrays)
 
     def add_seconds(self, phase: str, kind: str, seconds: float) -> None:
         """Adds to the time of a phase."""

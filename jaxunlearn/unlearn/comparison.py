@@ -23,6 +23,7 @@ import jaxunlearn
 from jaxunlearn import data as datasets
 from jaxunlearn import nn
 from jaxunlearn.core import ensemble, keys, tree
+from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.model import Model, predict
 from jaxunlearn.data import Dataset, augment, forget_sets
@@ -55,6 +56,8 @@ class Settings:
         forget_file: `.npy` or text file of training indices, for "file".
         n_models: models a side, at least 2; below about 100 the noise of KLOM hides differences.
         lane_width: models computed together; part of what decides the bits.
+        batch_shards: devices that share each batch (of those that they divide); part of what
+            decides the bits.
         seed: of all models; data and forget set are the same for every seed.
         training: how full models and oracles are trained.
     """
@@ -70,6 +73,7 @@ class Settings:
     forget_file: str | None = None
     n_models: int = 100
     lane_width: int = 25
+    batch_shards: int = 1
     seed: int = 0
     training: Training = Training()
 
@@ -98,7 +102,8 @@ def run(
     """Runs the comparison and writes `results.json` and `margins.npz` into the output folder.
 
     Finished lanes of models lie in `out/lanes`; a run that was stopped in any way goes on from
-    them to the same bits, on any number of devices.
+    them to the same bits, on any number of devices. Of several processes, which share the folder,
+    each calls this and the first one writes.
 
     Args:
         settings: what is compared.
@@ -108,7 +113,7 @@ def run(
         out: the output folder: new or empty, or (with `resume`) that of the same run. A resumed run
             may have other methods, and other settings of methods without a finished lane.
         resume: whether to go on with the run in `out`, if there is one.
-        mesh: devices, with an axis `models`; by default one.
+        mesh: devices, see `devices`; by default as few as the settings allow.
         progress: called as members finish.
         data_dir: prepared data sets, see `data.load`.
 
@@ -118,9 +123,10 @@ def run(
     Raises:
         ValueError: bad settings or a folder that does not fit; nothing has been written then.
         NonFiniteError: a method diverged; the methods before it are in `results.json`.
+        ConnectionError: another process of the run died.
     """
-    job = prepare(settings, methods, out=out, resume=resume, data_dir=data_dir)
-    return execute(job, mesh=mesh, progress=progress)
+    job = prepare(settings, methods, out=out, resume=resume, mesh=mesh, data_dir=data_dir)
+    return execute(job, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +140,17 @@ class Job:
     model: Model
     record: dict[str, Any]
     folder: RunFolder
+    mesh: Mesh
+
+
+def devices(settings: Settings, n_devices: int) -> Mesh:
+    """A mesh for the settings: an axis `models`, and with `batch_shards` an axis `data`."""
+    shards = settings.batch_shards
+    if shards < 1 or n_devices % shards:
+        raise ValueError(
+            f"batch_shards is {shards}; it must be at least 1 and divide the {n_devices} devices"
+        )
+    return meshes.make({"models": n_devices // shards} | ({"data": shards} if shards > 1 else {}))
 
 
 def prepare(
@@ -142,9 +159,25 @@ def prepare(
     *,
     out: str | os.PathLike,
     resume: bool = False,
+    mesh: Mesh | None = None,
     data_dir: str | os.PathLike | None = None,
 ) -> Job:
     """Checks everything that can be wrong before work starts; arguments and errors as for `run`."""
+    with meshes.together():
+        job = _checked(settings, methods, out, resume, mesh, data_dir)
+    with meshes.together():
+        job.folder.begin()
+    return job
+
+
+def _checked(
+    settings: Settings,
+    methods: Methods,
+    out: str | os.PathLike,
+    resume: bool,
+    mesh: Mesh | None,
+    data_dir: str | os.PathLike | None,
+) -> Job:
     methods = {name: METHODS[name] for name in ("none", "retrain")} | dict(methods)
     methods["retrain"] = (METHODS["retrain"][0], settings.training)
     for name, (_, own) in methods.items():
@@ -164,6 +197,7 @@ def prepare(
         raise ValueError(f"seed is {settings.seed}; it must lie in 0 to 2**32 - 1")
     if settings.lane_width < 1:
         raise ValueError(f"lane_width is {settings.lane_width}; it must be at least 1")
+    mesh = _checked_mesh(settings, mesh)
     dataset = datasets.load(settings.data, settings.n_train, settings.n_val, data_dir=data_dir)
     settings = dataclasses.replace(settings, n_train=len(dataset.x_train), n_val=len(dataset.x_val))
     forget = forget_set(settings, dataset)
@@ -171,20 +205,35 @@ def prepare(
     model = build_model(settings, dataset)
     own = {name: dataclasses.asdict(config) for name, (_, config) in methods.items()}
     record = _record(settings, dataset, forget)
-    return Job(
-        settings, methods, dataset, problem, model, record, RunFolder(out, record, own, resume)
-    )
+    folder = RunFolder(out, record, own, resume)
+    return Job(settings, methods, dataset, problem, model, record, folder, mesh)
+
+
+def _checked_mesh(settings: Settings, mesh: Mesh | None) -> Mesh:
+    shards, batch = settings.batch_shards, settings.training.batch_size
+    if shards < 1 or batch % shards:
+        raise ValueError(
+            f"batch_shards is {shards}; it must be at least 1 and divide the batch_size {batch} of "
+            "the training"
+        )
+    if mesh is None:
+        return devices(settings, shards * jax.process_count())
+    if mesh.shape.get("models", 0) * shards != mesh.size or mesh.shape.get("data", 1) != shards:
+        raise ValueError(
+            f"mesh has the shape {dict(mesh.shape)}, but batch_shards is {shards}; axes models "
+            f"and data, the latter of size {shards}, are needed"
+        )
+    return mesh
 
 
 def execute(
     job: Job,
     *,
-    mesh: Mesh | None = None,
     progress: Progress = lambda phase, done, total: None,
 ) -> dict[str, Any]:
     """Does the work of a prepared job; see `run`."""
-    full = _train(job, "full", np.arange(len(job.dataset.x_train)), mesh, progress)
-    oracle = _train(job, "oracle", job.problem.retain, mesh, progress)
+    full = _train(job, "full", np.arange(len(job.dataset.x_train)), progress)
+    oracle = _train(job, "oracle", job.problem.retain, progress)
     judge = report.Judge(job.dataset, job.problem)
     forget = np.asarray(job.problem.forget)
     results = {
@@ -205,7 +254,7 @@ def execute(
     failure = None
     for name in job.methods:
         try:
-            unlearned[name] = _forget(job, name, full, mesh, progress)
+            unlearned[name] = _forget(job, name, full, progress)
         except NonFiniteError as error:  # the methods before it are still reported
             failure = error
             results["failed"] = str(error)
@@ -273,22 +322,20 @@ def build_model(settings: Settings, dataset: Dataset) -> Model:
     return model
 
 
-def _train(job: Job, phase: str, indices: np.ndarray, mesh, progress: Progress) -> dict[str, Any]:
+def _train(job: Job, phase: str, indices: np.ndarray, progress: Progress) -> dict[str, Any]:
     """Trains all models of a phase on some rows; returns parameters, statistics and logits."""
     one = _training_of_one(job.model, job.settings.training)
     store = job.folder.lanes(phase)
-    return _run_lanes(job, phase, one, _keys(job, phase), store, mesh, progress, indices=indices)
+    return _run_lanes(job, phase, one, _keys(job, phase), store, progress, indices=indices)
 
 
-def _forget(
-    job: Job, name: str, full: dict[str, Any], mesh, progress: Progress
-) -> dict[str, np.ndarray]:
+def _forget(job: Job, name: str, full: dict[str, Any], progress: Progress) -> dict[str, np.ndarray]:
     """Lets all full models forget; returns logits, and the gradients it took."""
     method, own = job.methods[name]
     store = job.folder.method_lanes(name, dataclasses.asdict(own))
     members = (full["params"], full.get("stats", {}), _keys(job, name))
     return _run_lanes(
-        job, name, _forgetting_of_one(job.model, method, own), members, store, mesh, progress
+        job, name, _forgetting_of_one(job.model, method, own), members, store, progress
     )
 
 
@@ -334,7 +381,6 @@ def _run_lanes(
     one: Callable,
     members: Any,
     store: BlockStore,
-    mesh: Mesh | None,
     progress: Progress,
     **shared: Any,
 ) -> dict[str, Any]:
@@ -351,7 +397,7 @@ def _run_lanes(
         members,
         width=min(settings.lane_width, settings.n_models),
         mode=ensemble.pick_mode(settings.model != "mlp"),
-        mesh=mesh,
+        mesh=job.mesh,
         store=store,
         check=lambda lane, first: _check_finite(phase, lane, first),
         callback=tick,

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from jaxunlearn import cli
+from jaxunlearn.core import mesh
+from jaxunlearn.core.checkpoint import BlockStore
 
 TINY = [
     "--n-train", "200", "--n-models", "4", "--lane-width", "2", "--forget-size", "8",
@@ -151,6 +154,30 @@ BAD = {
         "settings of scrub are given, but it is not among the methods",
     ),
     "forget file of nothing": (["unlearn", "--forget-file", "f.txt"], "set forget to 'file'"),
+    "coordinator alone": (["unlearn", "--coordinator", "a:1"], "are needed together"),
+    "bad coordinator": (
+        ["unlearn", "--coordinator", "a", "--processes", "2", "--process-id", "0"],
+        "coordinator is 'a'; HOST:PORT",
+    ),
+    "no such process": (
+        ["unlearn", "--coordinator", "a:1", "--processes", "2", "--process-id", "2"],
+        "process_id is 2; 0 to 1 are allowed",
+    ),
+    "no processes": (
+        ["unlearn", "--coordinator", "a:1", "--processes", "0", "--process-id", "0"],
+        "processes is 0",
+    ),
+    "processes without a folder": (
+        ["unlearn", "--coordinator", "a:1", "--processes", "2", "--process-id", "0"],
+        "several processes need out",
+    ),
+    "two ways to find the others": (
+        "unlearn --distributed --coordinator a:1 --processes 2 --process-id 0".split(),
+        "distributed is given with a coordinator",
+    ),
+    "no shards": (["unlearn", "--batch-shards", "0"], "batch_shards is 0"),
+    "uneven shards": (["unlearn", "--batch-shards", "7"], "batch_shards is 7"),
+    "shards without devices": (["unlearn", "--batch-shards", "4"], "divide the 1 devices"),
     "resume what": (["unlearn", "--resume"], "resume needs out"),
 }
 
@@ -177,6 +204,70 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
     assert code == 2 and out == "" and "Traceback" not in err
     assert "data is 'cats'; known data sets: digits" in err
     assert not os.listdir(tmp_path)
+
+
+SMALLER_JAX = """
+import sys
+from jaxunlearn import cli
+from jaxunlearn.core import mesh
+mesh.start(2)
+import jax
+assert jax.device_count() == 2
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_more_devices_than_there_are(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SMALLER_JAX, "unlearn", "--devices", "4"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "devices is 4, but JAX already runs with 2" in done.stderr
+    assert not os.listdir(tmp_path)
+
+
+def test_on_an_accelerator_devices_cannot_be_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mesh, "start", lambda *_: None)  # as good as what it does there
+    assert cli.main(["unlearn", "--devices", "4"]) == 2
+    assert "devices is 4, but there are 1" in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
+# From the second lane of oracles on no file can have more than 9000 bytes, less than a lane needs.
+FULL_DISK = """
+import resource, sys
+from jaxunlearn import cli
+
+def fill(bar, phase, done, total, update=cli._Bar.update):
+    update(bar, phase, done, total)
+    if (phase, done) == ("oracle", 2):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
+
+cli._Bar.update = fill
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_loses_nothing_that_was_finished(finished, tmp_path):
+    arguments = ["unlearn", *TINY, "--out", "run", "--devices", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert re.search("File too large: .*lanes/oracle/00001.npz", done.stderr)
+    lanes = tmp_path / "run" / "lanes"
+    kept = sorted(str(p.relative_to(lanes)) for p in lanes.rglob("*.*"))  # temporary files as well
+    assert kept == ["full/00000.npz", "full/00001.npz", "oracle/00000.npz"]
+    assert not list(tmp_path.rglob(".*"))
+    for phase, number in (("full", 0), ("full", 1), ("oracle", 0)):
+        BlockStore(lanes / phase).read(number)
+    code, _, err = run(tmp_path, *arguments, "--resume", "--json", "out.json")
+    assert code == 0, err
+    assert numbers(tmp_path / "out.json") == numbers(finished[0] / "out.json")
 
 
 def test_an_occupied_folder_is_refused(finished):

@@ -56,6 +56,25 @@ def test_one_and_two_processes_give_the_same_bits(tmp_path):
     assert alone["mlp"] == alone["resumed"] == first["mlp"]
 
 
+@pytest.mark.parametrize(
+    ("model", "mode"),
+    [
+        ("mlp", "map"),
+        pytest.param("mlp", "vmap", marks=pytest.mark.slow),
+        pytest.param("cnn_bn", "vmap", marks=pytest.mark.slow),
+        pytest.param("cnn_bn", "map", marks=pytest.mark.slow),
+    ],
+)
+def test_devices_can_share_each_batch(model, mode):
+    result = finish(start("shared_batches", model, mode))
+    assert 0 < result["step gap"] < 1e-5  # sums are taken in another order
+    assert result["run logits"] < 1e-3
+    assert result["step eight"] == result["run eight"] == 0
+    assert result["shared reduces"] and not result["eight reduces"]
+    if mode == "map":  # otherwise XLA joins the axes of models and rows
+        assert result["shared rows"] == [26] and 52 in result["eight rows"]
+
+
 def test_rules_choose_by_the_first_pattern():
     devices = mesh.make({"data": 1, "model": 1})
     params = {"a": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}}

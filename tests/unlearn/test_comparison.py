@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxunlearn import core
 from jaxunlearn.core import ensemble
 from jaxunlearn.core.checkpoint import DamagedError
 from jaxunlearn.unlearn import METHODS, Unlearned, baselines, comparison
@@ -131,6 +132,9 @@ def test_folders_that_do_not_fit(finished, tmp_path):
     [
         ({"n_models": 1}, "n_models is 1; at least 2"),
         ({"lane_width": 0}, "lane_width is 0"),
+        ({"batch_shards": 0}, "batch_shards is 0"),
+        ({"batch_shards": 3}, "batch_shards is 3; .* divide the batch_size 40"),
+        ({"batch_shards": 8}, "which needs 8 devices"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"forget_file": "f.txt"}, "forget_file is 'f.txt', but forget is 'cluster'"),
@@ -147,6 +151,14 @@ def test_folders_that_do_not_fit(finished, tmp_path):
 def test_bad_settings_write_nothing(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         comparison.run(dataclasses.replace(TINY, **changes), FEW, out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mesh_that_does_not_fit_the_settings(tmp_path):
+    shared = dataclasses.replace(TINY, batch_shards=2)
+    for settings, axes in ((shared, {"models": 1}), (TINY, {"lanes": 1})):
+        with pytest.raises(ValueError, match="mesh has the shape"):
+            comparison.run(settings, FEW, out=tmp_path / "run", mesh=core.mesh.make(axes))
     assert not list(tmp_path.iterdir())
 
 
