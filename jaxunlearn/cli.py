@@ -104,6 +104,8 @@ class Unlearn:
         out: output folder; by default a new one under `runs/`.
         resume: go on with the run in `out`, if there is one.
         json: also write the results to this file.
+        data_dir: folder of prepared data sets; by default `$TFDS_DATA_DIR`, else
+            `~/tensorflow_datasets`.
         devices: devices to use in each process; by default all, and on a CPU one per core (several
             processes on one CPU do not know of each other: give it there).
         cluster: several processes.
@@ -115,6 +117,7 @@ class Unlearn:
     out: Path | None = None
     resume: bool = False
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    data_dir: Path | None = None
     devices: int | None = None
     cluster: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
@@ -148,7 +151,12 @@ def unlearn(options: Unlearn, argv: list[str]) -> int:
         with mesh.together():
             _check_json(options.json, out)
         job = comparison.prepare(
-            options.settings, methods, out=out, resume=options.resume, mesh=devices
+            options.settings,
+            methods,
+            out=out,
+            resume=options.resume,
+            mesh=devices,
+            data_dir=options.data_dir,
         )
         with mesh.together():
             _keep_command(argv, job)

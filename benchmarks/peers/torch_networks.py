@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from jaxunlearn.core import tree
+
 
 def conv(n_in, n_out, size, stride=1, padding=None):
     padding = size // 2 if padding is None else padding
@@ -92,27 +94,15 @@ class WideResNet(nn.Module):
 
 def in_torch_layout(params, stats):
     """Our trees as `{torch's name: array}`, parameters and statistics together."""
+    theirs = {"scale": "weight", "kernel": "weight", "mean": "running_mean", "var": "running_var"}
     named = {}
-    for tree, names in (
-        (params, {"scale": "weight", "kernel": "weight"}),
-        (stats, {"mean": "running_mean", "var": "running_var"}),
-    ):
-        for path, leaf in leaves(tree):
-            *above, last = path
-            # Our list indices are zero-padded.
-            prefix = [str(int(part)) if part.isdigit() else part for part in above]
-            order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[leaf.ndim]
-            name = ".".join([*prefix, names.get(last, last)])
-            named[name] = np.asarray(leaf).transpose(order)
+    for path, leaf in (*tree.named(params).items(), *tree.named(stats).items()):
+        *above, last = path.split("/")
+        # Our list indices are zero-padded.
+        prefix = [str(int(part)) if part.isdigit() else part for part in above]
+        order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[leaf.ndim]
+        named[".".join([*prefix, theirs.get(last, last)])] = np.asarray(leaf).transpose(order)
     return named
-
-
-def leaves(tree, path=()):
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, (*path, name))
-        else:
-            yield (*path, name), value
 
 
 def load(net, params, stats):

@@ -189,6 +189,12 @@ def _first_devices(wanted: int) -> list[Any]:
     return [device for devices in own.values() for device in devices[:each]]
 
 
+def batch_shards() -> int:
+    """How many devices share a batch in the program that is being traced."""
+    around = jax.sharding.get_abstract_mesh()
+    return around.shape["data"] if "data" in around.auto_axes else 1
+
+
 def split_batch(batch: Tree) -> Tree:
     """Splits a batch over the axis `data` of the mesh around it, if that has one.
 
@@ -196,8 +202,7 @@ def split_batch(batch: Tree) -> Tree:
     up what the devices of the axis compute, so that means, BatchNorm's too, are over the whole
     batch. Leaves whose leading axis the size of the mesh axis does not divide stay whole.
     """
-    around = jax.sharding.get_abstract_mesh()
-    n_shards = around.shape["data"] if "data" in around.auto_axes else 1
+    n_shards, around = batch_shards(), jax.sharding.get_abstract_mesh()
     if n_shards == 1:
         return batch
 

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxunlearn.core import mesh
 from jaxunlearn.nn._winograd import winograd
 
 _HE_NORMAL = nnx.initializers.he_normal()
@@ -169,11 +170,17 @@ def _kernel_gradient(x, g, size, stride, padding):
             ]
         )
 
-    n = _chunk(batch, height * width)
-    zero = jnp.zeros((size * size, n_in, n_out), g.dtype)
-    chunks = jax.tree.map(lambda a: a.reshape(batch // n, n, *a.shape[1:]), (x, g))
-    total, _ = jax.lax.scan(lambda sum, chunk: (sum + products(*chunk), None), zero, chunks)
-    return total.reshape(size, size, n_in, n_out)
+    # Devices that share the batch each sum up their own images; the sums meet once, at the end.
+    shards = mesh.batch_shards() if batch % mesh.batch_shards() == 0 else 1
+    n = _chunk(batch // shards, height * width)
+
+    def in_chunks(a):
+        return jnp.moveaxis(a.reshape(shards, -1, n, *a.shape[1:]), 1, 0)
+
+    zero = jnp.zeros((shards, size * size, n_in, n_out), g.dtype)
+    add = lambda sum, chunk: (sum + jax.vmap(products)(*chunk), None)  # noqa: E731
+    total, _ = jax.lax.scan(add, zero, (in_chunks(x), in_chunks(g)))
+    return total.sum(0).reshape(size, size, n_in, n_out)
 
 
 def _chunk(batch: int, pixels: int) -> int:

@@ -8,7 +8,7 @@ from jaxunlearn.unlearn import baselines
 from jaxunlearn.unlearn._problem import Unlearned
 from jaxunlearn.unlearn._scrub import Scrub, scrub
 from jaxunlearn.unlearn._ssd import SSD, ssd
-from jaxunlearn.unlearn.training import Training
+from jaxunlearn.unlearn.training import Training, check_augment
 
 # name: (method(model, params, stats, problem, key, **settings), default settings)
 METHODS: dict[str, tuple[Callable[..., Unlearned], Any]] = {
@@ -42,6 +42,7 @@ def check_settings(name: str, settings: Any) -> None:
     Counts must be at least 1 (`ascent_epochs` may be 0), numbers finite and not negative, a
     `temperature` positive, a `momentum` below 1; the numbers of a tuple not negative.
     """
+    check_augment(getattr(settings, "augment", ()))
     for setting, value in vars(settings).items():
         for number in value if isinstance(value, tuple) else (value,):
             if not isinstance(number, int | float):

@@ -44,12 +44,19 @@ _AUGMENTATIONS = {
 }
 
 
+def check_augment(names: tuple[str, ...]) -> None:
+    """Raises a ValueError for a name that is no augmentation."""
+    for name in names:
+        if name not in _AUGMENTATIONS:
+            raise ValueError(
+                f"training.augment has {name!r}; known augmentations: {', '.join(_AUGMENTATIONS)}"
+            )
+
+
 @functools.cache  # the same names are the same function, and so the same program
 def _augmentation(names: tuple[str, ...]):
-    """A transformation of batches; raises for a name that is not known."""
-    unknown = [name for name in names if name not in _AUGMENTATIONS]
-    if unknown:
-        raise ValueError(f"augment is {unknown[0]!r}; known: {', '.join(_AUGMENTATIONS)}")
+    """A transformation of batches, or None."""
+    check_augment(names)
     if not names:
         return None
     change = augmentations.compose(*(f for name, f in _AUGMENTATIONS.items() if name in names))
