@@ -1,0 +1,87 @@
+"""`python -m experiments.fill_readme`: writes the README's tables from the committed records."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxunlearn.unlearn import report
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ("ensemble", "klom", "images")
+
+
+def filled(text: str) -> str:
+    """The README's text with all its tables made anew."""
+    for mark, table in (
+        ("experiments/digits/results.json", _digits()),
+        ("experiments/baselines/results.json", _baselines()),
+        ("benchmarks/results", _benchmarks()),
+    ):
+        begin, end = f"<!-- table: {mark} -->\n", "\n<!-- end of table -->"
+        before, after = text.split(begin)
+        text = before + begin + table + after[after.index(end) :]
+    return text
+
+
+def _digits() -> str:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(report.table(_read("experiments/digits/results.json")))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "```text\n" + "\n".join(line.rstrip() for line in lines).rstrip() + "\n```"
+
+
+def _baselines() -> str:
+    lines = [
+        "| forget set | method | KLOM forget | retain | val | acc % forget | retain | val | cost |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for forget, result in _read("experiments/baselines/results.json").items():
+        for name, row in result["methods"].items():
+            klom = [f"{row['klom'][group]['mean']:.2f}" for group in report.GROUPS]
+            accuracy = [f"{100 * row['accuracy'][group]:.1f}" for group in report.GROUPS]
+            lines.append(_line(forget, name, *klom, *accuracy, f"{row['cost']:.3f}"))
+        floor = [f"{result['floor'][group]['mean']:.2f}" for group in report.GROUPS]
+        lines.append(_line(forget, "*floor*", *floor, "", "", "", ""))
+    return "\n".join(lines)
+
+
+def _benchmarks() -> str:
+    lines = [
+        "| what | ours | peer | ratio | asked | with compile | memory, MiB | GEMM | gap |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in BENCHMARKS:
+        for row in _read(f"benchmarks/results/{name}.json")["rows"]:
+            ours, peer = row["ours"], row["peer"]
+            peaks = [side["peak_mib"] for side in (ours, peer)]
+            target, of_peak = row["target"], row["of_gemm_peak"]
+            lines.append(
+                _line(
+                    row["name"],
+                    f"{ours['steady']:.2f} s",
+                    f"{peer['steady']:.2f} s, {row['peer_name']} ({peer['note']})",
+                    f"{row['ratio']:.2f}x",
+                    "shown only" if target is None else f"at least {target:g}x",
+                    f"{row['ratio_with_compile']:.2f}x",
+                    "-" if None in peaks else "{:.0f} against {:.0f}".format(*peaks),
+                    "-" if of_peak is None else f"{100 * of_peak:.0f} %",
+                    f"{row['gap']:.0e}",
+                )
+            )
+    return "\n".join(lines)
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _read(path: str) -> Any:
+    return json.loads((ROOT / path).read_text())
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text()))
