@@ -1,12 +1,13 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
 from jaxunlearn import nn
 from jaxunlearn.core import checkpoint, tree
-from jaxunlearn.core.model import from_nnx
+from jaxunlearn.core.model import from_nnx, predict
 
 
 class Deep(nnx.Module):
@@ -128,3 +129,12 @@ def test_init_can_be_mapped_over_keys():
     params, _ = jax.vmap(model.init)(many)
     one, _ = model.init(many[1])
     chex.assert_trees_all_close(jax.tree.map(lambda p: p[1], params), one, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 7, 20, 21, 50])
+def test_predictions_in_chunks_are_those_of_all_at_once(n):
+    model = nn.cnn((8, 8, 1), (2,), batch_norm=True)
+    params, stats = model.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (n, 8, 8, 1))
+    whole, _ = model.apply(params, stats, x)
+    np.testing.assert_allclose(predict(model, params, stats, x, chunk=20), whole, atol=1e-5)
