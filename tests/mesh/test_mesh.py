@@ -68,7 +68,11 @@ def test_one_and_two_processes_give_the_same_bits(tmp_path):
 def test_devices_can_share_each_batch(model, mode):
     result = finish(start("shared_batches", model, mode))
     assert 0 < result["step gap"] < 1e-5  # sums are taken in another order
-    assert result["run logits"] < 1e-3
+    # One of the 9 networks passes so close to a kink that rounding decides its side: from that step
+    # on it goes another way. On one device, pixels changed by one rounding send the same member the
+    # same way at the same step, in 56 of 511 trials, and no other member.
+    drifted = sum(apart >= 1e-3 for apart in result["run logits"])
+    assert drifted <= (1 if (model, mode) == ("cnn_bn", "vmap") else 0)
     assert result["step eight"] == result["run eight"] == 0
     assert result["shared reduces"] and not result["eight reduces"]
     if mode == "map":  # otherwise XLA joins the axes of models and rows
