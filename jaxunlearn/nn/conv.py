@@ -28,7 +28,7 @@ from jaxunlearn.nn._winograd import winograd
 _HE_NORMAL = nnx.initializers.he_normal()
 _plain = contextvars.ContextVar("plain", default=False)
 _NHWC = ("NHWC", "HWIO", "NHWC")
-_CHUNK_ROWS = 512  # output pixels whose shifted inputs are multiplied at once, to fit the cache
+_CHUNK_SIZE = 2**16  # numbers of input and output that are multiplied at once, to fit the cache
 _WINOGRAD_CHANNELS = 32 * 64  # channels in times channels out from which its transforms pay
 
 
@@ -172,7 +172,7 @@ def _kernel_gradient(x, g, size, stride, padding):
 
     # Devices that share the batch each sum up their own images; the sums meet once, at the end.
     shards = mesh.batch_shards() if batch % mesh.batch_shards() == 0 else 1
-    n = _chunk(batch // shards, height * width)
+    n = _chunk(batch // shards, height * width * (n_in + n_out))
 
     def in_chunks(a):
         return jnp.moveaxis(a.reshape(shards, -1, n, *a.shape[1:]), 1, 0)
@@ -183,9 +183,9 @@ def _kernel_gradient(x, g, size, stride, padding):
     return total.sum(0).reshape(size, size, n_in, n_out)
 
 
-def _chunk(batch: int, pixels: int) -> int:
-    """Images per chunk: the largest divisor of the batch within the rows that fit the cache."""
-    most = max(1, _CHUNK_ROWS // pixels)
+def _chunk(batch: int, size: int) -> int:
+    """Images per chunk: the largest divisor of the batch within what fits the cache."""
+    most = max(1, _CHUNK_SIZE // size)
     return max(n for n in range(1, min(most, batch) + 1) if batch % n == 0)
 
 
