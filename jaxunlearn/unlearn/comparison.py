@@ -27,7 +27,7 @@ from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.model import Model, predict
 from jaxunlearn.data import Dataset, augment, forget_sets
-from jaxunlearn.unlearn import report
+from jaxunlearn.unlearn import baselines, report
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn._run_folder import Clock, RunFolder
 from jaxunlearn.unlearn.methods import METHODS, bind, check_settings
@@ -232,8 +232,9 @@ def execute(
     progress: Progress = lambda phase, done, total: None,
 ) -> dict[str, Any]:
     """Does the work of a prepared job; see `run`."""
-    full = _train(job, "full", np.arange(len(job.dataset.x_train)), progress)
-    oracle = _train(job, "oracle", job.problem.retain, progress)
+    store, everything = job.folder.lanes, np.arange(len(job.dataset.x_train))
+    full = _train(job, "full", everything, store("full"), progress)
+    oracle = _train(job, "oracle", job.problem.retain, store("oracle"), progress)
     judge = report.Judge(job.dataset, job.problem)
     forget = np.asarray(job.problem.forget)
     results = {
@@ -322,10 +323,11 @@ def build_model(settings: Settings, dataset: Dataset) -> Model:
     return model
 
 
-def _train(job: Job, phase: str, indices: np.ndarray, progress: Progress) -> dict[str, Any]:
+def _train(
+    job: Job, phase: str, indices: Any, store: BlockStore, progress: Progress
+) -> dict[str, Any]:
     """Trains all models of a phase on some rows; returns parameters, statistics and logits."""
     one = _training_of_one(job.model, job.settings.training)
-    store = job.folder.lanes(phase)
     return _run_lanes(job, phase, one, _keys(job, phase), store, progress, indices=indices)
 
 
@@ -333,6 +335,8 @@ def _forget(job: Job, name: str, full: dict[str, Any], progress: Progress) -> di
     """Lets all full models forget; returns logits, and the gradients it took."""
     method, own = job.methods[name]
     store = job.folder.method_lanes(name, dataclasses.asdict(own))
+    if method is baselines.retrain:  # the program of the oracles, which is compiled already
+        return _train(job, name, job.problem.retain, store, progress)
     members = (full["params"], full.get("stats", {}), _keys(job, name))
     return _run_lanes(
         job, name, _forgetting_of_one(job.model, method, own), members, store, progress
