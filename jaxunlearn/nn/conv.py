@@ -29,6 +29,8 @@ _HE_NORMAL = nnx.initializers.he_normal()
 _plain = contextvars.ContextVar("plain", default=False)
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _CHUNK_SIZE = 2**16  # numbers of input and output that are multiplied at once, to fit the cache
+# Below it XLA's convolution is another one, slower, and rounds differently on other devices.
+_FEW_CHANNELS = 32
 _WINOGRAD_CHANNELS = 32 * 64  # channels in times channels out from which its transforms pay
 
 
@@ -105,10 +107,27 @@ _cpu_conv.defvjp(_forward, _backward)
 
 def _correlate(x, kernel, stride, padding):
     """A convolution with the padding of each side; Winograd's where it is faster."""
-    size, _, n_in, n_out = kernel.shape
-    if size == 3 and stride == 1 and n_in * n_out >= _WINOGRAD_CHANNELS:
+    n_in, n_out = kernel.shape[2:]
+    is_3x3 = kernel.shape[:2] == (3, 3)  # a phase of a 5x5 one may be 3x2
+    if is_3x3 and stride == 1 and n_in * n_out >= _WINOGRAD_CHANNELS:
         return winograd(_pad(x, padding), kernel)
+    if max(n_in, n_out) < _FEW_CHANNELS:
+        columns = _columns(_pad(x, padding), kernel.shape[:2], stride)
+        return columns @ kernel.reshape(-1, n_out)
     return _lax_conv(x, kernel, stride, padding)
+
+
+def _columns(x, size, stride):
+    """All inputs of each output pixel side by side: [B, H, W, C] -> [B, H', W', k k' C]."""
+    for axis in (2, 1):
+        n = (x.shape[axis] - size[axis - 1]) // stride + 1
+        shifted = [
+            jax.lax.slice_in_dim(x, i, i + (n - 1) * stride + 1, stride, axis)
+            for i in range(size[axis - 1])
+        ]
+        # Fused into one copy, both axes would be gathered number by number.
+        x = jax.lax.optimization_barrier(jnp.concatenate(shifted, axis=-1))
+    return x
 
 
 def _input_gradient(g, kernel, stride, padding, shape):

@@ -8,6 +8,7 @@ unlearning would score.
 
 import dataclasses
 import functools
+import json
 import os
 import platform
 import re
@@ -272,7 +273,7 @@ def execute(
         progress("evaluation", 1, 1)
     if failure is not None:
         raise failure
-    return results
+    return json.loads(json.dumps(results))  # as it is in the file: its tuples are lists
 
 
 def forget_set(settings: Settings, dataset: Dataset) -> np.ndarray:
