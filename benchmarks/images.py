@@ -21,6 +21,7 @@ from jaxunlearn.core.step import gradient_step, init_state, supervised
 from jaxunlearn.data import augment, batches
 
 CHANNELS, BATCH, N_IMAGES = (32, 64, 64, 128), 128, 2560
+STEPS = 5  # of each of many models
 SGD = {"lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}
 SMALL = nn.cnn((32, 32, 3), CHANNELS, batch_norm=True)
 NORMALISED = nn.normalised(SMALL, (torch_images.MEAN,) * 3, (torch_images.STD,) * 3)
@@ -177,13 +178,13 @@ def many() -> list[Row]:
     for n_models in (20, 1, 2, 5, 10, 40):
         rows.append(
             Row(
-                f"{n_models} small CNNs, 10 steps of each",
-                ours(SMALL, data, n_models, 10, BATCH, split(min(n, n_models), 1)),
-                peer(small, data, n_models, 10, BATCH),
+                f"{n_models} small CNN{'s' if n_models > 1 else ''}, {STEPS} steps of each",
+                ours(SMALL, data, n_models, STEPS, BATCH, split(min(n, n_models), 1)),
+                peer(small, data, n_models, STEPS, BATCH),
                 "PyTorch loop",
                 difference,
                 0.65 if n_models == 20 else None,
-                gflops(SMALL, n_models * 10 * BATCH),
+                gflops(SMALL, n_models * STEPS * BATCH),
             )
         )
     return rows
@@ -260,10 +261,10 @@ def scaling() -> list[Row]:
         rows.append(Row(name, together, scaled, "one device", 0.0))
 
     models = functools.partial(ours, SMALL, data)
-    twenty = models(20, 10, BATCH, one)
-    add("20 small CNNs over devices, strong", twenty, models(20, 10, BATCH, split(n, 1)), 1)
-    few = models(20 // n, 10, BATCH, one)
-    add("20 small CNNs over devices, weak", few, models(20, 10, BATCH, split(n, 1)), n)
+    twenty = models(20, STEPS, BATCH, one)
+    add("20 small CNNs over devices, strong", twenty, models(20, STEPS, BATCH, split(n, 1)), 1)
+    few = models(20 // n, STEPS, BATCH, one)
+    add("20 small CNNs over devices, weak", few, models(20, STEPS, BATCH, split(n, 1)), n)
     step = models(1, 20, BATCH, one)
     add("a small CNN's batch over devices, strong", step, models(1, 20, BATCH, split(1, n)), 1)
     part = models(1, 20, BATCH // n, one)
