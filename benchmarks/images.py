@@ -7,6 +7,7 @@ is one `ensemble.run`, transfers included.
 
 import functools
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -148,46 +149,39 @@ def split(models: int, data: int):
     return mesh.make({"models": models, "data": data} if data > 1 else {"models": models})
 
 
-def steps() -> list[Row]:
+def steps() -> Iterator[Row]:
     """One model: a step of the small CNN and of ResNet-9."""
     n = jax.device_count()
-    rows = []
     for name, model, build, batch, count, target in (
         ("20 steps of a small CNN, batch 128", SMALL, small, BATCH, 20, 0.65),
         ("4 steps of ResNet-9, batch 64", nn.resnet9(), torch_networks.ResNet9, 64, 4, None),
     ):
         data = _floats()
-        rows.append(
-            Row(
-                name,
-                ours(model, data, 1, count, batch, split(1, n)),
-                peer(build, data, 1, count, batch),
-                "PyTorch",
-                gap(model, build(), data, batch),
-                target,
-                gflops(model, count * batch),
-            )
+        yield Row(
+            name,
+            ours(model, data, 1, count, batch, split(1, n)),
+            peer(build, data, 1, count, batch),
+            "PyTorch",
+            gap(model, build(), data, batch),
+            target,
+            gflops(model, count * batch),
         )
-    return rows
 
 
-def many() -> list[Row]:
+def many() -> Iterator[Row]:
     """Many models: 20 small CNNs, and what a model costs when there are 1, 2, 5, ... of them."""
-    n, data, rows = jax.device_count(), _floats(), []
+    n, data = jax.device_count(), _floats()
     difference = gap(SMALL, small(), data, BATCH)
     for n_models in (20, 1, 2, 5, 10, 40):
-        rows.append(
-            Row(
-                f"{n_models} small CNN{'s' if n_models > 1 else ''}, {STEPS} steps of each",
-                ours(SMALL, data, n_models, STEPS, BATCH, split(min(n, n_models), 1)),
-                peer(small, data, n_models, STEPS, BATCH),
-                "PyTorch loop",
-                difference,
-                0.65 if n_models == 20 else None,
-                gflops(SMALL, n_models * STEPS * BATCH),
-            )
+        yield Row(
+            f"{n_models} small CNN{'s' if n_models > 1 else ''}, {STEPS} steps of each",
+            ours(SMALL, data, n_models, STEPS, BATCH, split(min(n, n_models), 1)),
+            peer(small, data, n_models, STEPS, BATCH),
+            "PyTorch loop",
+            difference,
+            0.65 if n_models == 20 else None,
+            gflops(SMALL, n_models * STEPS * BATCH),
         )
-    return rows
 
 
 def epoch() -> list[Row]:
@@ -246,32 +240,31 @@ def _with_threads(threads: int, x, y) -> float:
     return torch_images.read_whole(x, y, BATCH)
 
 
-def scaling() -> list[Row]:
+def scaling() -> Iterator[Row]:
     """All devices against one: the same work (strong), and work in proportion (weak)."""
-    n, data, rows = jax.device_count(), _floats(), []
+    n = jax.device_count()
     if n == 1:
-        return rows
-    one = split(1, 1)
-
-    def add(name, alone, together, factor):
-        # A weak row's single device does 1 / n of the work: times n it is what n would take.
-        scaled = Measured(
-            alone.first, factor * alone.steady, alone.spread, alone.compile, "1 device"
-        )
-        rows.append(Row(name, together, scaled, "one device", 0.0))
-
-    models = functools.partial(ours, SMALL, data)
-    twenty = models(20, STEPS, BATCH, one)
-    add("20 small CNNs over devices, strong", twenty, models(20, STEPS, BATCH, split(n, 1)), 1)
-    few = models(20 // n, STEPS, BATCH, one)
-    add("20 small CNNs over devices, weak", few, models(20, STEPS, BATCH, split(n, 1)), n)
-    step = models(1, 20, BATCH, one)
-    add("a small CNN's batch over devices, strong", step, models(1, 20, BATCH, split(1, n)), 1)
-    part = models(1, 20, BATCH // n, one)
-    add("a small CNN's batch over devices, weak", part, models(1, 20, BATCH, split(1, n)), n)
-    return rows
+        return
+    models = functools.partial(ours, SMALL, _floats())
+    kinds = {  # by the axis that is split: n devices, one with the same work, one with 1 / n of it
+        "20 small CNNs over models": (
+            models(20, STEPS, BATCH, split(n, 1)),
+            models(20, STEPS, BATCH, split(1, 1)),
+            models(20 // n, STEPS, BATCH, split(1, 1)),
+        ),
+        "a small CNN over its batch": (
+            models(1, 20, BATCH, split(1, n)),
+            models(1, 20, BATCH, split(1, 1)),
+            models(1, 20, BATCH // n, split(1, 1)),
+        ),
+    }
+    for name, (together, whole, part) in kinds.items():
+        yield Row(f"{name}, {n} devices, strong scaling", together, whole, "1 device", 0.0)
+        # Ideally n devices take as long for all of it as one for its share: a ratio of 1.
+        yield Row(f"{name}, {n} devices, weak scaling", together, part, "1 device, 1 / n", 0.0)
 
 
-def rows() -> list[Row]:
-    """The rows of the table."""
-    return [*steps(), *many(), *epoch(), *loading(), *scaling()]
+def rows() -> Iterator[Row]:
+    """The rows of the table, as they are measured."""
+    for part in (steps, many, epoch, loading, scaling):
+        yield from part()

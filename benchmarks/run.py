@@ -38,7 +38,10 @@ def main(names: list[str]) -> int:
     ):
         table.add_column(column, justify="left" if column in ("what", "peer") else "right")
     for name in names or NAMES:
-        rows = importlib.import_module(f"benchmarks.{name}").rows()
+        rows = []
+        for row in importlib.import_module(f"benchmarks.{name}").rows():
+            print(f"{row.name}: {row.ratio:.2f}x", file=sys.stderr)  # some take minutes
+            rows.append(row)
         for row in harness.record(name, rows, where)["rows"]:
             ours, peer = row["ours"], row["peer"]
             peaks = "/".join(
