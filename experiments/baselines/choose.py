@@ -10,16 +10,14 @@ Protocol:  the comparison of run.py with seed 1 and 10 models a side. Every meth
 Writes choose.json beside this file: every setting, its scores, and the winners.
 """
 
-import dataclasses
-import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 
 from experiments.baselines.run import FORGET_SETS, HERE, compare
+from experiments.grid import candidates
 from jaxunlearn.core import mesh
-from jaxunlearn.unlearn import METHODS
 
 GRIDS = {
     "finetune": {"learning_rate": (0.05, 0.1), "epochs": (2, 5)},
@@ -34,21 +32,15 @@ GRIDS = {
 def main() -> None:
     """Runs all settings on all forget sets and writes their scores."""
     mesh.start(mesh.cores())
-    candidates = {}
-    for name, grid in GRIDS.items():
-        method, default = METHODS[name]
-        for values in itertools.product(*grid.values()):
-            changes = dict(zip(grid, values, strict=True))
-            label = "-".join([name, *(f"{key}={value}" for key, value in changes.items())])
-            candidates[label] = (method, dataclasses.replace(default, **changes), changes)
-    methods = {label: (method, own) for label, (method, own, _) in candidates.items()}
+    found = candidates(GRIDS)
+    methods = {label: (method, own) for label, (method, own, _) in found.items()}
     content = {"seed": 1, "n_models": 10, "rows": {}, "chosen": {}}
     for forget in FORGET_SETS:
         out, results = compare(forget, 1, 10, methods)
         scores = _scores(out, results)
         rows = [
             {"method": label.split("-")[0], "settings": changes, **scores[label]}
-            for label, (_, _, changes) in candidates.items()
+            for label, (_, _, changes) in found.items()
         ]
         rows.sort(key=lambda row: (row["method"], row["mean"]))
         content["rows"][forget] = rows

@@ -11,13 +11,13 @@ Writes choose.json beside this file: every setting and its scores.
 """
 
 import dataclasses
-import itertools
 import json
 import tempfile
 from pathlib import Path
 
+from experiments.grid import candidates
 from jaxunlearn.core import mesh
-from jaxunlearn.unlearn import METHODS, comparison
+from jaxunlearn.unlearn import comparison
 
 HERE = Path(__file__).parent
 
@@ -34,13 +34,8 @@ GRIDS = {
 def main() -> None:
     """Runs all settings and writes their scores, best first."""
     mesh.start(mesh.cores())
-    chosen = {}
-    for name, grid in GRIDS.items():
-        method, default = METHODS[name]
-        for values in itertools.product(*grid.values()):
-            changes = dict(zip(grid, values, strict=True))
-            label = "-".join([name, *(f"{key}={value}" for key, value in changes.items())])
-            chosen[label] = (method, dataclasses.replace(default, **changes))
+    found = candidates(GRIDS)
+    chosen = {label: (method, settings) for label, (method, settings, _) in found.items()}
     with tempfile.TemporaryDirectory() as folder:
         results = comparison.run(
             comparison.Settings(seed=1), chosen, out=Path(folder) / "run", mesh=mesh.make()

@@ -1,6 +1,6 @@
 """The convolution that all networks use.
 
-On an accelerator it is XLA's own. On a CPU three lowerings replace what XLA does badly there
+On an accelerator it is XLA's own. On a CPU four lowerings replace what XLA does badly there
 (figures: one core of a 2-core CPU, GFLOP/s counted as for the plain algorithm):
 
 - the weight gradient, 20 outside and 1 inside a `scan`, becomes shifted matrix products over a few
@@ -8,7 +8,9 @@ On an accelerator it is XLA's own. On a CPU three lowerings replace what XLA doe
 - the input gradient, 14 where XLA keeps the kernel's layout, becomes a convolution of its own with
   the flipped kernel, one for each phase of the stride: 65;
 - a 3x3 convolution of stride 1 and enough channels goes through Winograd's minimal filtering (see
-  `_winograd`): 80 to 110, where XLA's forward has 65.
+  `_winograd`): 80 to 110, where XLA's forward has 65;
+- one of few channels becomes a product with all shifts side by side: XLA takes another convolution
+  there, whose bits depend on the number of threads.
 
 The price: on a CPU, derivatives are reverse-mode only. A gradient of a gradient is fine; `jax.jvp`
 needs `plain_convolutions`.
@@ -172,22 +174,13 @@ def _kernel_gradient(x, g, size, stride, padding):
     def products(x, g):
         x = jax.lax.optimization_barrier(_pad(x, ((padding, padding), (padding, padding))))
         g = g.reshape(-1, n_out)
-        return jnp.stack(
-            [
-                jnp.matmul(
-                    x[
-                        :,
-                        i : i + (height - 1) * stride + 1 : stride,
-                        j : j + (width - 1) * stride + 1 : stride,
-                    ]
-                    .reshape(-1, n_in)
-                    .T,
-                    g,
-                )
-                for i in range(size)
-                for j in range(size)
-            ]
-        )
+        down, right = (height - 1) * stride + 1, (width - 1) * stride + 1
+        shifted = [
+            x[:, i : i + down : stride, j : j + right : stride].reshape(-1, n_in)
+            for i in range(size)
+            for j in range(size)
+        ]
+        return jnp.stack([part.T @ g for part in shifted])
 
     # Devices that share the batch each sum up their own images; the sums meet once, at the end.
     shards = mesh.batch_shards() if batch % mesh.batch_shards() == 0 else 1

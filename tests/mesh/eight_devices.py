@@ -48,6 +48,7 @@ def sharded_step():
 
 
 mlp, cnn = nn.mlp(64, (32,), 10), nn.cnn((8, 8, 1), (4, 8), batch_norm=True)
+wide = nn.cnn((8, 8, 1), (32, 64), batch_norm=True)  # XLA's convolution, and Winograd's
 store = BlockStore(folder / "store")
 if len(list(folder.glob("store/*"))) == 0:
     try:
@@ -59,6 +60,7 @@ result = {
     "mlp": tree.digest(lanes(mlp, 2, "vmap", 3, 20)),
     "resumed": tree.digest(lanes(mlp, 2, "vmap", 3, 20, store)),
     "cnn": tree.digest(lanes(cnn, 1, "map", 1, 5)),
+    "wide": tree.digest(lanes(wide, 1, "map", 1, 2)),
     "sharded": sharded_step(),
     "finite": bool(np.isfinite(lanes(cnn, 1, "map", 1, 2)["params"]["head"]["kernel"]).all()),
 }

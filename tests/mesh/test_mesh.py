@@ -36,6 +36,7 @@ def test_one_and_eight_devices_give_the_same_bits(tmp_path):
     assert (eight["devices"], one["devices"]) == (8, 1)
     assert eight["mlp"] == one["mlp"]
     assert eight["cnn"] == one["cnn"]
+    assert eight["wide"] == one["wide"]
     # A run that was stopped on 8 devices and went on with 8, or with 1, is the same run.
     assert eight["resumed"] == one["resumed"] == one["mlp"]
     # A checkpoint of a 4 x 2 mesh opens on one device; sharded matmuls round differently.
@@ -54,6 +55,7 @@ def test_one_and_two_processes_give_the_same_bits(tmp_path):
     assert len(list((tmp_path / "store").iterdir())) == 7  # of 3 models each, 20 in all
     alone = finish(start("eight_devices", 1, tmp_path))
     assert alone["mlp"] == alone["resumed"] == first["mlp"]
+    assert alone["cnn"] == first["cnn"]
 
 
 @pytest.mark.parametrize(

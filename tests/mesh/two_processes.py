@@ -18,4 +18,6 @@ from tests.mesh.lanes import lanes  # noqa: E402
 
 store = BlockStore(Path(folder) / "store")
 results = lanes(nn.mlp(64, (32,), 10), 2, "vmap", 3, 20, store)
-print(json.dumps({"devices": jax.device_count(), "mlp": tree.digest(results)}))
+cnn = lanes(nn.cnn((8, 8, 1), (4, 8), batch_norm=True), 1, "map", 1, 5)
+digests = {"mlp": tree.digest(results), "cnn": tree.digest(cnn)}
+print(json.dumps({"devices": jax.device_count()} | digests))
