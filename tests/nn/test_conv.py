@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxunlearn import nn
-from jaxunlearn.nn._winograd import winograd
+from jaxunlearn.nn._winograd import transformed, winograd
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -66,27 +66,32 @@ def test_values_and_gradients_are_those_of_lax(batch, height, width, n_in, size,
 
 
 @pytest.mark.parametrize(
-    ("shape", "padding"), [((4, 8, 8, 64), 1), ((3, 7, 9, 64), 0), ((1, 2, 5, 64), 2)]
+    ("shape", "padding"),
+    [((4, 8, 8, 64), 1), ((3, 7, 9, 64), 0), ((1, 2, 5, 64), 2), ((3, 40, 30, 64), 1)],  # 3 chunks
 )
 def test_winograd_and_its_gradients(shape, padding):
     check(shape, (3, 3, 64, 48), 1, padding, 1e-5)
     x, kernel = draw(shape, (3, 3, 64, 48))
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     y = jax.jit(lambda x, k: nn.conv(x, k, 1, padding))(x, kernel)
-    close(y, jax.jit(winograd)(padded, kernel), 1e-6)
+    close(y, jax.jit(winograd)(padded, transformed(kernel)), 1e-6)
     text = str(jax.make_jaxpr(lambda x, k: nn.conv(x, k, 1, padding))(x, kernel))
     assert "conv_general_dilated" not in text  # this really is the path taken
 
 
-def loss(convolve):
-    return lambda x, kernel: jnp.sum(convolve(x, kernel) ** 2)
+def losses(stride):
+    """The same function of x and kernel through our convolution and through XLA's."""
+
+    def loss(convolve):
+        return lambda x, kernel: jnp.sum(convolve(x, kernel) ** 2)
+
+    return loss(lambda x, k: nn.conv(x, k, stride)), loss(lambda x, k: theirs(x, k, stride, 1))
 
 
-OURS, THEIRS = loss(lambda x, k: nn.conv(x, k, 2)), loss(lambda x, k: theirs(x, k, 2, 1))
-
-
-def test_under_the_transformations():
-    x, kernel = draw((4, 8, 8, 3), (3, 3, 3, 5))
+@pytest.mark.parametrize(("n_in", "n_out", "stride"), [(3, 5, 2), (64, 48, 1)])
+def test_under_the_transformations(n_in, n_out, stride):
+    x, kernel = draw((4, 8, 8, n_in), (3, 3, n_in, n_out))
+    ours, lax = losses(stride)
     kernels = jnp.stack([kernel, 2 * kernel, -kernel])
 
     def many(f):  # a model axis on the kernel
@@ -106,17 +111,18 @@ def test_under_the_transformations():
     def rematerialised(f):
         return jax.grad(jax.checkpoint(f), 1)(x, kernel)
 
-    for transformed in (many, per_example, second, steps, rematerialised):
-        close(jax.jit(transformed, static_argnums=0)(OURS), transformed(THEIRS))
+    for changed in (many, per_example, second, steps, rematerialised):
+        close(jax.jit(changed, static_argnums=0)(ours), changed(lax))
 
 
 def test_forward_derivatives_with_plain_convolutions():
     x, kernel = draw((2, 6, 6, 3), (3, 3, 3, 4))
+    ours, lax = losses(2)
     with nn.plain_convolutions():
-        ours = jax.jvp(OURS, (x, kernel), (x, kernel))
-    np.testing.assert_array_equal(ours[1], jax.jvp(THEIRS, (x, kernel), (x, kernel))[1])
+        tangents = jax.jvp(ours, (x, kernel), (x, kernel))[1]
+    np.testing.assert_array_equal(tangents, jax.jvp(lax, (x, kernel), (x, kernel))[1])
     with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(OURS, (x, kernel), (x, kernel))
+        jax.jvp(ours, (x, kernel), (x, kernel))
 
 
 def test_accelerators_take_the_convolution_of_xla(monkeypatch):
@@ -131,7 +137,7 @@ def test_accelerators_take_the_convolution_of_xla(monkeypatch):
 def test_no_convolution_of_a_step_keeps_a_foreign_layout():
     """XLA's CPU convolution is 5 times slower, 50 in a loop, unless its layout is the plain one."""
     x, kernel = draw((8, 8, 8, 64), (3, 3, 64, 64))
-    text = jax.jit(jax.grad(OURS, (0, 1))).lower(x, kernel).compile().as_text()
+    text = jax.jit(jax.grad(losses(2)[0], (0, 1))).lower(x, kernel).compile().as_text()
     layouts = {line.split("dim_labels=")[1].split(",")[0] for line in text.splitlines()
                if "dim_labels=" in line}  # fmt: skip
     assert layouts <= {"b01f_01io->b01f"}
