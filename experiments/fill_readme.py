@@ -10,7 +10,7 @@ from rich.console import Console
 from jaxunlearn.unlearn import report
 
 ROOT = Path(__file__).parent.parent
-BENCHMARKS = ("ensemble", "klom")
+BENCHMARKS = ("ensemble", "klom", "images")
 
 
 def filled(text: str) -> str:
