@@ -5,7 +5,8 @@ Matching, arXiv 2410.23232).
 
 Command:   python -m experiments.baselines.choose && python -m experiments.baselines.run
            (TFDS_DATA_DIR names the folder of prepared data sets; both go on after an interruption)
-Hardware:  2 CPU cores (the record says which); about 40 minutes in all
+Hardware:  2 CPU cores (the record says which); about an hour in all. The record's seconds of
+           scrub on "random" include other work on the machine
 Data:      CIFAR-10 from a copy that went through JPEG once, so that accuracies lie slightly below
            those of the original; 2,000 training and 1,000 validation images, which is why they lie
            far below what the full set gives

@@ -17,7 +17,7 @@ def npz(path: Path) -> tuple[Arrays, int]:
 
     Returns:
         `{"x_train": [n, H, W, C], "y_train": int32 [n], ..}` (or `x_all`, `y_all`), images uint8 or
-        float32, and the number of classes, one more than the largest label.
+        float32, and the number of classes.
 
     Raises:
         ValueError: it is no such file; says what is wrong.
@@ -41,7 +41,24 @@ def npz(path: Path) -> tuple[Arrays, int]:
     kinds = {f"{x.dtype}{list(x.shape[1:])}" for k, x in arrays.items() if k.startswith("x_")}
     if len(kinds) > 1:
         raise ValueError(f"{path} has x_train and x_val of {sorted(kinds)}; they must be alike")
-    return arrays, 1 + int(max(y.max() for k, y in arrays.items() if k.startswith("y_")))
+    return arrays, _n_classes(path, arrays)
+
+
+def _n_classes(path: Path, arrays: Arrays) -> int:
+    """How many classes there are; labels count from 0, and training has each of them."""
+    labels = np.unique(arrays["y_train" if "y_train" in arrays else "y_all"])
+    n_classes = len(labels)
+    if labels[-1] != n_classes - 1 or n_classes < 2:
+        raise ValueError(
+            f"{path} has {n_classes} different labels from {labels[0]} to {labels[-1]}; at least 2 "
+            "are needed, and K classes are labelled 0 to K - 1"
+        )
+    if "y_val" in arrays and arrays["y_val"].max() >= n_classes:
+        raise ValueError(
+            f"{path} has the label {arrays['y_val'].max()} in y_val, but y_train has {n_classes} "
+            "classes"
+        )
+    return n_classes
 
 
 def _npz_arrays(path: Path) -> Arrays:

@@ -53,11 +53,19 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | None =
             keeps height and width.
 
     Returns:
-        [B, H', W', F] with H' = (H + 2 padding - k) // stride + 1.
+        [B, H', W', F] with H' = (H + 2 padding - k) // stride + 1. An infinite input may become NaN
+        around where it stands.
 
     Raises:
-        ValueError: the kernel does not fit the input.
+        ValueError: the kernel does not fit the input, in shape or type.
     """
+    if x.ndim != 4 or kernel.ndim != 4:
+        raise ValueError(
+            f"x is {list(x.shape)} and kernel {list(kernel.shape)}; [B, H, W, C] and [k, k, C, F] "
+            "are needed"
+        )
+    if x.dtype != kernel.dtype:
+        raise ValueError(f"x is {x.dtype} and kernel {kernel.dtype}; one type is needed for both")
     size = kernel.shape[0]
     padding = size // 2 if padding is None else padding
     if kernel.shape[1] != size or kernel.shape[2] != x.shape[-1]:
@@ -69,7 +77,9 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | None =
             f"stride is {stride} and padding {padding}; a stride of at least 1 and a padding that "
             f"leaves room for a {size}x{size} kernel on {x.shape[1]}x{x.shape[2]} are needed"
         )
-    if jax.default_backend() != "cpu" or _plain.get():
+    # In half precision the sums of the other lowerings would lose digits that XLA's keeps.
+    is_plain = x.dtype not in (jnp.float32, jnp.float64) or len(x) == 0
+    if jax.default_backend() != "cpu" or is_plain or _plain.get():
         return _lax_conv(x, kernel, stride, ((padding, padding), (padding, padding)))
     return _cpu_conv(x, kernel, stride, padding)
 
@@ -236,7 +246,10 @@ def _pad(x, padding):
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """2 x 2 max-pool with stride 2; an odd last row or column is dropped: [B, H, W, C]."""
+    """2 x 2 max-pool with stride 2; an odd last row or column is dropped: [B, H, W, C].
+
+    Equal maxima share the gradient.
+    """
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     # Reshape and max: a fifth of a small network's step is saved against reduce_window.

@@ -68,9 +68,19 @@ class RunFolder:
         self.seconds = _read_json(times) if times.exists() else {}
 
     def begin(self) -> None:
-        """Records the settings of a run that is not there yet."""
-        if self._record is not None:
+        """Records the settings of a run that is not there yet.
+
+        Raises:
+            ValueError: the folder cannot be made or written to.
+        """
+        if self._record is None:
+            return
+        try:
             self.write_json("settings.json", self._record)
+        except OSError as error:
+            raise ValueError(
+                f"out is {str(self.path)!r}, which cannot be written: {error}"
+            ) from error
 
     def lanes(self, phase: str) -> BlockStore:
         """The finished lanes of a training phase."""

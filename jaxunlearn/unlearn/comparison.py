@@ -204,10 +204,23 @@ def _checked(
     forget = forget_set(settings, dataset)
     problem = Problem.of(dataset, forget)
     model = build_model(settings, dataset)
+    _check_fits(model, settings, dataset)
     own = {name: dataclasses.asdict(config) for name, (_, config) in methods.items()}
     record = _record(settings, dataset, forget)
     folder = RunFolder(out, record, own, resume)
     return Job(settings, methods, dataset, problem, model, record, folder, mesh)
+
+
+def _check_fits(model: Model, settings: Settings, dataset: Dataset) -> None:
+    """Raises a ValueError for images that are too small for a network, before it is compiled."""
+    image = jax.ShapeDtypeStruct((1, *dataset.x_train.shape[1:]), dataset.x_train.dtype)
+    try:
+        jax.eval_shape(lambda key, x: model.apply(*model.init(key), x), jax.random.key(0), image)
+    except ValueError as error:
+        shape = " x ".join(map(str, image.shape[1:]))
+        raise ValueError(
+            f"model is {settings.model!r}, which does not fit inputs of {shape}: {error}"
+        ) from error
 
 
 def _checked_mesh(settings: Settings, mesh: Mesh | None) -> Mesh:

@@ -45,12 +45,14 @@ _AUGMENTATIONS = {
 
 
 def check_augment(names: tuple[str, ...]) -> None:
-    """Raises a ValueError for a name that is no augmentation."""
+    """Raises a ValueError for a name that is no augmentation, or is given twice."""
     for name in names:
         if name not in _AUGMENTATIONS:
             raise ValueError(
                 f"training.augment has {name!r}; known augmentations: {', '.join(_AUGMENTATIONS)}"
             )
+    if len(set(names)) < len(names):
+        raise ValueError(f"training.augment is {', '.join(names)}; each can be given once")
 
 
 @functools.cache  # the same names are the same function, and so the same program

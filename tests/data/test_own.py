@@ -51,6 +51,10 @@ def test_a_whole_npz_is_split_by_a_fixed_permutation(tmp_path):
         ({"x": np.where(X == X[0, 0, 0, 0], np.nan, X / 255), "y": Y}, "x of .* holds NaN"),
         ({"x": np.array([None] * 8), "y": Y}, "cannot be read as an .npz file of arrays: Object"),
         ({"x_train": X, "y_train": Y, "x_val": X[:, :3], "y_val": Y}, "they must be alike"),
+        ({"x": X, "y": Y + 1}, "has 3 different labels from 1 to 3"),
+        ({"x": X, "y": Y * 1000}, "has 3 different labels from 0 to 2000"),
+        ({"x": X, "y": 0 * Y}, "has 1 different labels"),
+        ({"x_train": X, "y_train": Y, "x_val": X, "y_val": Y + 1}, "the label 3 in y_val"),
     ],
 )
 def test_bad_npz(tmp_path, arrays, message):

@@ -156,3 +156,36 @@ def test_no_convolution_of_a_step_keeps_a_foreign_layout():
 def test_bad_arguments(kernel, stride, padding, message):
     with pytest.raises(ValueError, match=message):
         nn.conv(jnp.ones((2, 6, 6, 3)), jnp.ones(kernel), stride, padding)
+
+
+@pytest.mark.parametrize("n_in", [3, 31, 32, 64])
+@pytest.mark.parametrize("n_out", [33, 64])
+def test_around_the_thresholds_of_the_lowerings(n_in, n_out):
+    check((2, 6, 7, n_in), (3, 3, n_in, n_out), 1, 1, 1e-5)
+
+
+@pytest.mark.parametrize("n_in", [3, 64])
+def test_half_precision_is_that_of_xla(n_in):
+    x, kernel = (a.astype(jnp.bfloat16) for a in draw((4, 8, 8, n_in), (3, 3, n_in, 64)))
+    square = lambda convolve: lambda x, k: jnp.sum(jnp.square(convolve(x, k)))  # noqa: E731
+    ours = jax.jit(jax.value_and_grad(square(nn.conv), (0, 1)))(x, kernel)
+    lax = jax.jit(jax.value_and_grad(square(lambda x, k: theirs(x, k, 1, 1)), (0, 1)))(x, kernel)
+    jax.tree.map(np.testing.assert_array_equal, ours, lax)
+
+
+@pytest.mark.parametrize("n_in", [3, 64])
+def test_no_images_give_no_outputs(n_in):
+    assert nn.conv(jnp.zeros((0, 8, 8, n_in)), jnp.zeros((3, 3, n_in, 64))).shape == (0, 8, 8, 64)
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "message"),
+    [
+        (jnp.zeros((8, 8, 3)), jnp.zeros((3, 3, 3, 4)), r"x is \[8, 8, 3\]"),
+        (jnp.zeros((1, 8, 8, 3), jnp.bfloat16), jnp.zeros((3, 3, 3, 4)), "x is bfloat16"),
+        (jnp.zeros((1, 8, 8, 64), jnp.uint8), jnp.zeros((3, 3, 64, 64)), "x is uint8"),
+    ],
+)
+def test_arguments_that_do_not_fit_each_other(x, kernel, message):
+    with pytest.raises(ValueError, match=message):
+        nn.conv(x, kernel)

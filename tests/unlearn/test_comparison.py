@@ -146,6 +146,8 @@ def test_folders_that_do_not_fit(finished, tmp_path):
         ({"forget_size": 30}, "class 8 has 1. training examples|class 8 has 2. training"),
         ({"forget": "class", "forget_class": 10}, "forget_class is 10"),
         ({"training": Training(epochs=0)}, "training.epochs is 0"),
+        ({"training": Training(augment=("flip", "flip"))}, "each can be given once"),
+        ({"model": "resnet9"}, "model is 'resnet9', which does not fit inputs of 8 x 8"),
     ],
 )
 def test_bad_settings_write_nothing(changes, message, tmp_path):
