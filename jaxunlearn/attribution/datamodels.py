@@ -93,7 +93,8 @@ def fit(
 
     - ridge minimises |y - b - Xw|^2 / (2 M) + (l2 / 2) |w|^2, from one factorisation for all
       targets (n x n or M x M, whichever is smaller);
-    - lasso minimises |y - b - Xw|^2 / (2 M) + l1 |w|_1, to optimality conditions within 1e-4 l1;
+    - lasso minimises |y - b - Xw|^2 / (2 M) + l1 |w|_1, exactly where the support is well below
+      the masks' rank, else to optimality conditions within 1e-4 l1;
     - difference takes the difference in means between models with and without a point (Feldman and
       Zhang 2020), w = X'y / M, and shrinks it towards 0 by l1, if that is given: the lasso, were
       the masks orthogonal.
@@ -216,16 +217,17 @@ def _fit_ridge(masks, outputs, statistics: Statistics, penalty):
 
 @dataclasses.dataclass(frozen=True)
 class _LassoData:
-    """What the solver reads, on the device; the targets over the devices of the mesh."""
+    """What the solver reads; on the device in float32, targets over the devices of the mesh."""
 
-    gram: jax.Array
+    gram: np.ndarray
     correlation: np.ndarray
+    on_device: jax.Array
     mesh: Mesh | None
 
     @classmethod
     def of(cls, statistics: Statistics, mesh: Mesh | None) -> "_LassoData":
-        gram = jnp.asarray(statistics.gram(), jnp.float32)
-        return cls(gram, statistics.correlation().astype(np.float32), mesh)
+        gram = statistics.gram()
+        return cls(gram, statistics.correlation(), jnp.asarray(gram, jnp.float32), mesh)
 
     @property
     def largest(self) -> np.ndarray:
@@ -259,7 +261,7 @@ def _fit_lasso(masks, outputs, statistics: Statistics, penalty, mesh: Mesh | Non
     x = jnp.asarray(standardised(masks[held_out], rest), jnp.float32)
     y = (outputs[held_out] - rest.output_mean).astype(np.float32)
     part = _LassoData.of(rest, mesh)
-    penalty, start = np.empty(outputs.shape[1]), np.empty_like(data.correlation)
+    penalty, start = np.empty(outputs.shape[1]), np.empty(data.correlation.shape, np.float32)
     for at in range(0, outputs.shape[1], _TARGETS):
         own, columns = part.block(at)
         penalty[columns], start[:, columns] = _choose(
@@ -279,7 +281,7 @@ def _choose(part: _LassoData, own, largest, x, y) -> tuple[np.ndarray, np.ndarra
         l1 = fraction * padded
         # A target that is through its path no longer keeps the others waiting.
         tolerance = jnp.where(since < _PATIENCE, _TOLERANCE * l1, jnp.inf)
-        weights, worst = _lasso.solve(part.gram, own, l1, weights, tolerance)
+        weights, worst = _lasso.solve(part.on_device, own, l1, weights, tolerance)
         if worst > 1:
             break  # so small a penalty hardly has an optimum; larger ones were tried
         own_error = _held_out_error(x, y, weights)
@@ -298,7 +300,7 @@ def _held_out_error(x, y, weights):
 
 
 def _solve_lasso(data: _LassoData, penalty, start=None) -> np.ndarray:
-    weights = np.empty(data.correlation.shape)
+    weights = np.zeros(data.correlation.shape)
     for at in range(0, weights.shape[1], _TARGETS):
         own, columns = data.block(at)
         l1 = data.place(penalty[columns], 1.0)
@@ -306,13 +308,14 @@ def _solve_lasso(data: _LassoData, penalty, start=None) -> np.ndarray:
         # A penalty of 0 has no scale of its own.
         scale = np.maximum(penalty[columns], 1e-2 * data.largest[columns])
         tolerance = data.place(_TOLERANCE * scale, 1.0)
-        solved, worst = _lasso.solve(data.gram, own, l1, begin, tolerance)
-        if worst > 1:
-            raise ArithmeticError(
-                f"the lasso of targets {columns.start} to {columns.stop - 1} did not converge "
-                f"(optimality {float(worst):.1f} times the tolerance); l1 is at least "
-                f"{penalty[columns].min():.2g}, the least that gives weights of 0 is "
-                f"{data.largest[columns].min():.2g} to {data.largest[columns].max():.2g}"
-            )
-        weights[:, columns] = np.asarray(solved)[:, : columns.stop - columns.start]
+        solved, worst = _lasso.solve(data.on_device, own, l1, begin, tolerance)
+        solved = np.asarray(solved, np.float64)
+        for column, nearby in zip(range(columns.start, columns.stop), solved.T, strict=False):
+            exact = _lasso.polish(data.gram, data.correlation[:, column], penalty[column], nearby)
+            if exact is None and worst > 1:
+                raise ArithmeticError(
+                    f"the lasso of target {column} did not converge at l1 = {penalty[column]:.2g} "
+                    f"(weights are 0 from {data.largest[column]:.2g} on); a larger one will"
+                )
+            weights[:, column] = nearby if exact is None else exact
     return weights
