@@ -19,6 +19,7 @@ To show (fixed before the run), on 5 of 5 seeds: Oracle Matching below 1e-3; Dat
 Writes convex.json beside this file.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -45,8 +46,10 @@ def one_seed(seed: int) -> dict[str, float]:
         return ridge.relative_error(theta, exact, model.theta)
 
     def paths(gradient, rows, steps=STEPS, **kwargs):
-        how = {"epochs": EPOCHS, "batch_size": BATCH, "seed": seed} | kwargs
-        return [ridge.descend(gradient, model.theta, rows, step=step, **how) for step in steps]
+        run = functools.partial(
+            ridge.descend, gradient, model.theta, rows, epochs=EPOCHS, batch_size=BATCH, seed=seed
+        )
+        return [run(step=step, **kwargs) for step in steps]
 
     def matched(targets, **kwargs):
         ends = [p[-1] for p in paths(ridge.matching(model, targets), everything, **kwargs)]
