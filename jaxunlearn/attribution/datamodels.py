@@ -300,8 +300,9 @@ def _held_out_error(x, y, weights):
 
 
 def _solve_lasso(data: _LassoData, penalty, start=None) -> np.ndarray:
-    weights = np.zeros(data.correlation.shape)
-    for at in range(0, weights.shape[1], _TARGETS):
+    n, n_targets = data.correlation.shape
+    weights = np.zeros((n, n_targets))
+    for at in range(0, n_targets, _TARGETS):
         own, columns = data.block(at)
         l1 = data.place(penalty[columns], 1.0)
         begin = jnp.zeros_like(own) if start is None else data.place(start[:, columns], 0.0)
