@@ -8,6 +8,7 @@ Sub-packages load on first use, so `import jaxunlearn` stays light:
 - `core`: the vocabulary (trees, models, steps, loops, stages, ensembles, meshes, checkpoints);
 - `nn`: network definitions; `data`: data sets, batches and forget sets;
 - `unlearn`: unlearning methods and the job that compares them with retraining;
+- `attribution`: subset masks, datamodels, TRAK; `theory`: closed-form settings;
 - `evaluate`: KLOM, forgetting epsilon, membership inference, accuracy.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("core", "data", "evaluate", "nn", "plots", "unlearn")
+_SUBPACKAGES = ("attribution", "core", "data", "evaluate", "nn", "plots", "theory", "unlearn")
 
 
 def __getattr__(name: str) -> Any:

@@ -12,8 +12,8 @@ FLOORS = [
     {"cli"},
     {"plots"},
     {"unlearn"},
-    {"evaluate"},
-    {"nn", "data"},
+    {"attribution", "evaluate"},
+    {"nn", "data", "theory"},
     {"core"},
     {"__init__"},
 ]

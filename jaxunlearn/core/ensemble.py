@@ -8,7 +8,7 @@ one device or eight, interrupted or not. They do depend on W, which belongs into
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,25 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core import tree
-from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.tree import Tree
 
 Mode = Literal["vmap", "map"]
+
+
+class Store(Protocol):
+    """Where finished lanes are kept by number, such as a `checkpoint.BlockStore`."""
+
+    def __contains__(self, number: int, /) -> bool:
+        """Whether a lane is there already."""
+        ...
+
+    def write(self, number: int, block: Tree, /) -> None:
+        """Takes a finished lane; lanes come in order."""
+        ...
+
+    def read(self, number: int, /) -> Tree:
+        """Gives a lane back."""
+        ...
 
 
 def pick_mode(convolutional: bool) -> Mode:
@@ -93,9 +108,10 @@ def run(
     width: int,
     mode: Mode = "vmap",
     mesh: Mesh | None = None,
-    store: BlockStore | None = None,
+    store: Store | None = None,
     check: Callable[[Tree, int], None] | None = None,
     callback: Callable[[int], None] | None = None,
+    keep: bool = True,
 ) -> Tree:
     """Runs `fn(shared, member)` for every member, any number of them on any mesh.
 
@@ -113,10 +129,11 @@ def run(
             of the first one) before it is stored, and may raise.
         callback: called with the number of members finished: at the start, when the program is
             compiled (if a lane is missing), and after each call of it.
+        keep: whether the results are wanted here too; for thousands of members a store is enough.
 
     Returns:
         The results of all members as a nested dict of numpy arrays by name, leading axis N; what
-            holds no array (an empty dict) is left out.
+            holds no array (an empty dict) is left out. Nothing if they are not kept.
     """
     sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(members)}
     if len(sizes) != 1 or 0 in sizes:
@@ -128,11 +145,12 @@ def run(
     n_members = sizes.pop()
     mesh = mesh or meshes.make({"models": 1})
     n_lanes = -(-n_members // width)
-    finished = {i: store.read(i) for i in range(n_lanes) if store is not None and i in store}
-    done = sum(min(width, n_members - i * width) for i in finished)
+    there = [i for i in range(n_lanes) if store is not None and i in store]
+    finished = {i: store.read(i) for i in there} if store is not None and keep else {}
+    done = sum(min(width, n_members - i * width) for i in there)
     report = callback or (lambda done: None)
     report(done)
-    missing = [i for i in range(n_lanes) if i not in finished]
+    missing = [i for i in range(n_lanes) if i not in there]
     shared = meshes.place(shared, jax.NamedSharding(mesh, PartitionSpec()))
     by_lane = jax.NamedSharding(mesh, PartitionSpec("models"))
     members = jax.tree.map(np.asarray, _pack_keys(members))
@@ -151,9 +169,12 @@ def run(
                 check(lane, i * width)
             if store is not None and meshes.is_first():
                 store.write(i, lane)
-            finished[i] = lane
+            if keep:
+                finished[i] = lane
             done += size
         report(done)
+    if not keep:
+        return {}
     return jax.tree.map(lambda *rows: np.concatenate(rows), *(finished[i] for i in range(n_lanes)))
 
 

@@ -22,8 +22,9 @@ class Batches:
 
     Attributes:
         arrays: pytree of arrays with a common leading axis; never copied, shared by all models.
-        indices: int [n], the rows that are used.
+        indices: int [n], the rows that are used; -1 is none.
         batch_size: rows per step, at most n.
+        least: static, how many of the indices are rows at least; None if all are.
         transform: static, `(batch, key) -> batch`, applied to every batch (conversion from uint8,
             augmentation); None leaves it as it is.
     """
@@ -31,6 +32,7 @@ class Batches:
     arrays: Any
     indices: jax.Array
     batch_size: int = dataclasses.field(metadata={"static": True})
+    least: int | None = dataclasses.field(default=None, metadata={"static": True})
     transform: Callable[[Any, Key], Any] | None = dataclasses.field(
         default=None, metadata={"static": True}
     )
@@ -38,7 +40,7 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """Full batches in one pass."""
-        return self.indices.shape[-1] // self.batch_size
+        return (self.least or self.indices.shape[-1]) // self.batch_size
 
     def plan(self, key: Key, steps: jax.Array) -> jax.Array:
         """Row numbers of consecutive steps, int [K, batch_size]."""
@@ -46,10 +48,17 @@ class Batches:
         # K consecutive steps touch at most this many epochs, wherever they begin.
         n_epochs = (length + per_epoch - 2) // per_epoch + 1
         epochs = steps[0] // per_epoch + jnp.arange(n_epochs)
-        shuffle = lambda e: jax.random.permutation(fold(key, "epoch", e), self.indices)  # noqa: E731
-        rows = jax.vmap(shuffle)(epochs)[:, : per_epoch * self.batch_size]
+        rows = jax.vmap(lambda e: self._shuffled(fold(key, "epoch", e)))(epochs)[
+            :, : per_epoch * self.batch_size
+        ]
         rows = rows.reshape(n_epochs * per_epoch, self.batch_size)
         return jax.lax.dynamic_slice_in_dim(rows, steps[0] % per_epoch, length)
+
+    def _shuffled(self, key: Key) -> jax.Array:
+        if self.least is None:
+            return jax.random.permutation(key, self.indices)
+        order = jnp.where(self.indices < 0, jnp.inf, jax.random.uniform(key, self.indices.shape))
+        return self.indices[jnp.argsort(order)]
 
     def gather(self, row: jax.Array, key: Key) -> Any:
         """The batch of one step: rows of all arrays, transformed with `key`."""
@@ -137,6 +146,7 @@ def batches(
     batch_size: int,
     *,
     even: bool = False,
+    least: int | None = None,
     transform: Callable[[Any, Key], Any] | None = None,
 ) -> Batches:
     """`Batches` with its arguments checked; a batch larger than the set becomes the whole set.
@@ -147,13 +157,18 @@ def batches(
         batch_size: rows per step.
         even: whether to shrink the batch so that as many batches cover the set as evenly as they
             can (50 rows in batches of at most 30: 25 and 25, where otherwise 20 would be dropped).
+        least: for tables of subsets of different sizes, whose rows end with -1
+            (`attribution.masks.tables`): the size of the smallest. All take as many steps as that
+            one; the rows that a larger one leaves out are others in every epoch.
         transform: `(batch, key) -> batch`, a hashable function; see `Batches`.
 
     Raises:
         ValueError: no indices, or a batch size below 1.
     """
-    n = np.shape(indices)[0]
+    n = np.shape(indices)[0] if least is None else least
     if n < 1 or batch_size < 1:
         raise ValueError(f"batches: {n} indices and batch_size {batch_size}; both must be >= 1")
     size = min(batch_size, n)
-    return Batches(arrays, jnp.asarray(indices), n // -(-n // size) if even else size, transform)
+    return Batches(
+        arrays, jnp.asarray(indices), n // -(-n // size) if even else size, least, transform
+    )

@@ -8,6 +8,7 @@ from jaxunlearn.core.losses import margins
 from jaxunlearn.evaluate._epsilon import forgetting_epsilon
 from jaxunlearn.evaluate._floor import noise_floor, standard_error
 from jaxunlearn.evaluate._klom import klom
+from jaxunlearn.evaluate._lds import lds
 from jaxunlearn.evaluate._membership import membership_auc
 from jaxunlearn.evaluate._summary import accuracy, summary
 
@@ -15,6 +16,7 @@ __all__ = [
     "accuracy",
     "forgetting_epsilon",
     "klom",
+    "lds",
     "margins",
     "membership_auc",
     "noise_floor",

@@ -1,6 +1,6 @@
 """Unlearning methods, and the job that compares them with retraining."""
 
-from jaxunlearn.unlearn import baselines, comparison, methods, training
+from jaxunlearn.unlearn import baselines, comparison, matching, methods, training
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn._scrub import Scrub, scrub
 from jaxunlearn.unlearn._ssd import SSD, ssd
@@ -14,6 +14,7 @@ __all__ = [
     "Unlearned",
     "baselines",
     "comparison",
+    "matching",
     "methods",
     "recipe",
     "scrub",

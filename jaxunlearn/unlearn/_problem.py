@@ -23,6 +23,9 @@ class Problem:
         retain: rows that stay, int [r].
         forget: rows that go, int [f]; with `retain` all rows, each once.
         n_classes: number of classes.
+        effect: what training on the forget set adds to each logit of each point, as datamodels
+            estimate it, [n or more, n_classes], training points first; None if no method needs it.
+        oracle_logits: mean logits of retrained models that are used as targets, like `effect`.
     """
 
     x: Any
@@ -30,6 +33,8 @@ class Problem:
     retain: Any
     forget: Any
     n_classes: int = dataclasses.field(metadata={"static": True})
+    effect: Any = None
+    oracle_logits: Any = None
 
     @classmethod
     def of(cls, dataset: Dataset, forget: np.ndarray) -> "Problem":
@@ -62,9 +67,12 @@ class Unlearned(NamedTuple):
         stats: the statistics afterwards.
         losses: the loss of every step, [n_steps]; not finite means that the method failed.
         n_gradients: training examples whose gradient was computed, with repetitions, [].
+        correction: of a method that changes outputs and not weights: what is added to the logits
+            of the training points and then the validation points, [n + m, n_classes].
     """
 
     params: Tree
     stats: Tree
     losses: jax.Array
     n_gradients: int | jax.Array
+    correction: jax.Array | None = None

@@ -384,6 +384,8 @@ def _outputs(model: Model, shared: dict[str, Any], result: Unlearned) -> dict[st
     """Logits of all points, train then validation, in eval mode."""
     x = jnp.concatenate([shared["problem"].x, shared["x_val"]])
     logits = predict(model, result.params, result.stats, x)
+    if result.correction is not None:
+        logits = logits + result.correction
     n_gradients = jnp.asarray(result.n_gradients, jnp.float32)
     return {"logits": logits, "losses": result.losses, "n_gradients": n_gradients}
 

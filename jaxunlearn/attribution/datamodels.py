@@ -1,0 +1,322 @@
+"""Datamodels: a model's outputs as a linear function of which points it was trained on.
+
+Source: Ilyas et al., Datamodels, 2022; the settings are those that Datamodel Matching (arXiv
+2410.23232) needs: all targets at once, and effects that are calibrated.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxunlearn.attribution import _lasso, _ridge
+from jaxunlearn.attribution import masks as subsets
+from jaxunlearn.attribution._statistics import Statistics, check, standardised
+
+__all__ = ["Datamodel", "Statistics", "fit", "fit_statistics", "noise_penalty"]
+
+Method = Literal["ridge", "lasso", "difference"]
+_HOLD_OUT = 5  # every fifth member judges the lasso's penalties
+_LEAST_MEMBERS = 10  # for a choice on held-out members
+_RIDGE_PATH = np.logspace(-3, 3, 13)  # in units of a standardised mask's variance
+_LASSO_PATH = np.logspace(0, -3, 40)  # in units of the least penalty that gives weights of 0
+_PATIENCE = 3  # penalties in a row without a better held-out error end a target's path
+_TARGETS = 512  # targets of the lasso computed together
+_TOLERANCE = 1e-4  # violation of the optimality conditions, in units of the penalty
+
+
+@dataclasses.dataclass(frozen=True)
+class Datamodel:
+    """A linear model of outputs, in coordinates of 0/1 masks.
+
+    Attributes:
+        weights: effect of training on each point, [n, T].
+        intercept: [T].
+        penalty: what each target was fitted with, [T]; 0 for a plain difference in means.
+    """
+
+    weights: np.ndarray
+    intercept: np.ndarray
+    penalty: np.ndarray
+
+    def predict(self, masks: np.ndarray) -> np.ndarray:
+        """Outputs of models trained on subsets: 0/1 [S, n] to [S, T].
+
+        Raises:
+            ValueError: masks of another number of points.
+        """
+        masks = subsets.check(masks)
+        if masks.shape[1] != len(self.weights):
+            raise ValueError(
+                f"masks are {list(masks.shape)}; the datamodel is of {len(self.weights)} points"
+            )
+        return masks.astype(self.weights.dtype) @ self.weights + self.intercept
+
+    def effect(self, forget: np.ndarray) -> np.ndarray:
+        """What training on some points adds to every output, [T]: their weights' sum.
+
+        Args:
+            forget: indices of training points, int [f].
+
+        Raises:
+            ValueError: an index outside the datamodel, or one given twice.
+        """
+        forget = np.asarray(forget)
+        n = len(self.weights)
+        if forget.ndim != 1 or not np.issubdtype(forget.dtype, np.integer):
+            raise ValueError(f"forget is {forget.dtype} {list(forget.shape)}; int [f] is needed")
+        outside = forget[(forget < 0) | (forget >= n)]
+        if len(outside):
+            raise ValueError(f"forget has index {outside[0]}; the datamodel is of {n} points")
+        if len(np.unique(forget)) != len(forget):
+            raise ValueError("forget has an index twice")
+        # Half-precision weights are not summed in half precision.
+        return self.weights[forget].sum(0, dtype=np.result_type(self.weights.dtype, np.float32))
+
+
+def fit(
+    masks: np.ndarray,
+    outputs: np.ndarray,
+    *,
+    method: Method = "ridge",
+    l2: float | np.ndarray | None = None,
+    l1: float | np.ndarray | None = None,
+    mesh: Mesh | None = None,
+) -> Datamodel:
+    """Regresses outputs on masks, every target on its own.
+
+    With standardised masks X and an intercept b that is not penalised:
+
+    - ridge minimises |y - b - Xw|^2 / (2 M) + (l2 / 2) |w|^2, from one factorisation for all
+      targets (n x n or M x M, whichever is smaller);
+    - lasso minimises |y - b - Xw|^2 / (2 M) + l1 |w|_1, exactly where the support is well below
+      the masks' rank, else to optimality conditions within 1e-4 l1;
+    - difference takes the difference in means between models with and without a point (Feldman and
+      Zhang 2020), w = X'y / M, and shrinks it towards 0 by l1, if that is given: the lasso, were
+      the masks orthogonal.
+
+    A point that is in every subset or in none gets weight 0.
+
+    Args:
+        masks: 0/1 [M, n], the points that each member was trained on.
+        outputs: [M, T], what it gives on each target.
+        method: see above.
+        l2: penalty of ridge, positive, a number or [T]. Left out, each target gets that of 13
+            between 1e-3 and 1e3 whose leave-one-out error is the least.
+        l1: penalty of lasso or difference, not negative, a number or [T]. Left out, each target of
+            lasso gets that of up to 40, from the least that makes all weights 0 down to a
+            thousandth of it, whose error on every fifth member is the least when it is fitted on
+            the others; it is then fitted on all members.
+        mesh: devices that share the targets of a lasso.
+
+    Returns:
+        The datamodel, of the outputs' float type (at least float32).
+
+    Raises:
+        ValueError: masks and outputs that do not match or are not finite (the member is named), too
+            few members to choose a penalty (3 for ridge, 10 for lasso), or a penalty that is out
+            of range or belongs to another method.
+        ArithmeticError: the lasso did not converge; a larger l1 will.
+    """
+    masks, outputs = check(masks, outputs)
+    penalty = _penalty(method, l2, l1, outputs.shape[1])
+    least = {"ridge": 3, "lasso": _LEAST_MEMBERS, "difference": 1}[method]
+    if penalty is None and len(masks) < least:
+        name = "l2" if method == "ridge" else "l1"
+        raise ValueError(
+            f"{len(masks)} members are too few to choose {name} among a path; at least {least} are "
+            f"needed, or give {name}"
+        )
+    statistics = Statistics.of(masks, outputs)
+    if method == "ridge":
+        weights, penalty = _fit_ridge(masks, outputs, statistics, penalty)
+    elif method == "lasso":
+        weights, penalty = _fit_lasso(masks, outputs, statistics, penalty, mesh)
+    else:
+        weights = _difference(statistics, penalty)
+    return _datamodel(statistics, weights, penalty, outputs.dtype)
+
+
+def fit_statistics(
+    statistics: Statistics,
+    *,
+    method: Method = "ridge",
+    l2: float | np.ndarray | None = None,
+    l1: float | np.ndarray | None = None,
+    mesh: Mesh | None = None,
+) -> Datamodel:
+    """`fit` from streamed statistics, without the members: float64, and its penalty must be given.
+
+    Raises:
+        ValueError: no penalty, or one that does not fit.
+    """
+    penalty = _penalty(method, l2, l1, len(statistics.offset))
+    if penalty is None:
+        raise ValueError(f"{method} on statistics needs its penalty: there are no members to judge")
+    if method == "ridge":
+        spectrum, v = scipy.linalg.eigh(statistics.gram())
+        coordinates = v.T @ statistics.correlation()
+        weights = v @ (coordinates / (spectrum[:, None] + penalty))
+    elif method == "lasso":
+        weights = _solve_lasso(_LassoData.of(statistics, mesh), penalty)
+    else:
+        weights = _difference(statistics, penalty)
+    return _datamodel(statistics, weights, penalty, np.dtype(np.float64))
+
+
+def noise_penalty(statistics: Statistics) -> np.ndarray:
+    """An l1 for "difference" that most weights of pure noise stay under, [T].
+
+    std(y) sqrt(2 log(n) / M), the universal threshold of Donoho and Johnstone 1994.
+    """
+    n = len(statistics.mask_sum)
+    return np.sqrt(statistics.output_variance * 2 * np.log(n) / statistics.count)
+
+
+def _penalty(method: Method, l2: Any, l1: Any, n_targets: int) -> np.ndarray | None:
+    """The penalty of each target, [T]; None if it is to be chosen."""
+    if method not in ("ridge", "lasso", "difference"):
+        raise ValueError(f"method is {method!r}; it must be ridge, lasso or difference")
+    name, value, other = ("l2", l2, l1) if method == "ridge" else ("l1", l1, l2)
+    if other is not None:
+        raise ValueError(f"{'l1' if name == 'l2' else 'l2'} is given, but {method} has {name}")
+    if value is None:
+        return np.zeros(n_targets) if method == "difference" else None
+    value = np.asarray(value, np.float64)
+    if value.shape not in ((), (n_targets,)):
+        raise ValueError(f"{name} has shape {list(value.shape)}; a number or [{n_targets}] fits")
+    if not np.isfinite(value).all() or value.min() < 0 or (name == "l2" and value.min() == 0):
+        least = "positive" if name == "l2" else "not negative"
+        raise ValueError(f"{name} is {value}; it must be finite and {least}")
+    return np.broadcast_to(value, n_targets)
+
+
+def _datamodel(statistics: Statistics, weights, penalty, dtype: np.dtype) -> Datamodel:
+    weights, intercept = statistics.in_mask_coordinates(weights)
+    dtype = np.result_type(dtype, np.float32)
+    return Datamodel(weights.astype(dtype), intercept.astype(dtype), np.array(penalty))
+
+
+def _difference(statistics: Statistics, penalty) -> np.ndarray:
+    correlation = statistics.correlation()
+    return np.sign(correlation) * np.maximum(np.abs(correlation) - penalty, 0)
+
+
+def _fit_ridge(masks, outputs, statistics: Statistics, penalty):
+    factors = _ridge.factorise(standardised(masks, statistics))
+    centred = outputs - statistics.output_mean
+    if penalty is None:
+        errors = _ridge.leave_one_out(factors, centred, _RIDGE_PATH)
+        penalty = _RIDGE_PATH[errors.argmin(0)]
+    return _ridge.solve(factors, centred, penalty), penalty
+
+
+@dataclasses.dataclass(frozen=True)
+class _LassoData:
+    """What the solver reads; on the device in float32, targets over the devices of the mesh."""
+
+    gram: np.ndarray
+    correlation: np.ndarray
+    on_device: jax.Array
+    mesh: Mesh | None
+
+    @classmethod
+    def of(cls, statistics: Statistics, mesh: Mesh | None) -> "_LassoData":
+        gram = statistics.gram()
+        return cls(gram, statistics.correlation(), jnp.asarray(gram, jnp.float32), mesh)
+
+    @property
+    def largest(self) -> np.ndarray:
+        """The least penalty that makes all weights of a target 0, [T]."""
+        return np.maximum(np.abs(self.correlation).max(0), 1e-30)
+
+    def block(self, at: int) -> tuple[jax.Array, slice]:
+        """The correlations of some targets, padded to a full block, [n, _TARGETS]."""
+        own = slice(at, min(at + _TARGETS, self.correlation.shape[1]))
+        return self.place(self.correlation[:, own], 0.0), own
+
+    def place(self, values: np.ndarray, padding: float) -> jax.Array:
+        """Values of some targets, on the last axis, padded to a full block."""
+        width = min(_TARGETS, self.correlation.shape[1])
+        if self.mesh is not None:
+            width = -(-width // self.mesh.size) * self.mesh.size
+        missing = [(0, 0)] * (values.ndim - 1) + [(0, width - values.shape[-1])]
+        padded = jnp.asarray(np.pad(values, missing, constant_values=padding), jnp.float32)
+        if self.mesh is None:
+            return padded
+        spec = PartitionSpec(*[None] * (values.ndim - 1), self.mesh.axis_names)
+        return jax.device_put(padded, NamedSharding(self.mesh, spec))
+
+
+def _fit_lasso(masks, outputs, statistics: Statistics, penalty, mesh: Mesh | None):
+    data = _LassoData.of(statistics, mesh)
+    if penalty is not None:
+        return _solve_lasso(data, penalty), penalty
+    held_out = np.arange(len(masks)) % _HOLD_OUT == _HOLD_OUT - 1
+    rest = Statistics.of(masks[~held_out], outputs[~held_out])
+    x = jnp.asarray(standardised(masks[held_out], rest), jnp.float32)
+    y = (outputs[held_out] - rest.output_mean).astype(np.float32)
+    part = _LassoData.of(rest, mesh)
+    penalty, start = np.empty(outputs.shape[1]), np.empty(data.correlation.shape, np.float32)
+    for at in range(0, outputs.shape[1], _TARGETS):
+        own, columns = part.block(at)
+        penalty[columns], start[:, columns] = _choose(
+            part, own, part.largest[columns], x, part.place(y[:, columns], 0.0)
+        )
+    return _solve_lasso(data, penalty, start), penalty
+
+
+def _choose(part: _LassoData, own, largest, x, y) -> tuple[np.ndarray, np.ndarray]:
+    """The penalty of least held-out error for some targets, and the weights there."""
+    n_targets = len(largest)
+    padded = part.place(largest, 1.0)
+    best = weights = jnp.zeros_like(own)
+    error, chosen = part.place(np.full(n_targets, np.inf), -np.inf), padded
+    since = jnp.where(jnp.arange(len(padded)) < n_targets, 0, _PATIENCE)
+    for fraction in _LASSO_PATH:
+        l1 = fraction * padded
+        # A target that is through its path no longer keeps the others waiting.
+        tolerance = jnp.where(since < _PATIENCE, _TOLERANCE * l1, jnp.inf)
+        weights, worst = _lasso.solve(part.on_device, own, l1, weights, tolerance)
+        if worst > 1:
+            break  # so small a penalty hardly has an optimum; larger ones were tried
+        own_error = _held_out_error(x, y, weights)
+        better = (own_error < error) & (since < _PATIENCE)
+        best = jnp.where(better, weights, best)
+        error, chosen = jnp.where(better, own_error, error), jnp.where(better, l1, chosen)
+        since = jnp.where(better, 0, since + 1)
+        if (since >= _PATIENCE).all():
+            break
+    return np.asarray(chosen)[:n_targets], np.asarray(best)[:, :n_targets]
+
+
+@jax.jit
+def _held_out_error(x, y, weights):
+    return jnp.mean(jnp.square(y - _lasso.product(x, weights)), 0)
+
+
+def _solve_lasso(data: _LassoData, penalty, start=None) -> np.ndarray:
+    n, n_targets = data.correlation.shape
+    weights = np.zeros((n, n_targets))
+    for at in range(0, n_targets, _TARGETS):
+        own, columns = data.block(at)
+        l1 = data.place(penalty[columns], 1.0)
+        begin = jnp.zeros_like(own) if start is None else data.place(start[:, columns], 0.0)
+        # A penalty of 0 has no scale of its own.
+        scale = np.maximum(penalty[columns], 1e-2 * data.largest[columns])
+        tolerance = data.place(_TOLERANCE * scale, 1.0)
+        solved, worst = _lasso.solve(data.on_device, own, l1, begin, tolerance)
+        solved = np.asarray(solved, np.float64)
+        for column, nearby in zip(range(columns.start, columns.stop), solved.T, strict=False):
+            exact = _lasso.polish(data.gram, data.correlation[:, column], penalty[column], nearby)
+            if exact is None and worst > 1:
+                raise ArithmeticError(
+                    f"the lasso of target {column} did not converge at l1 = {penalty[column]:.2g} "
+                    f"(weights are 0 from {data.largest[column]:.2g} on); a larger one will"
+                )
+            weights[:, column] = nearby if exact is None else exact
+    return weights

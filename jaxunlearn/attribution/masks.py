@@ -1,0 +1,88 @@
+"""Random subsets of a training set, one for each member of a datamodel ensemble."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def exact(key: jax.Array, n_members: int, n: int, alpha: float = 0.5) -> np.ndarray:
+    """Subsets of one size, floor(alpha n), uniform among all of that size.
+
+    Args:
+        key: a typed key; member i's subset depends on `fold_in(key, i)` alone, so that more members
+            can be added later.
+        n_members: number of subsets, M.
+        n: size of the training set.
+        alpha: the fraction that a member is trained on.
+
+    Returns:
+        bool [M, n].
+
+    Raises:
+        ValueError: an argument out of its range, or a subset that would be empty or everything.
+    """
+    size = int(alpha * n + 1e-9)  # 0.7 * 10 is 7 here, not 6.999
+    _check(n_members, n, alpha)
+    if not 0 < size < n:
+        raise ValueError(f"alpha is {alpha}: subsets of {size} of {n} points tell nothing")
+
+    def one(i):
+        order = jnp.argsort(jax.random.uniform(jax.random.fold_in(key, i), (n,)))
+        return jnp.zeros(n, bool).at[order[:size]].set(True)
+
+    return _all(one, n_members)
+
+
+def bernoulli(key: jax.Array, n_members: int, n: int, alpha: float = 0.5) -> np.ndarray:
+    """Subsets that hold every point independently with probability alpha; sizes differ.
+
+    Arguments, result and errors are those of `exact`; a subset may come out empty, and `tables`
+    then says so.
+    """
+    _check(n_members, n, alpha)
+    return _all(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), alpha, (n,)), n_members)
+
+
+def tables(masks: np.ndarray) -> np.ndarray:
+    """The rows of each subset, for training on them and on nothing else.
+
+    Args:
+        masks: bool [M, n].
+
+    Returns:
+        int32 [M, k], k the largest size; shorter rows end with -1.
+
+    Raises:
+        ValueError: masks that are not 0/1, or an empty subset.
+    """
+    masks = check(masks)
+    sizes = masks.sum(1)
+    if sizes.min() == 0:
+        raise ValueError(f"masks: member {int(sizes.argmin())} has an empty subset")
+    out = np.full((len(masks), sizes.max()), -1, np.int32)
+    out[np.arange(out.shape[1]) < sizes[:, None]] = np.nonzero(masks)[1]
+    return out
+
+
+def check(masks: np.ndarray) -> np.ndarray:
+    """Masks as bool [M, n]; raises a ValueError for another shape or values besides 0 and 1."""
+    masks = np.asarray(masks)
+    if masks.ndim != 2 or 0 in masks.shape:
+        raise ValueError(f"masks have shape {list(masks.shape)}; [M, n] is needed")
+    if masks.dtype != bool:
+        if not np.isin(masks, (0, 1)).all():
+            raise ValueError("masks have values besides 0 and 1")
+        masks = masks.astype(bool)
+    return masks
+
+
+def _all(one, n_members: int) -> np.ndarray:
+    return np.asarray(jax.jit(lambda members: jax.lax.map(one, members))(jnp.arange(n_members)))
+
+
+def _check(n_members: int, n: int, alpha: float) -> None:
+    if n_members < 1 or n < 2 or not 0 < alpha < 1:
+        raise ValueError(
+            f"masks: n_members is {n_members}, n is {n}, alpha is {alpha}; n_members >= 1, n >= 2 "
+            "and 0 < alpha < 1 are needed"
+        )

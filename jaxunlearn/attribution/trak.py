@@ -1,0 +1,258 @@
+"""TRAK: influence on a trained model's outputs from projected gradients.
+
+Source: Park et al., TRAK: Attributing Model Behavior at Scale, 2023. Scores are calibrated: they
+estimate by how much a point's presence changes the output (released code divides by the mean
+absolute entry of the inverse, which leaves only their order).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from jaxunlearn.core import losses
+from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.keys import Key, fold
+from jaxunlearn.core.model import Model, predict
+from jaxunlearn.core.tree import Tree
+
+# output(logits [K], y []) -> [T] numbers whose gradients are taken
+Output = Callable[[jax.Array, jax.Array], jax.Array]
+Projection = Literal["normal", "rademacher"]
+_ROWS = 2048  # rows of the projection that exist at once
+
+
+def margin(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """The margin as the only output: [K] -> [1]."""
+    return losses.margins(logits[None], y[None])
+
+
+def all_logits(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """Every logit as an output of its own: [K] -> [K]."""
+    del y
+    return logits
+
+
+def scores(
+    train_features: np.ndarray,
+    target_features: np.ndarray,
+    *,
+    weights: np.ndarray,
+    l2: float,
+) -> np.ndarray:
+    """weights * Phi (Phi' Phi + l2 I)^-1 Phi_target', in float64.
+
+    Args:
+        train_features: Phi, projected gradients of the training points' margins, [n, p].
+        target_features: those of the targets' outputs, [m, p].
+        weights: of the training points, [n]; 1 - p_y for cross-entropy.
+        l2: not negative; 0 needs features of full rank.
+
+    Returns:
+        float64 [n, m], the effect of each training point's presence on each target.
+
+    Raises:
+        ValueError: shapes that do not fit, values that are not finite, or a singular system.
+    """
+    phi, targets, weights = (
+        np.asarray(a, np.float64) for a in (train_features, target_features, weights)
+    )
+    if phi.ndim != 2 or targets.ndim != 2 or phi.shape[1] != targets.shape[1]:
+        raise ValueError(
+            f"train_features are {list(phi.shape)} and target_features {list(targets.shape)}; "
+            "[n, p] and [m, p] are needed"
+        )
+    if weights.shape != (len(phi),):
+        raise ValueError(f"weights have shape {list(weights.shape)}; [{len(phi)}] is needed")
+    for name, array in (
+        ("train_features", phi), ("target_features", targets), ("weights", weights)
+    ):  # fmt: skip
+        if not np.isfinite(array).all():
+            row = np.argwhere(~np.isfinite(array))[0][0]
+            raise ValueError(f"{name}: row {row} is not finite")
+    if not np.isfinite(l2) or l2 < 0:
+        raise ValueError(f"l2 is {l2}; it must be finite and not negative")
+    n, dim = phi.shape
+    # Phi (Phi' Phi + l2)^-1 = (Phi Phi' + l2)^-1 Phi: the smaller of the two is solved.
+    dual = n < dim and l2 > 0
+    gram = phi @ phi.T if dual else phi.T @ phi
+    gram[np.diag_indices_from(gram)] += l2
+    right = phi @ targets.T if dual else targets.T
+    try:
+        factor = scipy.linalg.cho_factor(gram, lower=True)
+        diagonal = np.abs(np.diag(factor[0]))
+        if diagonal.min() < 1e-7 * diagonal.max():
+            raise np.linalg.LinAlgError
+    except np.linalg.LinAlgError:
+        raise ValueError(
+            f"l2 is {l2}, and the {n} train_features of {dim} numbers are not of full rank; a "
+            "larger l2 or fewer numbers are needed"
+        ) from None
+    solved = scipy.linalg.cho_solve(factor, right)
+    return weights[:, None] * (solved if dual else phi @ solved)
+
+
+def features(
+    model: Model,
+    params: Tree,
+    stats: Tree,
+    x: Any,
+    y: Any,
+    key: Key,
+    *,
+    dim: int = 2048,
+    output: Output = margin,
+    projection: Projection = "rademacher",
+    chunk: int = 64,
+    store: BlockStore | None = None,
+    callback: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Projected per-example gradients of a model's outputs, in eval mode.
+
+    The projection, a random matrix with entries of mean 0 and variance 1 / dim, is drawn in blocks
+    from the key when it is needed and is never stored whole: the same key gives the same one.
+
+    Args:
+        model: the network.
+        params: its parameters; the gradient is taken for all of them.
+        stats: its statistics.
+        x: inputs, [n, ...].
+        y: labels, [n].
+        key: of the projection; training and target features need the same.
+        dim: numbers per feature, p.
+        output: what is differentiated, T numbers per example: `margin`, `all_logits` or another.
+        projection: the distribution of its entries.
+        chunk: examples whose gradients are held at once.
+        store: finished chunks are written here, and those already there are not computed again.
+        callback: called with the number of examples that are done.
+
+    Returns:
+        float32 [n, T, p].
+
+    Raises:
+        ValueError: inputs and labels that do not match, a setting out of its range, or a feature
+            that is not finite (the example is named).
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    if y.shape != (len(x),) or len(x) == 0:
+        raise ValueError(f"x are {list(x.shape)} and y {list(y.shape)}; [n, ...] and [n] fit")
+    if dim < 1 or chunk < 1 or projection not in ("normal", "rademacher"):
+        raise ValueError(
+            f"features: dim is {dim}, chunk is {chunk}, projection is {projection!r}; dim >= 1, "
+            "chunk >= 1 and 'normal' or 'rademacher' are needed"
+        )
+    chunk, found = min(chunk, len(x)), []
+    for number in range(-(-len(x) // chunk)):
+        rows = np.arange(number * chunk, min((number + 1) * chunk, len(x)))
+        if store is not None and number in store:
+            block = store.read(number)["features"]
+        else:
+            padded = np.resize(rows, chunk)  # one shape, one program
+            block = _chunk(model, output, dim, projection, params, stats, x[padded], y[padded], key)
+            block = np.asarray(block)[: len(rows)]
+            bad = np.flatnonzero(~np.isfinite(block).all((1, 2)))
+            if len(bad):
+                raise ValueError(f"the gradient of example {rows[bad[0]]} is not finite")
+            if store is not None:
+                store.write(number, {"features": block})
+        found.append(block)
+        if callback is not None:
+            callback(int(rows[-1]) + 1)
+    return np.concatenate(found)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _chunk(model, output, dim, projection, params, stats, x, y, key):
+    leaves, structure = jax.tree.flatten(params)
+
+    def outputs(leaves, x, y):
+        logits, _ = model.apply(jax.tree.unflatten(structure, leaves), stats, x[None])
+        return output(logits[0], y)
+
+    def flat_gradients(x, y):
+        grads = jax.jacrev(outputs)(leaves, x, y)
+        return jnp.concatenate([g.reshape(g.shape[0], -1) for g in grads], axis=1)
+
+    grads = jax.vmap(flat_gradients)(x, y)  # [chunk, T, P]
+    return project(grads, key, dim, projection)
+
+
+def project(
+    vectors: jax.Array, key: Key, dim: int, projection: Projection = "rademacher"
+) -> jax.Array:
+    """Multiplies by a random [P, dim] matrix, made in blocks of rows: [..., P] -> [..., dim]."""
+    size = vectors.shape[-1]
+    n_blocks = -(-size // _ROWS)
+    padded = jnp.pad(vectors.reshape(-1, size), ((0, 0), (0, n_blocks * _ROWS - size)))
+    draw = jax.random.normal if projection == "normal" else jax.random.rademacher
+
+    def add(total, block):
+        matrix = draw(fold(key, "projection", block), (_ROWS, dim), jnp.float32)
+        own = jax.lax.dynamic_slice_in_dim(padded, block * _ROWS, _ROWS, 1)
+        return total + jnp.matmul(own, matrix, precision=jax.lax.Precision.HIGHEST), None
+
+    zero = jnp.zeros((len(padded), dim))
+    total, _ = jax.lax.scan(add, zero, jnp.arange(n_blocks))
+    return (total / jnp.sqrt(dim)).reshape(*vectors.shape[:-1], dim)
+
+
+def attribute(
+    model: Model,
+    checkpoints: Sequence[tuple[Tree, Tree]],
+    train: tuple[Any, Any],
+    targets: tuple[Any, Any],
+    key: Key,
+    *,
+    l2: float,
+    dim: int = 2048,
+    output: Output = margin,
+    projection: Projection = "rademacher",
+    chunk: int = 64,
+    stores: Callable[[str], BlockStore] | None = None,
+) -> np.ndarray:
+    """TRAK over several trained models: scores and weights are averaged apart, as published.
+
+    Args:
+        model: the network.
+        checkpoints: `(params, stats)` of independently trained models, at least one.
+        train: inputs [n, ...] and labels [n] of the training points.
+        targets: inputs [m, ...] and labels [m].
+        key: of the projections; every checkpoint has its own.
+        l2: added to the diagonal, in units of the mean diagonal entry of Phi' Phi.
+        dim: see `features`, as all that follow.
+        output: of the targets; of the training points it is always the margin.
+        projection: distribution.
+        chunk: examples at once.
+        stores: `stores(name)` gives a store for the features of a checkpoint, to resume from.
+
+    Returns:
+        float64 [n, m, T], T outputs per target: the effect of each training point.
+    """
+    if not checkpoints:
+        raise ValueError("checkpoints is empty; at least one trained model is needed")
+    total, total_weights = 0.0, 0.0
+    for number, (params, stats) in enumerate(checkpoints):
+        own = functools.partial(
+            features, model, params, stats, key=fold(key, number), dim=dim,
+            projection=projection, chunk=chunk,
+        )  # fmt: skip
+        place = (lambda name, i=number: stores(f"{i:03d}-{name}")) if stores else lambda name: None
+        phi = own(*train, store=place("train"))[:, 0]
+        wanted = own(*targets, output=output, store=place("targets"))
+        scale = np.square(phi.astype(np.float64)).sum() / dim
+        flat = wanted.reshape(-1, dim)
+        total = total + scores(phi, flat, weights=np.ones(len(phi)), l2=l2 * scale)
+        total_weights = total_weights + _out_to_loss(model, params, stats, *train)
+    shape = (-1, len(targets[1]), wanted.shape[1])
+    mean_weights = np.asarray(total_weights, np.float64) / len(checkpoints)
+    return (mean_weights[:, None] * total / len(checkpoints)).reshape(shape)
+
+
+def _out_to_loss(model: Model, params: Tree, stats: Tree, x, y) -> np.ndarray:
+    """1 - p_y, the derivative of the cross-entropy by the margin, [n]."""
+    logits = jax.jit(predict, static_argnums=0)(model, params, stats, jnp.asarray(x))
+    return np.asarray(jax.nn.sigmoid(-losses.margins(logits, jnp.asarray(y))))

@@ -1,0 +1,219 @@
+"""Matching: fine-tune towards the outputs that a retrained model would give.
+
+Source: Datamodel Matching (arXiv 2410.23232), with the settings of the authors' code. The targets
+are logits on the forget set and on a fixed sample of the retain set; labels are never used.
+
+- Oracle Matching takes them from retrained models: a skyline, since those are what unlearning is to
+  spare.
+- Datamodel Matching (DMM) predicts them: the model's own logits minus the effect of the forget set
+  that datamodels (or TRAK) attribute to it.
+- DM-Direct uses the prediction itself: no weights change, and it answers only for known points.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxunlearn.core import keys, loop, losses
+from jaxunlearn.core.model import Model, predict
+from jaxunlearn.core.step import gradient_step, init_state
+from jaxunlearn.core.tree import Tree
+from jaxunlearn.unlearn._problem import Problem, Unlearned
+
+Loss = Literal["mse", "ce", "kd"]
+_RETAIN_SEED = 42  # as in the authors' code: the same retain sample for every model
+
+
+@dataclasses.dataclass(frozen=True)
+class OracleMatching:
+    """Settings of `oracle_matching`; the defaults are the authors' for CIFAR-10.
+
+    Attributes:
+        epochs: passes over the sample of the forget and retain set.
+        batch_size: examples per step; the last batch of an epoch may be smaller.
+        learning_rate: of Adam, in the first epoch.
+        decay: factor of the learning rate after every epoch.
+        forget_multiplier: copies of the forget set in the sample; of a fraction its first points.
+        retain_multiplier: points of the retain set in the sample, as multiple of the forget set's.
+        proximity: weight of the squared distance to the first parameters.
+        loss: "mse" of logits; "ce", cross-entropy against the targets' softmax; "kd", a quarter of
+            distillation at temperature 2 and three of cross-entropy against the targets' argmax,
+            Adam begun anew in every epoch.
+    """
+
+    epochs: int = 4
+    batch_size: int = 512
+    learning_rate: float = 1e-4
+    decay: float = 0.95
+    forget_multiplier: float = 5.0
+    retain_multiplier: float = 20.0
+    proximity: float = 0.0
+    loss: Loss = "mse"
+
+
+@dataclasses.dataclass(frozen=True)
+class DatamodelMatching(OracleMatching):
+    """Settings of `datamodel_matching`.
+
+    Attributes:
+        multiplier: tau, of the effect that is subtracted.
+    """
+
+    multiplier: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DatamodelDirect:
+    """Settings of `datamodel_direct`.
+
+    Attributes:
+        multiplier: tau, of the effect that is subtracted.
+    """
+
+    multiplier: float = 1.0
+
+
+def oracle_matching(
+    model: Model, params: Tree, stats: Tree, problem: Problem, key, **settings
+) -> Unlearned:
+    """Matches the mean logits of retrained models, `problem.oracle_logits`.
+
+    Its settings are those of `OracleMatching`. The oracles must not be those that judge the result.
+    """
+    logits = _given(problem.oracle_logits, "oracle_matching", "oracle_logits")
+
+    def targets(rows):
+        return logits[rows]
+
+    return _match(model, params, stats, problem, key, targets, **settings)
+
+
+def datamodel_matching(
+    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, multiplier, **settings
+) -> Unlearned:
+    """Matches each model's own logits minus tau times the forget set's effect, `problem.effect`.
+
+    Its settings are those of `DatamodelMatching`. The targets are computed once, in eval mode; the
+    model that learns them runs in train mode.
+    """
+    effect = _given(problem.effect, "datamodel_matching", "effect")
+
+    def targets(rows):
+        own = predict(model, params, stats, problem.x[rows])
+        return own - multiplier * effect[rows]
+
+    return _match(model, params, stats, problem, key, targets, **settings)
+
+
+def datamodel_direct(
+    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, multiplier
+) -> Unlearned:
+    """Changes no weights: subtracts tau times the effect of the forget set from the outputs."""
+    del model, key
+    effect = _given(problem.effect, "datamodel_direct", "effect")
+    return Unlearned(params, stats, jnp.zeros(0), 0, correction=-multiplier * effect)
+
+
+def sample_size(n_forget: int, forget_multiplier: float, retain_multiplier: float) -> int:
+    """Points of an epoch of matching."""
+    return int(forget_multiplier * n_forget + 1e-9) + int(retain_multiplier * n_forget + 1e-9)
+
+
+def _given(value, method: str, name: str):
+    if value is None:
+        raise ValueError(f"{method} needs problem.{name}, which is not given")
+    return value
+
+
+def _match(
+    model: Model,
+    params: Tree,
+    stats: Tree,
+    problem: Problem,
+    key,
+    targets: Callable[[jax.Array], jax.Array],
+    *,
+    epochs,
+    batch_size,
+    learning_rate,
+    decay,
+    forget_multiplier,
+    retain_multiplier,
+    proximity,
+    loss,
+) -> Unlearned:
+    forget = problem.forget
+    n_retain = int(retain_multiplier * len(forget) + 1e-9)
+    if n_retain > len(problem.retain):
+        raise ValueError(
+            f"retain_multiplier is {retain_multiplier}: {n_retain} points for {len(forget)} to "
+            f"forget, but the retain set has {len(problem.retain)}"
+        )
+    retain = jax.random.permutation(jax.random.key(_RETAIN_SEED), problem.retain)[:n_retain]
+    rows = jnp.concatenate([forget, retain])
+    arrays = {"x": problem.x[rows], "targets": jax.lax.stop_gradient(targets(rows))}
+    # Positions in these arrays: the forget set as often as wanted, the retain sample once.
+    n_copies = int(forget_multiplier * len(forget) + 1e-9)
+    sample = np.concatenate(
+        [np.resize(np.arange(len(forget)), n_copies), len(forget) + np.arange(n_retain)]
+    )
+    if len(sample) == 0:
+        raise ValueError(
+            f"forget_multiplier is {forget_multiplier} and retain_multiplier {retain_multiplier}; "
+            "no point is left to match on"
+        )
+    n_full = len(sample) // batch_size
+
+    def objective(own, stats, shared, batch, key):
+        del shared
+        logits, stats = model.apply(own, stats, batch["x"], train=True, key=key)
+        value = jnp.mean(_LOSSES[loss](logits, batch["targets"]))
+        return value + proximity * _squared_distance(own, params), (stats, {})
+
+    def epoch(state, number):
+        own = keys.fold(key, "epoch", number)
+        order = jax.random.permutation(keys.fold(own, "order"), jnp.asarray(sample))
+        optimizer = optax.adam(learning_rate * decay ** (number + (loss == "kd")))
+        if loss == "kd":
+            state = dataclasses.replace(state, opt_state=optimizer.init(state.params))
+        step, found = gradient_step(objective, optimizer), []
+        for name, part in (
+            ("full", order[: n_full * batch_size].reshape(n_full, batch_size)),
+            ("rest", order[None, n_full * batch_size :]),
+        ):
+            if part.size:
+
+                def take(_, t, part=part):
+                    return jax.tree.map(lambda a: a[part[t]], arrays)
+
+                state, metrics = loop.scan(step, state, None, take, keys.fold(own, name), len(part))
+                found.append(metrics["loss"])
+        return state, jnp.concatenate(found)
+
+    state = init_state(params, optax.adam(learning_rate), stats)
+    state, values = jax.lax.scan(epoch, state, jnp.arange(epochs))
+    return Unlearned(state.params, state.stats, values.reshape(-1), epochs * len(sample))
+
+
+def _squared_distance(params: Tree, others: Tree) -> jax.Array:
+    squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), params, others)
+    return sum(jax.tree.leaves(squares), jnp.zeros(()))
+
+
+def _distillation(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    hard = losses.cross_entropy(logits, targets.argmax(-1))
+    return 0.25 * losses.kl_divergence(logits, targets, 2.0) + 0.75 * hard
+
+
+_LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "mse": losses.squared_error,
+    "ce": lambda logits, targets: optax.losses.softmax_cross_entropy(
+        logits, jax.nn.softmax(targets)
+    ),
+    "kd": _distillation,
+}

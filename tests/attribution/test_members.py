@@ -1,0 +1,207 @@
+"""Datamodel ensembles: outputs of many models on random subsets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn.attribution import datamodels, masks, members
+from jaxunlearn.core import mesh
+from jaxunlearn.core.checkpoint import DamagedError
+from jaxunlearn.data import batches
+
+N, M, WIDTH = 12, 10, 4
+MASKS = masks.exact(jax.random.key(0), M, N)
+KEYS = jax.random.split(jax.random.key(1), M)
+SHARED = {"x": np.linspace(0, 1, N).astype(np.float32), "scale": np.float32(3)}
+
+
+def train(shared, rows, key):
+    """Not a network: what counts is which rows it sees, and its key."""
+    own = jnp.where(rows < 0, 0, shared["x"][rows])
+    noise = jax.random.normal(key, (2,))
+    return jnp.stack([own.sum() * shared["scale"] + noise, jnp.square(own).sum() + noise])
+
+
+def wanted():
+    found = []
+    for mask, key in zip(MASKS, KEYS, strict=True):
+        own = SHARED["x"][mask]
+        noise = np.asarray(jax.random.normal(key, (2,)))
+        found.append([own.sum() * 3 + noise, np.square(own).sum() + noise])
+    return np.array(found)
+
+
+def outputs_in(path, **change):
+    settings = {"shape": (2, 2), "width": WIDTH} | change
+    return members.Outputs(path, settings.pop("masks", MASKS), settings.pop("shape"), **settings)
+
+
+def test_outputs_of_all_members(tmp_path):
+    store, seen = outputs_in(tmp_path / "store"), []
+    members.run(train, SHARED, MASKS, KEYS, store, width=WIDTH, callback=seen.append)
+    np.testing.assert_allclose(store.outputs, wanted(), atol=1e-6)
+    assert store.completed.all()
+    assert seen == [0, 0, 4, 8, 10]
+    again = outputs_in(tmp_path / "store")
+    members.run(train, SHARED, MASKS, KEYS, again, width=WIDTH, callback=seen.append)
+    assert seen[5:] == [10]  # nothing was left to do
+    kept, values = again.finished()
+    np.testing.assert_array_equal(kept, MASKS)
+    np.testing.assert_array_equal(values, store.outputs)
+
+
+def stop_after(count):
+    def callback(done):
+        if done >= count:
+            raise KeyboardInterrupt
+
+    return callback
+
+
+@pytest.mark.parametrize("devices", [1, None])
+def test_going_on_gives_the_same_bits_on_any_number_of_devices(tmp_path, devices):
+    whole, cut = outputs_in(tmp_path / "whole"), outputs_in(tmp_path / "cut")
+    members.run(train, SHARED, MASKS, KEYS, whole, width=WIDTH)
+    with pytest.raises(KeyboardInterrupt):
+        members.run(train, SHARED, MASKS, KEYS, cut, width=WIDTH, callback=stop_after(4))
+    assert cut.completed.sum() == 4
+    cut = outputs_in(tmp_path / "cut")
+    on = mesh.make({"models": devices or len(jax.devices())})
+    members.run(train, SHARED, MASKS, KEYS, cut, width=WIDTH, mesh=on)
+    np.testing.assert_array_equal(cut.outputs, whole.outputs)
+
+
+def test_moments_are_those_of_the_outputs(tmp_path):
+    store = outputs_in(tmp_path / "store")
+    members.run(train, SHARED, MASKS, KEYS, store, width=WIDTH)
+    moments = members.Moments(tmp_path / "moments", MASKS, width=WIDTH)
+    members.run(train, SHARED, MASKS, KEYS, moments, width=WIDTH)
+    flat = np.asarray(store.outputs).reshape(M, -1)
+    streamed = datamodels.fit_statistics(moments.statistics, l2=0.1)
+    np.testing.assert_allclose(
+        streamed.weights, datamodels.fit(MASKS, flat, l2=0.1).weights, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("every", [1, 2, 50])
+def test_moments_go_on_to_the_same_bits(tmp_path, every):
+    def moments(name):
+        return members.Moments(tmp_path / name, MASKS, width=WIDTH, every=every)
+
+    whole = moments("whole")
+    members.run(train, SHARED, MASKS, KEYS, whole, width=WIDTH)
+    with pytest.raises(KeyboardInterrupt):
+        members.run(train, SHARED, MASKS, KEYS, moments("cut"), width=WIDTH, callback=stop_after(8))
+    cut = moments("cut")
+    assert (0 in cut) == (every < 50)
+    members.run(train, SHARED, MASKS, KEYS, cut, width=WIDTH)
+    for name, value in vars(whole.statistics).items():
+        np.testing.assert_array_equal(vars(cut.statistics)[name], value)
+    again = moments("whole").statistics
+    np.testing.assert_array_equal(again.cross, whole.statistics.cross)
+
+
+def test_subsets_of_different_sizes(tmp_path):
+    drawn = masks.bernoulli(jax.random.key(3), M, N)
+    store = members.Outputs(tmp_path, drawn, (2, 2), width=WIDTH)
+    members.run(train, SHARED, drawn, KEYS, store, width=WIDTH)
+    sums = [SHARED["x"][mask].sum() for mask in drawn]
+    noise = [jax.random.normal(key, (2,)) for key in KEYS]
+    np.testing.assert_allclose(
+        store.outputs[:, 0], 3 * np.array(sums)[:, None] + np.array(noise), atol=1e-5
+    )
+
+
+def test_batches_of_a_padded_table_hold_its_rows_only():
+    rows = jnp.array([3, 5, 8, 9, 11, -1, -1])
+    source = batches({"i": jnp.arange(12)}, rows, 2, least=4)
+    assert source.steps_per_epoch == 2
+    plan = np.asarray(source.plan(jax.random.key(0), jnp.arange(40)))
+    assert set(plan.ravel()) == {3, 5, 8, 9, 11}
+    for epoch in plan.reshape(20, 4):
+        assert len(set(epoch)) == 4
+    later = np.asarray(source.plan(jax.random.key(0), 11 + jnp.arange(9)))
+    np.testing.assert_array_equal(later, plan[11:20])
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    """SIGKILL while lanes are written; what is flagged as completed is right."""
+    script = textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from test_members import *
+        import time
+        store = outputs_in({str(tmp_path / "cut")!r})
+        def callback(done):
+            print(done, flush=True)
+            time.sleep(0.2)
+        members.run(train, SHARED, MASKS, KEYS, store, width=WIDTH, callback=callback)
+    """)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        for line in process.stdout:
+            if int(line) >= 4:
+                process.send_signal(signal.SIGKILL)
+                break
+    store = outputs_in(tmp_path / "cut")
+    assert 4 <= store.completed.sum() < 10
+    members.run(train, SHARED, MASKS, KEYS, store, width=WIDTH)
+    whole = outputs_in(tmp_path / "whole")
+    members.run(train, SHARED, MASKS, KEYS, whole, width=WIDTH)
+    np.testing.assert_array_equal(store.outputs, whole.outputs)
+
+
+def test_a_member_that_is_not_finite_is_named(tmp_path):
+    bad = jnp.asarray(masks.tables(MASKS)[6])
+
+    def diverging(shared, rows, key):
+        return train(shared, rows, key) + jnp.where(jnp.array_equal(rows, bad), jnp.nan, 0)
+
+    store = outputs_in(tmp_path)
+    with pytest.raises(members.NonFiniteError, match="member 6"):
+        members.run(diverging, SHARED, MASKS, KEYS, store, width=WIDTH)
+    np.testing.assert_array_equal(store.completed, np.arange(M) < 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"masks": ~MASKS}, "its masks_sha256 is"),
+        ({"width": 5}, "its width is 4, but now it is 5"),
+        ({"shape": (2, 3)}, "its shape is"),
+        ({"dtype": np.float16}, "its dtype is 'float32'"),
+        ({"record": {"epochs": 3}}, "its record is"),
+    ],
+)
+def test_a_store_of_another_run_is_refused(tmp_path, change, message):
+    outputs_in(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=message):
+        outputs_in(tmp_path, **change)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_foreign_and_damaged_folders(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no store"):
+        outputs_in(tmp_path)
+    with pytest.raises(ValueError, match="holds no store"):
+        members.Moments(tmp_path / "notes.txt", MASKS, width=WIDTH)
+    outputs_in(tmp_path / "store")
+    file = tmp_path / "store" / "outputs.npy"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(DamagedError, match="outputs.npy is damaged"):
+        outputs_in(tmp_path / "store")
+    settings = tmp_path / "store" / "settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()))[:-5])
+    with pytest.raises(DamagedError, match="settings.json is damaged"):
+        outputs_in(tmp_path / "store")
+    with pytest.raises(ValueError, match="other masks"):
+        members.run(train, SHARED, ~MASKS, KEYS, outputs_in(tmp_path / "new"), width=WIDTH)
