@@ -156,15 +156,17 @@ class Seed:
 
     def judge(self, logits: np.ndarray) -> dict[str, float]:
         """Mean and 95th percentile of KLOM by group, and validation accuracy."""
-        y = self.data["y"]
-        unlearned, oracle = (np.asarray(evaluate.margins(a, y)) for a in (logits, self.oracle))
+        y = jnp.asarray(self.data["y"])
+        unlearned, oracle = (
+            np.asarray(evaluate.margins(jnp.asarray(a), y)) for a in (logits, self.oracle)
+        )
         klom = evaluate.klom(unlearned, oracle)
         groups = {
             "forget": self.data["forget"], "retain": self.retain, "val": np.arange(N, N + N_VAL)
         }  # fmt: skip
         found = {name: float(klom[points].mean()) for name, points in groups.items()}
         found |= {f"{name} p95": float(np.quantile(klom[p], 0.95)) for name, p in groups.items()}
-        return found | {"accuracy": float((logits[:, N:].argmax(-1) == y[N:]).mean())}
+        return found | {"accuracy": float((logits[:, N:].argmax(-1) == self.data["y"][N:]).mean())}
 
 
 def one_seed(seed: int) -> dict[str, Any]:
