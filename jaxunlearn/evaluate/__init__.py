@@ -11,6 +11,7 @@ from jaxunlearn.evaluate._klom import klom
 from jaxunlearn.evaluate._lds import lds
 from jaxunlearn.evaluate._membership import membership_auc
 from jaxunlearn.evaluate._summary import accuracy, summary
+from jaxunlearn.evaluate._ulira import ulira, ulira_cheap, ulira_strong
 
 __all__ = [
     "accuracy",
@@ -22,4 +23,7 @@ __all__ = [
     "noise_floor",
     "standard_error",
     "summary",
+    "ulira",
+    "ulira_cheap",
+    "ulira_strong",
 ]
