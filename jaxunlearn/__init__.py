@@ -9,7 +9,7 @@ Sub-packages load on first use, so `import jaxunlearn` stays light:
 - `nn`: network definitions; `data`: data sets, batches and forget sets;
 - `unlearn`: unlearning methods and the job that compares them with retraining;
 - `attribution`: subset masks, datamodels, TRAK; `theory`: closed-form settings;
-- `evaluate`: KLOM, forgetting epsilon, membership inference, accuracy.
+- `evaluate`: KLOM, U-LiRA, LDS, forgetting epsilon, membership inference, accuracy.
 """
 
 import importlib

@@ -134,9 +134,11 @@ class Seed:
             phase, trained, self.keys(phase, count), self.problem, rows=jnp.asarray(rows)
         )
 
-    def forget(self, phase: str, method, settings, **change) -> np.ndarray:
-        """Logits of all full models after forgetting, [N_MODELS, n + m, K]."""
-        oracle = change.pop("oracle", None)
+    def forget(self, phase: str, method, settings, oracle=None, **change) -> np.ndarray:
+        """Logits of all full models after forgetting, [N_MODELS, n + m, K].
+
+        `oracle` holds targets of each model's own, `change` what else the problem is given.
+        """
         own = {"params": self.full["params"], "key": self.keys(phase, N_MODELS)}
         own |= {} if oracle is None else {"oracle": oracle}
         problem = dataclasses.replace(self.problem, **change)
@@ -146,10 +148,10 @@ class Seed:
         """Masks [M, n] and logits [M, (n + m) K] of the datamodel ensemble."""
         masks = attribution.masks.exact(jax.random.key(1000 + self.seed), MEMBERS, N, alpha)
         shape = (N + N_VAL, CLASSES)
-        store = members.Outputs(self.folder / f"members-{alpha}", masks, shape, width=100)
+        own, folder = self.keys("members", MEMBERS), self.folder / f"members-{alpha}"
+        store = members.Outputs(folder, masks, own, shape, width=100)
         shared = {"problem": self.problem, "x": jnp.asarray(self.data["x"])}
-        own = self.keys("members", MEMBERS)
-        members.run(member, shared, masks, own, store, width=100, mesh=mesh.make())
+        members.run(member, shared, store, mesh=mesh.make())
         return masks, np.array(store.outputs).reshape(MEMBERS, -1)
 
     def effect(self, model: datamodels.Datamodel) -> jax.Array:

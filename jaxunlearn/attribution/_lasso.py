@@ -13,6 +13,7 @@ import numpy as np
 import scipy.linalg
 
 _ROUNDS = 20  # of polishing
+_RESIDUAL = 1e-9  # that polishing leaves, in units of the largest correlation
 _CHECK_EVERY = 10  # steps between looks at the optimality conditions
 
 
@@ -34,6 +35,7 @@ def solve(
     gram: jax.Array,
     correlation: jax.Array,
     l1: jax.Array,
+    step: float,
     start: jax.Array,
     tolerance: jax.Array,
     max_steps: int = 20000,
@@ -44,6 +46,7 @@ def solve(
         gram: G, [n, n].
         correlation: c, [n, T].
         l1: [T].
+        step: at most 1 / the largest eigenvalue of G.
         start: where to begin, [n, T].
         tolerance: largest violation of the optimality conditions that is left, [T].
         max_steps: after so many steps it gives up.
@@ -51,7 +54,6 @@ def solve(
     Returns:
         Weights [n, T], and the largest violation divided by the tolerance (above 1: given up).
     """
-    step = 1 / (1.02 * largest_eigenvalue(gram))
 
     def advance(state: _State) -> _State:
         gradient = product(gram, state.ahead) - correlation
@@ -101,16 +103,17 @@ def polish(
     Returns:
         [n], or None where a few rounds do not find it (a support larger than the rank).
     """
-    signs = np.sign(weights)
+    signs, scale = np.sign(weights), np.abs(correlation).max()
     for _ in range(_ROUNDS):
         on = np.flatnonzero(signs)
         try:
-            own = scipy.linalg.solve(
-                gram[np.ix_(on, on)], correlation[on] - l1 * signs[on], assume_a="pos"
-            )
-        except (np.linalg.LinAlgError, scipy.linalg.LinAlgWarning):
+            factor = scipy.linalg.cho_factor(gram[np.ix_(on, on)])
+        except np.linalg.LinAlgError:
             return None
+        own = scipy.linalg.cho_solve(factor, correlation[on] - l1 * signs[on])
         gradient = gram[:, on] @ own - correlation
+        if np.abs(gradient[on] + l1 * signs[on]).max(initial=0) > _RESIDUAL * scale:
+            return None  # singular but for rounding
         leaving = on[own * signs[on] <= 0]
         joining = np.flatnonzero((signs == 0) & (np.abs(gradient) > l1 * (1 + 1e-9) + 1e-12))
         if len(leaving) == len(joining) == 0:
@@ -125,15 +128,3 @@ def polish(
 def shrink(x: jax.Array, by: jax.Array) -> jax.Array:
     """Soft-thresholding: towards 0 by so much, and not across it."""
     return jnp.sign(x) * jnp.maximum(jnp.abs(x) - by, 0)
-
-
-def largest_eigenvalue(gram: jax.Array) -> jax.Array:
-    """By power iteration; never above the true one, and close to it."""
-    start = jnp.ones(len(gram)) + 0.01 * jnp.cos(jnp.arange(len(gram)))
-
-    def multiply(_, v):
-        v = product(gram, v)
-        return v / jnp.maximum(jnp.linalg.norm(v), 1e-30)
-
-    v = jax.lax.fori_loop(0, 100, multiply, start / jnp.linalg.norm(start))
-    return jnp.maximum(jnp.linalg.norm(product(gram, v)), 1e-12)

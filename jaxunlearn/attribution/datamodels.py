@@ -221,18 +221,19 @@ class _LassoData:
 
     gram: np.ndarray
     correlation: np.ndarray
+    largest: np.ndarray  # the least penalty that makes all weights of a target 0, [T]
+    step: float
     on_device: jax.Array
     mesh: Mesh | None
 
     @classmethod
     def of(cls, statistics: Statistics, mesh: Mesh | None) -> "_LassoData":
-        gram = statistics.gram()
-        return cls(gram, statistics.correlation(), jnp.asarray(gram, jnp.float32), mesh)
-
-    @property
-    def largest(self) -> np.ndarray:
-        """The least penalty that makes all weights of a target 0, [T]."""
-        return np.maximum(np.abs(self.correlation).max(0), 1e-30)
+        gram, correlation = statistics.gram(), statistics.correlation()
+        largest = np.maximum(np.abs(correlation).max(0), 1e-30)
+        top = scipy.linalg.eigvalsh(gram, subset_by_index=[len(gram) - 1] * 2)[0]
+        # A little less than 1 / top, which float32 may round up.
+        step = 0.999 / max(float(top), 1e-12)
+        return cls(gram, correlation, largest, step, jnp.asarray(gram, jnp.float32), mesh)
 
     def block(self, at: int) -> tuple[jax.Array, slice]:
         """The correlations of some targets, padded to a full block, [n, _TARGETS]."""
@@ -281,7 +282,7 @@ def _choose(part: _LassoData, own, largest, x, y) -> tuple[np.ndarray, np.ndarra
         l1 = fraction * padded
         # A target that is through its path no longer keeps the others waiting.
         tolerance = jnp.where(since < _PATIENCE, _TOLERANCE * l1, jnp.inf)
-        weights, worst = _lasso.solve(part.on_device, own, l1, weights, tolerance)
+        weights, worst = _lasso.solve(part.on_device, own, l1, part.step, weights, tolerance)
         if worst > 1:
             break  # so small a penalty hardly has an optimum; larger ones were tried
         own_error = _held_out_error(x, y, weights)
@@ -309,9 +310,10 @@ def _solve_lasso(data: _LassoData, penalty, start=None) -> np.ndarray:
         # A penalty of 0 has no scale of its own.
         scale = np.maximum(penalty[columns], 1e-2 * data.largest[columns])
         tolerance = data.place(_TOLERANCE * scale, 1.0)
-        solved, worst = _lasso.solve(data.on_device, own, l1, begin, tolerance)
+        solved, worst = _lasso.solve(data.on_device, own, l1, data.step, begin, tolerance)
         solved = np.asarray(solved, np.float64)
-        for column, nearby in zip(range(columns.start, columns.stop), solved.T, strict=False):
+        for column in range(columns.start, columns.stop):
+            nearby = solved[:, column - at]
             exact = _lasso.polish(data.gram, data.correlation[:, column], penalty[column], nearby)
             if exact is None and worst > 1:
                 raise ArithmeticError(

@@ -37,7 +37,7 @@ def bernoulli(key: jax.Array, n_members: int, n: int, alpha: float = 0.5) -> np.
     """Subsets that hold every point independently with probability alpha; sizes differ.
 
     Arguments, result and errors are those of `exact`; a subset may come out empty, and `tables`
-    then says so.
+    then says so. Members take as many steps as the smallest subset allows, see `data.batches`.
     """
     _check(n_members, n, alpha)
     return _all(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), alpha, (n,)), n_members)

@@ -23,6 +23,7 @@ from jaxunlearn.core.tree import Tree
 # output(logits [K], y []) -> [T] numbers whose gradients are taken
 Output = Callable[[jax.Array, jax.Array], jax.Array]
 Projection = Literal["normal", "rademacher"]
+_predict = jax.jit(predict, static_argnums=0)
 _ROWS = 2048  # rows of the projection that exist at once
 
 
@@ -254,5 +255,5 @@ def attribute(
 
 def _out_to_loss(model: Model, params: Tree, stats: Tree, x, y) -> np.ndarray:
     """1 - p_y, the derivative of the cross-entropy by the margin, [n]."""
-    logits = jax.jit(predict, static_argnums=0)(model, params, stats, jnp.asarray(x))
+    logits = _predict(model, params, stats, jnp.asarray(x))
     return np.asarray(jax.nn.sigmoid(-losses.margins(logits, jnp.asarray(y))))

@@ -17,13 +17,14 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core import tree
+from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.tree import Tree
 
 Mode = Literal["vmap", "map"]
 
 
-class Store(Protocol):
-    """Where finished lanes are kept by number, such as a `checkpoint.BlockStore`."""
+class Sink(Protocol):
+    """Where finished lanes go by number, instead of being returned."""
 
     def __contains__(self, number: int, /) -> bool:
         """Whether a lane is there already."""
@@ -31,10 +32,6 @@ class Store(Protocol):
 
     def write(self, number: int, block: Tree, /) -> None:
         """Takes a finished lane; lanes come in order."""
-        ...
-
-    def read(self, number: int, /) -> Tree:
-        """Gives a lane back."""
         ...
 
 
@@ -108,10 +105,10 @@ def run(
     width: int,
     mode: Mode = "vmap",
     mesh: Mesh | None = None,
-    store: Store | None = None,
+    store: BlockStore | None = None,
+    sink: Sink | None = None,
     check: Callable[[Tree, int], None] | None = None,
     callback: Callable[[int], None] | None = None,
-    keep: bool = True,
 ) -> Tree:
     """Runs `fn(shared, member)` for every member, any number of them on any mesh.
 
@@ -125,15 +122,16 @@ def run(
         mesh: by default one device.
         store: finished lanes are written here, and those already there are not computed again. Of
             several processes the first one writes; all of them read the folder at the start.
+        sink: in place of a store, for more members than the memory holds: lanes go there and are
+            not returned.
         check: `check(results, first)` sees each lane (leading axis its members, `first` the number
             of the first one) before it is stored, and may raise.
         callback: called with the number of members finished: at the start, when the program is
             compiled (if a lane is missing), and after each call of it.
-        keep: whether the results are wanted here too; for thousands of members a store is enough.
 
     Returns:
         The results of all members as a nested dict of numpy arrays by name, leading axis N; what
-            holds no array (an empty dict) is left out. Nothing if they are not kept.
+            holds no array (an empty dict) is left out. Empty where a sink takes them.
     """
     sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(members)}
     if len(sizes) != 1 or 0 in sizes:
@@ -145,8 +143,11 @@ def run(
     n_members = sizes.pop()
     mesh = mesh or meshes.make({"models": 1})
     n_lanes = -(-n_members // width)
-    there = [i for i in range(n_lanes) if store is not None and i in store]
-    finished = {i: store.read(i) for i in there} if store is not None and keep else {}
+    if store is not None and sink is not None:
+        raise ValueError("store and sink are given; one of them is needed")
+    place = store if sink is None else sink
+    there = [i for i in range(n_lanes) if place is not None and i in place]
+    finished = {i: store.read(i) for i in there} if store is not None else {}
     done = sum(min(width, n_members - i * width) for i in there)
     report = callback or (lambda done: None)
     report(done)
@@ -167,13 +168,13 @@ def run(
             lane = tree.nested(tree.named(lane))
             if check is not None:
                 check(lane, i * width)
-            if store is not None and meshes.is_first():
-                store.write(i, lane)
-            if keep:
+            if place is not None and meshes.is_first():
+                place.write(i, lane)
+            if sink is None:
                 finished[i] = lane
             done += size
         report(done)
-    if not keep:
+    if sink is not None:
         return {}
     return jax.tree.map(lambda *rows: np.concatenate(rows), *(finished[i] for i in range(n_lanes)))
 

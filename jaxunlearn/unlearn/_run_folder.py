@@ -3,7 +3,6 @@
 All processes of a run share it; the first one writes.
 """
 
-import json
 import os
 import time
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.core import mesh
-from jaxunlearn.core.checkpoint import BlockStore, DamagedError, replacing, write_npz
+from jaxunlearn.core import mesh, records
+from jaxunlearn.core.checkpoint import BlockStore, replacing, write_npz
 
 
 class RunFolder:
@@ -58,14 +57,14 @@ class RunFolder:
                 f"out is {name!r}, which holds a run; resume it, or choose another folder"
             )
         if occupied:
-            _check_same(_read_json(begun), record, name)
+            records.check_same(records.read(begun), record, name)
             for method, own in methods.items():
                 if list(self._method_path(method).glob("*.npz")):
-                    before = _read_json(self._method_path(method) / "settings.json")
-                    _check_same({method: before}, {method: own}, name)
+                    before = records.read(self._method_path(method) / "settings.json")
+                    records.check_same({method: before}, {method: own}, name)
         self._record = None if occupied else record
         times = self.path / "seconds.json"
-        self.seconds = _read_json(times) if times.exists() else {}
+        self.seconds = records.read(times) if times.exists() else {}
 
     def begin(self) -> None:
         """Records the settings of a run that is not there yet.
@@ -97,7 +96,9 @@ class RunFolder:
 
     def write_json(self, name: str | Path, content: Any) -> None:
         """Writes a file at once; a number that JSON does not know is an error."""
-        self.write_text(name, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        if mesh.is_first():
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            records.write(self.path / name, content)
 
     def write_text(self, name: str | Path, content: str) -> None:
         """Writes a file at once."""
@@ -132,31 +133,3 @@ class Clock:
             kind = "compile" if done == self.done else "run"
             self.folder.add_seconds(self.phase, kind, now - self.last)
         self.last, self.done = now, done
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise DamagedError(f"{path} is damaged ({error})") from error
-
-
-def _check_same(before: dict[str, Any], now: dict[str, Any], path: str) -> None:
-    now = json.loads(json.dumps(now))  # tuples become lists, as they are in the file
-    for name, old, new in _differences(before, now):
-        raise ValueError(
-            f"the run in {path!r} has {name} = {old!r}, but now it is {new!r}; resume it with its "
-            "own settings, or choose another folder"
-        )
-
-
-def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            difference
-            for key in {**before, **now}
-            for difference in _differences(
-                before.get(key), now.get(key), f"{name}.{key}" if name else key
-            )
-        ]
-    return [] if before == now else [(name, before, now)]

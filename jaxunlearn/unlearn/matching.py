@@ -119,11 +119,6 @@ def datamodel_direct(
     return Unlearned(params, stats, jnp.zeros(0), 0, correction=-multiplier * effect)
 
 
-def sample_size(n_forget: int, forget_multiplier: float, retain_multiplier: float) -> int:
-    """Points of an epoch of matching."""
-    return int(forget_multiplier * n_forget + 1e-9) + int(retain_multiplier * n_forget + 1e-9)
-
-
 def _given(value, method: str, name: str):
     if value is None:
         raise ValueError(f"{method} needs problem.{name}, which is not given")
@@ -147,6 +142,8 @@ def _match(
     proximity,
     loss,
 ) -> Unlearned:
+    if loss not in _LOSSES:
+        raise ValueError(f"loss is {loss!r}; it must be {', '.join(_LOSSES)}")
     forget = problem.forget
     n_retain = int(retain_multiplier * len(forget) + 1e-9)
     if n_retain > len(problem.retain):

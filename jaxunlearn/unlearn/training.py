@@ -77,6 +77,7 @@ def train(
     momentum,
     weight_decay,
     augment=(),
+    least=None,
 ) -> Unlearned:
     """Trains one model from a fresh initialisation on some rows of the training set.
 
@@ -91,8 +92,11 @@ def train(
         momentum: of SGD.
         weight_decay: coupled.
         augment: a static tuple of names.
+        least: for a padded table of rows, see `data.batches`.
     """
-    source = batches(problem.arrays, indices, batch_size, transform=_augmentation(augment))
+    source = batches(
+        problem.arrays, indices, batch_size, least=least, transform=_augmentation(augment)
+    )
     n_steps = epochs * source.steps_per_epoch
     schedule = optimizers.triangular(learning_rate, n_steps)
     optimizer = optimizers.sgd(schedule, momentum, weight_decay)

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxunlearn import nn
 from jaxunlearn.attribution import datamodels, masks, members
-from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import DamagedError
 from jaxunlearn.data import batches
+from jaxunlearn.unlearn import Problem, training
 
 N, M, WIDTH = 12, 10, 4
 MASKS = masks.exact(jax.random.key(0), M, N)
@@ -40,18 +41,18 @@ def wanted():
 
 
 def outputs_in(path, **change):
-    settings = {"shape": (2, 2), "width": WIDTH} | change
-    return members.Outputs(path, settings.pop("masks", MASKS), settings.pop("shape"), **settings)
+    settings = {"masks": MASKS, "keys": KEYS, "shape": (2, 2), "width": WIDTH} | change
+    return members.Outputs(path, **settings)
 
 
 def test_outputs_of_all_members(tmp_path):
     store, seen = outputs_in(tmp_path / "store"), []
-    members.run(train, SHARED, MASKS, KEYS, store, width=WIDTH, callback=seen.append)
+    members.run(train, SHARED, store, callback=seen.append)
     np.testing.assert_allclose(store.outputs, wanted(), atol=1e-6)
     assert store.completed.all()
     assert seen == [0, 0, 4, 8, 10]
     again = outputs_in(tmp_path / "store")
-    members.run(train, SHARED, MASKS, KEYS, again, width=WIDTH, callback=seen.append)
+    members.run(train, SHARED, again, callback=seen.append)
     assert seen[5:] == [10]  # nothing was left to do
     kept, values = again.finished()
     np.testing.assert_array_equal(kept, MASKS)
@@ -66,24 +67,22 @@ def stop_after(count):
     return callback
 
 
-@pytest.mark.parametrize("devices", [1, None])
-def test_going_on_gives_the_same_bits_on_any_number_of_devices(tmp_path, devices):
+def test_going_on_gives_the_same_bits(tmp_path):
     whole, cut = outputs_in(tmp_path / "whole"), outputs_in(tmp_path / "cut")
-    members.run(train, SHARED, MASKS, KEYS, whole, width=WIDTH)
+    members.run(train, SHARED, whole)
     with pytest.raises(KeyboardInterrupt):
-        members.run(train, SHARED, MASKS, KEYS, cut, width=WIDTH, callback=stop_after(4))
+        members.run(train, SHARED, cut, callback=stop_after(4))
     assert cut.completed.sum() == 4
     cut = outputs_in(tmp_path / "cut")
-    on = mesh.make({"models": devices or len(jax.devices())})
-    members.run(train, SHARED, MASKS, KEYS, cut, width=WIDTH, mesh=on)
+    members.run(train, SHARED, cut)
     np.testing.assert_array_equal(cut.outputs, whole.outputs)
 
 
 def test_moments_are_those_of_the_outputs(tmp_path):
     store = outputs_in(tmp_path / "store")
-    members.run(train, SHARED, MASKS, KEYS, store, width=WIDTH)
-    moments = members.Moments(tmp_path / "moments", MASKS, width=WIDTH)
-    members.run(train, SHARED, MASKS, KEYS, moments, width=WIDTH)
+    members.run(train, SHARED, store)
+    moments = members.Moments(tmp_path / "moments", MASKS, KEYS, width=WIDTH)
+    members.run(train, SHARED, moments)
     flat = np.asarray(store.outputs).reshape(M, -1)
     streamed = datamodels.fit_statistics(moments.statistics, l2=0.1)
     np.testing.assert_allclose(
@@ -94,15 +93,15 @@ def test_moments_are_those_of_the_outputs(tmp_path):
 @pytest.mark.parametrize("every", [1, 2, 50])
 def test_moments_go_on_to_the_same_bits(tmp_path, every):
     def moments(name):
-        return members.Moments(tmp_path / name, MASKS, width=WIDTH, every=every)
+        return members.Moments(tmp_path / name, MASKS, KEYS, width=WIDTH, every=every)
 
     whole = moments("whole")
-    members.run(train, SHARED, MASKS, KEYS, whole, width=WIDTH)
+    members.run(train, SHARED, whole)
     with pytest.raises(KeyboardInterrupt):
-        members.run(train, SHARED, MASKS, KEYS, moments("cut"), width=WIDTH, callback=stop_after(8))
+        members.run(train, SHARED, moments("cut"), callback=stop_after(8))
     cut = moments("cut")
     assert (0 in cut) == (every < 50)
-    members.run(train, SHARED, MASKS, KEYS, cut, width=WIDTH)
+    members.run(train, SHARED, cut)
     for name, value in vars(whole.statistics).items():
         np.testing.assert_array_equal(vars(cut.statistics)[name], value)
     again = moments("whole").statistics
@@ -111,8 +110,8 @@ def test_moments_go_on_to_the_same_bits(tmp_path, every):
 
 def test_subsets_of_different_sizes(tmp_path):
     drawn = masks.bernoulli(jax.random.key(3), M, N)
-    store = members.Outputs(tmp_path, drawn, (2, 2), width=WIDTH)
-    members.run(train, SHARED, drawn, KEYS, store, width=WIDTH)
+    store = members.Outputs(tmp_path, drawn, KEYS, (2, 2), width=WIDTH)
+    members.run(train, SHARED, store)
     sums = [SHARED["x"][mask].sum() for mask in drawn]
     noise = [jax.random.normal(key, (2,)) for key in KEYS]
     np.testing.assert_allclose(
@@ -132,6 +131,23 @@ def test_batches_of_a_padded_table_hold_its_rows_only():
     np.testing.assert_array_equal(later, plan[11:20])
 
 
+def test_networks_are_trained_on_the_rows_of_a_padded_table_only():
+    """What the others hold, here NaN, never reaches a member."""
+    drawn = masks.bernoulli(jax.random.key(4), 5, 40)
+    table, least = masks.tables(drawn), int(drawn.sum(1).min())
+    assert (table < 0).any()
+    model = nn.mlp(3, (4,), 2)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 3)).astype(np.float32), jnp.asarray(rng.integers(0, 2, 40))
+    settings = vars(training.Training(epochs=3, batch_size=5))
+    for rows, mask in zip(table, drawn, strict=True):
+        own = jnp.asarray(np.where(mask[:, None], x, np.nan))
+        problem = Problem(own, y, jnp.arange(39), jnp.array([39]), 2)
+        result = training.train(model, problem, jnp.asarray(rows), KEYS[0], least=least, **settings)
+        assert len(result.losses) == 3 * (least // 5)
+        assert np.isfinite(result.losses).all()
+
+
 def test_a_killed_run_goes_on(tmp_path):
     """SIGKILL while lanes are written; what is flagged as completed is right."""
     script = textwrap.dedent(f"""
@@ -143,7 +159,7 @@ def test_a_killed_run_goes_on(tmp_path):
         def callback(done):
             print(done, flush=True)
             time.sleep(0.2)
-        members.run(train, SHARED, MASKS, KEYS, store, width=WIDTH, callback=callback)
+        members.run(train, SHARED, store, callback=callback)
     """)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
         for line in process.stdout:
@@ -152,9 +168,9 @@ def test_a_killed_run_goes_on(tmp_path):
                 break
     store = outputs_in(tmp_path / "cut")
     assert 4 <= store.completed.sum() < 10
-    members.run(train, SHARED, MASKS, KEYS, store, width=WIDTH)
+    members.run(train, SHARED, store)
     whole = outputs_in(tmp_path / "whole")
-    members.run(train, SHARED, MASKS, KEYS, whole, width=WIDTH)
+    members.run(train, SHARED, whole)
     np.testing.assert_array_equal(store.outputs, whole.outputs)
 
 
@@ -166,18 +182,19 @@ def test_a_member_that_is_not_finite_is_named(tmp_path):
 
     store = outputs_in(tmp_path)
     with pytest.raises(members.NonFiniteError, match="member 6"):
-        members.run(diverging, SHARED, MASKS, KEYS, store, width=WIDTH)
+        members.run(diverging, SHARED, store)
     np.testing.assert_array_equal(store.completed, np.arange(M) < 4)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"masks": ~MASKS}, "its masks_sha256 is"),
-        ({"width": 5}, "its width is 4, but now it is 5"),
-        ({"shape": (2, 3)}, "its shape is"),
-        ({"dtype": np.float16}, "its dtype is 'float32'"),
-        ({"record": {"epochs": 3}}, "its record is"),
+        ({"masks": ~MASKS}, "has masks_sha256 = "),
+        ({"keys": KEYS[::-1]}, "has keys_sha256 = "),
+        ({"width": 5}, "has width = 4, but now it is 5"),
+        ({"shape": (2, 3)}, "has shape = "),
+        ({"dtype": np.float16}, "has dtype = 'float32'"),
+        ({"record": {"epochs": 3}}, "has record.epochs = None, but now it is 3"),
     ],
 )
 def test_a_store_of_another_run_is_refused(tmp_path, change, message):
@@ -190,10 +207,10 @@ def test_a_store_of_another_run_is_refused(tmp_path, change, message):
 
 def test_foreign_and_damaged_folders(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds no store"):
+    with pytest.raises(ValueError, match="holds no run of members"):
         outputs_in(tmp_path)
-    with pytest.raises(ValueError, match="holds no store"):
-        members.Moments(tmp_path / "notes.txt", MASKS, width=WIDTH)
+    with pytest.raises(ValueError, match="holds no run of members"):
+        members.Moments(tmp_path / "notes.txt", MASKS, KEYS, width=WIDTH)
     outputs_in(tmp_path / "store")
     file = tmp_path / "store" / "outputs.npy"
     file.write_bytes(file.read_bytes()[:-8])
@@ -203,5 +220,5 @@ def test_foreign_and_damaged_folders(tmp_path):
     settings.write_text(json.dumps(json.loads(settings.read_text()))[:-5])
     with pytest.raises(DamagedError, match="settings.json is damaged"):
         outputs_in(tmp_path / "store")
-    with pytest.raises(ValueError, match="other masks"):
-        members.run(train, SHARED, ~MASKS, KEYS, outputs_in(tmp_path / "new"), width=WIDTH)
+    with pytest.raises(ValueError, match=r"keys are \[3\]; \[10\] is needed"):
+        outputs_in(tmp_path / "new", keys=KEYS[:3])

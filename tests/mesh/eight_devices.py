@@ -14,8 +14,10 @@ import numpy as np  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from jaxunlearn import nn  # noqa: E402
+from jaxunlearn.attribution import datamodels, masks, members  # noqa: E402
 from jaxunlearn.core import checkpoint, optimizers, step, tree  # noqa: E402
 from jaxunlearn.core.checkpoint import BlockStore  # noqa: E402
+from jaxunlearn.unlearn import Problem, training  # noqa: E402
 from tests.mesh.lanes import data, lanes  # noqa: E402
 
 folder = Path(sys.argv[2])
@@ -47,6 +49,28 @@ def sharded_step():
     return max(jax.tree.leaves(gap))
 
 
+def attribution():
+    """Outputs of networks on random subsets, and a lasso on them with its targets sharded."""
+    devices = mesh.make()
+    subsets = masks.exact(jax.random.key(0), 20, 100)
+    keys, shape = jax.random.split(jax.random.key(1), 20), (30, 10)
+    place = folder / f"members{jax.device_count()}"
+    store = members.Outputs(place, subsets, keys, shape, width=2)
+    members.run(member, {"x": data.x_train[:100], "y": data.y_train[:100]}, store, mesh=devices)
+    outputs = np.array(store.outputs).reshape(20, -1)
+    fitted = datamodels.fit(subsets, outputs, method="lasso", l1=0.3, mesh=devices)
+    return tree.digest(outputs), fitted.weights[:, :20].tolist()
+
+
+def member(shared, rows, key):
+    """A few steps on a subset; logits of some points."""
+    model = nn.mlp(64, (8,), 10)
+    problem = Problem(shared["x"], shared["y"], jnp.arange(99), jnp.array([99]), 10)
+    settings = vars(training.Training(epochs=2, batch_size=10))
+    result = training.train(model, problem, rows, key, **settings)
+    return model.apply(result.params, result.stats, shared["x"][:30])[0]
+
+
 mlp, cnn = nn.mlp(64, (32,), 10), nn.cnn((8, 8, 1), (4, 8), batch_norm=True)
 wide = nn.cnn((8, 8, 1), (32, 64), batch_norm=True)  # XLA's convolution, and Winograd's
 store = BlockStore(folder / "store")
@@ -55,7 +79,10 @@ if len(list(folder.glob("store/*"))) == 0:
         lanes(mlp, 2, "vmap", 3, 20, store, die_at=3)
     except KeyboardInterrupt:
         pass
+outputs, weights = attribution()
 result = {
+    "members": outputs,
+    "lasso": weights,
     "devices": jax.device_count(),
     "mlp": tree.digest(lanes(mlp, 2, "vmap", 3, 20)),
     "resumed": tree.digest(lanes(mlp, 2, "vmap", 3, 20, store)),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -37,6 +38,9 @@ def test_one_and_eight_devices_give_the_same_bits(tmp_path):
     assert eight["mlp"] == one["mlp"]
     assert eight["cnn"] == one["cnn"]
     assert eight["wide"] == one["wide"]
+    assert eight["members"] == one["members"]
+    assert any(map(any, one["lasso"]))
+    np.testing.assert_allclose(eight["lasso"], one["lasso"], atol=1e-5)  # targets sharded
     # A run that was stopped on 8 devices and went on with 8, or with 1, is the same run.
     assert eight["resumed"] == one["resumed"] == one["mlp"]
     # A checkpoint of a 4 x 2 mesh opens on one device; sharded matmuls round differently.

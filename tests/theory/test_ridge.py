@@ -1,5 +1,7 @@
 """Forgetting in ridge regression."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -89,12 +91,18 @@ def test_divergence_stops_at_the_last_finite_parameters():
     assert np.isfinite(path).all()
 
 
+OTHER: Any = "x"
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: ridge.fit(*drawn(), 0.0), "lam is 0.0"),
         (lambda: ridge.fit(drawn()[0], np.ones(3), 1.0), r"y \[3\]"),
-        (lambda: ridge.delete(ridge.fit(*drawn(), 1.0), np.array([0]), "x"), "attribution is 'x'"),  # type: ignore
+        (
+            lambda: ridge.delete(ridge.fit(*drawn(), 1.0), np.array([0]), OTHER),
+            "attribution is 'x'",
+        ),
         (lambda: ridge.datamodel(ridge.fit(*drawn(), 1.0), "exact"), "attribution is 'exact'"),
     ],
 )

@@ -156,6 +156,7 @@ def test_proximity_keeps_the_parameters_near(problem):
         ({}, {"retain_multiplier": 8.0}, "56 points for 7 to forget, but the retain set has 53"),
         ({"oracle_logits": None}, {}, "needs problem.oracle_logits"),
         ({}, {"retain_multiplier": 0.0, "forget_multiplier": 0.1}, "no point is left"),
+        ({}, {"loss": "l1"}, "loss is 'l1'; it must be mse, ce, kd"),
     ],
 )
 def test_bad_input(problem, change, settings, message):

@@ -1,0 +1,52 @@
+"""Small JSON records beside results: what a run was made with, and whether it is still that run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn.core.checkpoint import DamagedError, replacing
+
+
+def read(path: Path) -> Any:
+    """Reads a record.
+
+    Raises:
+        DamagedError: it is missing or no JSON; it is named.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise DamagedError(f"{path} is damaged ({error})") from error
+
+
+def write(path: Path, content: Any) -> None:
+    """Writes a record at once; a number that JSON does not know is an error."""
+    with replacing(path) as file:
+        file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def check_same(before: Any, now: Any, place: str) -> None:
+    """Raises a ValueError that names the first setting in which two records differ.
+
+    Args:
+        before: as it was read.
+        now: JSON-like; its tuples count as lists.
+        place: where the record lies, for the message.
+    """
+    for name, old, new in _differences(before, json.loads(json.dumps(now))):
+        raise ValueError(
+            f"the run in {place!r} has {name} = {old!r}, but now it is {new!r}; resume it with its "
+            "own settings, or choose another folder"
+        )
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            difference
+            for key in {**before, **now}
+            for difference in _differences(
+                before.get(key), now.get(key), f"{name}.{key}" if name else key
+            )
+        ]
+    return [] if before == now else [(name, before, now)]
