@@ -3,7 +3,7 @@
 Paper:     Datamodel Matching, arXiv 2410.23232, on a small problem of our own (its own results are
            of CIFAR-10 and ImageNet with 200 models a side)
 Command:   python -m experiments.dmm.mixture
-Hardware:  2 CPU cores; about 8 minutes; it goes on after an interruption
+Hardware:  2 CPU cores; about 6 minutes; it goes on after an interruption
 Data:      10 classes in 32 dimensions, means drawn with deviation 0.55 and unit noise, 5 % of the
            labels flipped; 600 points to train, 1,000 to validate; another set for every seed
 Forget:    30 random points of (true) class 3
