@@ -1,5 +1,7 @@
 """Random subsets of a training set, one for each member of a datamodel ensemble."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +27,16 @@ def exact(key: jax.Array, n_members: int, n: int, alpha: float = 0.5) -> np.ndar
     _check(n_members, n, alpha)
     if not 0 < size < n:
         raise ValueError(f"alpha is {alpha}: subsets of {size} of {n} points tell nothing")
+    return np.asarray(_exact(key, n_members, n, size))
 
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _exact(key, n_members: int, n: int, size: int) -> jax.Array:
     def one(i):
         order = jnp.argsort(jax.random.uniform(jax.random.fold_in(key, i), (n,)))
         return jnp.zeros(n, bool).at[order[:size]].set(True)
 
-    return _all(one, n_members)
+    return jax.lax.map(one, jnp.arange(n_members))
 
 
 def bernoulli(key: jax.Array, n_members: int, n: int, alpha: float = 0.5) -> np.ndarray:
@@ -40,7 +46,15 @@ def bernoulli(key: jax.Array, n_members: int, n: int, alpha: float = 0.5) -> np.
     then says so. Members take as many steps as the smallest subset allows, see `data.batches`.
     """
     _check(n_members, n, alpha)
-    return _all(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), alpha, (n,)), n_members)
+    return np.asarray(_bernoulli(key, n_members, n, alpha))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _bernoulli(key, n_members: int, n: int, alpha) -> jax.Array:
+    def one(i):
+        return jax.random.bernoulli(jax.random.fold_in(key, i), alpha, (n,))
+
+    return jax.lax.map(one, jnp.arange(n_members))
 
 
 def tables(masks: np.ndarray) -> np.ndarray:
@@ -74,10 +88,6 @@ def check(masks: np.ndarray) -> np.ndarray:
             raise ValueError("masks have values besides 0 and 1")
         masks = masks.astype(bool)
     return masks
-
-
-def _all(one, n_members: int) -> np.ndarray:
-    return np.asarray(jax.jit(lambda members: jax.lax.map(one, members))(jnp.arange(n_members)))
 
 
 def _check(n_members: int, n: int, alpha: float) -> None:

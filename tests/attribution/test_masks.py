@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxunlearn.attribution import masks
@@ -11,6 +11,7 @@ from jaxunlearn.attribution import masks
 KEY = jax.random.key(0)
 
 
+@settings(max_examples=12)  # each one is another program
 @given(n=st.integers(2, 40), alpha=st.floats(0.05, 0.95), n_members=st.integers(1, 5))
 def test_exact_subsets_have_one_size(n, alpha, n_members):
     size = int(alpha * n + 1e-9)
