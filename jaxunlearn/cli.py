@@ -3,18 +3,21 @@
 usage: jaxunlearn VERB [options]
 
   unlearn    many models forget by several methods, and retrained oracles judge them
+  attribute  which training points a model's answers depend on: datamodels and TRAK
 
 `jaxunlearn VERB --help` lists a verb's options.
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,10 +28,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jaxunlearn import __version__, plots
+from jaxunlearn.attribution import members
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import DamagedError, replacing
-from jaxunlearn.unlearn import METHODS, comparison
-from jaxunlearn.unlearn.report import table
+from jaxunlearn.unlearn import METHODS, attribute, comparison
+from jaxunlearn.unlearn._run_folder import RunFolder
+from jaxunlearn.unlearn.comparison import NonFiniteError
+from jaxunlearn.unlearn.report import lds_table, table
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
@@ -94,13 +100,10 @@ class Processes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Unlearn:
-    """Many models forget by several methods, and retrained oracles judge them.
+class Place:
+    """Where a run happens.
 
     Attributes:
-        settings: what is compared.
-        methods: which methods run; `none` and `retrain` always do.
-        own: each method's own settings.
         out: output folder; by default a new one under `runs/`.
         resume: go on with the run in `out`, if there is one.
         json: also write the results to this file.
@@ -111,15 +114,77 @@ class Unlearn:
         cluster: several processes.
     """
 
-    settings: Annotated[comparison.Settings, tyro.conf.arg(name="")] = comparison.Settings()
-    methods: tuple[str, ...] = tuple(METHODS)
-    own: Annotated[_MethodSettings, tyro.conf.arg(name="")] = _MethodSettings()  # type: ignore[valid-type]
     out: Path | None = None
     resume: bool = False
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     data_dir: Path | None = None
     devices: int | None = None
     cluster: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlearn:
+    """Many models forget by several methods, and retrained oracles judge them.
+
+    Attributes:
+        settings: what is compared.
+        methods: which methods run; `none` and `retrain` always do.
+        own: each method's own settings.
+        place: where.
+    """
+
+    settings: Annotated[comparison.Settings, tyro.conf.arg(name="")] = comparison.Settings()
+    methods: tuple[str, ...] = tuple(METHODS)
+    own: Annotated[_MethodSettings, tyro.conf.arg(name="")] = _MethodSettings()  # type: ignore[valid-type]
+    place: Annotated[Place, tyro.conf.arg(name="")] = Place()
+
+    def prepare(self, **where: Any) -> comparison.Job:
+        """Checks everything that can be wrong."""
+        methods = _chosen_methods(self)
+        devices = functools.partial(comparison.devices, self.settings)
+        return comparison.prepare(
+            self.settings, methods, mesh=_devices(self.place, devices), **where
+        )
+
+    execute = staticmethod(comparison.execute)
+
+    @staticmethod
+    def show(job: comparison.Job, results: dict[str, Any], console: Console) -> str:
+        """Draws the figure and prints the table; returns what the folder holds."""
+        plots.comparison(job.folder.path, job.folder.path / "figure.png")
+        console.print(table(results))
+        return "results.json, figure.png, margins.npz and settings.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Attribute:
+    """Trains models on random subsets, regresses datamodels on them, and judges these and TRAK.
+
+    Attributes:
+        settings: what is attributed.
+        place: where.
+    """
+
+    settings: Annotated[attribute.Settings, tyro.conf.arg(name="")] = attribute.Settings()
+    place: Annotated[Place, tyro.conf.arg(name="")] = Place()
+
+    def prepare(self, **where: Any) -> attribute.Job:
+        """Checks everything that can be wrong."""
+        devices = _devices(self.place, lambda count: mesh.make({"models": count}))
+        return attribute.prepare(self.settings, mesh=devices, **where)
+
+    execute = staticmethod(attribute.execute)
+
+    @staticmethod
+    def show(job: attribute.Job, results: dict[str, Any], console: Console) -> str:
+        """Draws the figure and prints the scores; returns what the folder holds."""
+        data = job.dataset
+        plots.influences(
+            results["targets"], data.x_train, data.x_val, job.folder.path / "figure.png"
+        )
+        console.print(lds_table(results))
+        with_trak = ", trak.npz" if job.settings.checkpoints else ""
+        return f"results.json, figure.png, datamodel.npz{with_trak} and settings.json"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -129,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0, 1 (a run failed), 2 (bad input, nothing written), 130 (interrupted).
     """
     argv = sys.argv[1:] if argv is None else argv
-    verbs = {"unlearn": (Unlearn, unlearn)}
+    verbs = {"unlearn": Unlearn, "attribute": Attribute}
     if argv[:1] in (["--help"], ["-h"]):
         print(__doc__)
         return OK
@@ -138,28 +203,20 @@ def main(argv: list[str] | None = None) -> int:
         return OK
     if not argv or argv[0] not in verbs:
         return _error(f"verb is {argv[0] if argv else ''!r}; known verbs: {', '.join(verbs)}")
-    options, verb = verbs[argv[0]]
-    return verb(tyro.cli(options, args=argv[1:], prog=f"jaxunlearn {argv[0]}"), argv)
+    verb = tyro.cli(verbs[argv[0]], args=argv[1:], prog=f"jaxunlearn {argv[0]}")
+    return _work(verb, argv)
 
 
-def unlearn(options: Unlearn, argv: list[str]) -> int:
-    """The verb `unlearn`; returns the exit code. `argv` is kept with the results."""
-    out = options.out or Path("runs") / time.strftime("unlearn-%Y%m%d-%H%M%S")
+def _work(verb: Unlearn | Attribute, argv: list[str]) -> int:
+    """Does what a verb does; returns the exit code. `argv` is kept with the results."""
+    place = verb.place
+    out = place.out or Path("runs") / time.strftime(f"{argv[0]}-%Y%m%d-%H%M%S")
     try:
-        methods = _chosen_methods(options)
-        devices = _devices(options)
         with mesh.together():
-            _check_json(options.json, out)
-        job = comparison.prepare(
-            options.settings,
-            methods,
-            out=out,
-            resume=options.resume,
-            mesh=devices,
-            data_dir=options.data_dir,
-        )
+            _check_json(place.json, out)
+        job: Any = verb.prepare(out=out, resume=place.resume, data_dir=place.data_dir)
         with mesh.together():
-            _keep_command(argv, job)
+            _keep_command(argv, job.folder)
     except ConnectionError as error:
         _error(str(error))
         return mesh.leave(FAILED)
@@ -168,37 +225,37 @@ def unlearn(options: Unlearn, argv: list[str]) -> int:
 
     console = Console(stderr=True, quiet=not mesh.is_first())
     try:
-        with _Bar(console, list(job.methods)) as bar:
-            comparison.execute(job, progress=bar.update)
+        with _Bar(console, job.phases) as bar:
+            verb.execute(job, progress=bar.update)
         with mesh.together():
-            _publish(options.json, out)
+            _publish(verb, job)
     except KeyboardInterrupt:
         console.print(
             "interrupted; finished models are kept. Go on with the same options and:\n"
             f"  --out {shlex.quote(str(out))} --resume"
         )
         return mesh.leave(INTERRUPTED)
-    except comparison.NonFiniteError as error:  # in all processes
+    except (NonFiniteError, members.NonFiniteError) as error:  # in all processes
         _error(str(error))
         with mesh.together():
             if (out / "results.json").exists():
-                _publish(options.json, out)
+                _publish(verb, job)
         return FAILED
     except ConnectionError as error:
         _error(f"{error}; finished models are kept. Go on with --resume")
         return mesh.leave(FAILED)
-    except (DamagedError, OSError) as error:
+    except (ArithmeticError, DamagedError, OSError) as error:
         _error(str(error))
         return mesh.leave(FAILED)
     return OK
 
 
-def _devices(options: Unlearn) -> Mesh:
+def _devices(place: Place, arrange: Callable[[int], Mesh]) -> Mesh:
     """All devices, or in each process the wanted number; the processes find each other here."""
-    wanted, others = options.devices, options.cluster.arguments()
-    if options.resume and options.out is None:
+    wanted, others = place.devices, place.cluster.arguments()
+    if place.resume and place.out is None:
         raise ValueError("resume needs out, the folder of the run to go on with")
-    if others and options.out is None:
+    if others and place.out is None:
         raise ValueError("several processes need out, the folder that they share")
     if wanted is not None or others:
         mesh.start(mesh.cores() if wanted is None else wanted, **others)
@@ -208,7 +265,7 @@ def _devices(options: Unlearn) -> Mesh:
     if wanted is not None and wanted > jax.local_device_count():
         raise ValueError(f"devices is {wanted}, but there are {jax.local_device_count()}")
     n_devices = jax.device_count() if wanted is None else wanted * jax.process_count()
-    return comparison.devices(options.settings, n_devices)
+    return arrange(n_devices)
 
 
 def _chosen_methods(options: Unlearn) -> dict[str, tuple[Any, Any]]:
@@ -226,24 +283,23 @@ def _chosen_methods(options: Unlearn) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _publish(json_file: Path | None, out: Path) -> None:
-    """Prints the results as a table, draws the figure and writes the requested JSON."""
+def _publish(verb: Unlearn | Attribute, job: Any) -> None:
+    """Shows the results and writes the requested JSON."""
     if not mesh.is_first():
         return
-    written = (out / "results.json").read_bytes()
-    results = json.loads(written)
-    plots.comparison(out, out / "figure.png")
-    if json_file is not None:
-        with replacing(json_file) as file:
+    written = (job.folder.path / "results.json").read_bytes()
+    if verb.place.json is not None:
+        with replacing(verb.place.json) as file:
             file.write(written)
-    Console(width=None if sys.stdout.isatty() else 120).print(table(results))
-    print(f"results.json, figure.png, margins.npz and settings.json are in {out}")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    files = verb.show(job, json.loads(written), console)
+    print(f"{files} are in {job.folder.path}")
 
 
-def _keep_command(argv: list[str], job: comparison.Job) -> None:
+def _keep_command(argv: list[str], folder: RunFolder) -> None:
     """Leaves the command line that began a run in its folder."""
-    if not (job.folder.path / "command.txt").exists():
-        job.folder.write_text("command.txt", shlex.join(["jaxunlearn", *argv]) + "\n")
+    if not (folder.path / "command.txt").exists():
+        folder.write_text("command.txt", shlex.join(["jaxunlearn", *argv]) + "\n")
 
 
 def _check_json(path: Path | None, out: Path) -> None:
@@ -262,10 +318,8 @@ def _error(message: str) -> int:
 class _Bar:
     """One bar over all phases, with the time that is left."""
 
-    # Training a model from scratch takes about three times as long as unlearning one.
-    _TRAINING = ("full", "oracle", "retrain")
-
-    def __init__(self, console: Console, methods: list[str]):
+    def __init__(self, console: Console, phases: dict[str, float]):
+        """Takes the phases with their expected shares of the work."""
         self.progress = Progress(
             TextColumn("{task.description:<24}"),
             BarColumn(),
@@ -275,8 +329,7 @@ class _Bar:
             TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
         )
-        phases = ("full", "oracle", *methods, "evaluation")
-        self.weights = {phase: 3.0 if phase in self._TRAINING else 1.0 for phase in phases}
+        self.weights = phases
         self.finished = dict.fromkeys(self.weights, 0.0)
         self.task = self.progress.add_task("", total=sum(self.weights.values()))
 

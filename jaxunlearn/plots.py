@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxunlearn import evaluate
+
+_COST = "cost in retrainings (hollow: with what all models share)"
+
 
 def comparison(folder: str | os.PathLike, path: str | os.PathLike) -> None:
     """Draws a comparison: forgetting against damage, forgetting against cost, margin histograms.
@@ -35,14 +39,14 @@ def comparison(folder: str | os.PathLike, path: str | os.PathLike) -> None:
         row = results["methods"][name]
         forget = row["klom"]["forget"]["mean"]
         damage.plot(row["klom"]["retain"]["mean"], forget, "o", color=colors[name], label=name)
-        cost.plot(row["cost"], forget, "o", color=colors[name])
+        _with_and_without_shared(cost, row, colors[name])
     for axes in (damage, cost):
         axes.axhline(results["floor"]["forget"]["mean"], color="0.6", linestyle=":", zorder=0)
         axes.set_ylabel("mean KLOM on the forget set")
     damage.axvline(results["floor"]["retain"]["mean"], color="0.6", linestyle=":", zorder=0)
     damage.set(xlabel="mean KLOM on the retain set", title="forgetting and damage (dotted: floor)")
     top.legend(loc="outside right upper", fontsize="small")
-    cost.set(xlabel="cost, relative to one retraining", title="forgetting and cost")
+    cost.set(xlabel=_COST, title="forgetting and cost")
     cost.set_xscale("symlog", linthresh=0.01)
     cost.set_xlim(left=-0.001)
 
@@ -79,14 +83,101 @@ def trade_offs(results: dict[str, dict[str, Any]], path: str | os.PathLike) -> N
         for i, (name, row) in enumerate(result["methods"].items()):
             forget = row["klom"]["forget"]["mean"]
             damage.plot(row["klom"]["val"]["mean"], forget, "o", color=f"C{i % 10}", label=name)
-            cost.plot(row["cost"], forget, "o", color=f"C{i % 10}")
+            _with_and_without_shared(cost, row, f"C{i % 10}")
         for axes in (damage, cost):
             axes.axhline(floor["forget"]["mean"], color="0.6", linestyle=":", zorder=0)
         damage.axvline(floor["val"]["mean"], color="0.6", linestyle=":", zorder=0)
         damage.set(title=title, xlabel="mean KLOM on validation (dotted: floor)")
-        cost.set_xlabel("cost, relative to one retraining")
+        cost.set_xlabel(_COST)
         cost.set_xscale("symlog", linthresh=0.01)
     for axes in grid[:, 0]:
         axes.set_ylabel("mean KLOM on the forget set")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=110)
+
+
+def trajectories(
+    found: dict[str, tuple[list[float], evaluate.Trajectory]], floor: float, path: str | os.PathLike
+) -> None:
+    """Draws KLOM and the points' margins in the course of unlearning, a column per method.
+
+    Args:
+        found: `{method: (cost of each snapshot in retrainings, its trajectory on the forget set)}`.
+        floor: mean KLOM of fresh oracles there.
+        path: where the PNG goes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * len(found), 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(2, len(found), squeeze=False, sharey="row")
+    for (scores, gaps), (name, (cost, own)) in zip(grid.T, found.items(), strict=True):
+        scores.plot(cost, own.klom.mean(1), "o-", label="all stop together")
+        scores.axhline(own.klom.min(0).mean(), color="C1", label="each point at its best")
+        scores.axhline(floor, color="0.6", linestyle=":", label="floor")
+        scores.set_title(name)
+        gaps.plot(cost, own.gap, color="0.4", linewidth=0.7)
+        gaps.axhline(0, color="0.6", linestyle=":")
+        gaps.set_xlabel("cost in retrainings")
+    grid[0, 0].set_ylabel("mean KLOM on the forget set")
+    grid[1, 0].set_ylabel("margin - oracles', in deviations")
+    grid[0, 0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def influences(
+    targets: list[dict[str, Any]],
+    x_train: np.ndarray,
+    x_val: np.ndarray,
+    path: str | os.PathLike,
+) -> None:
+    """Draws validation examples with the training examples that help and harm them most.
+
+    Args:
+        targets: as in the results of `unlearn.attribute.run`.
+        x_train: training inputs [n, ...]: images [H, W, C] or [H, W], squares flattened to a row,
+            or anything else, which is drawn as a line.
+        x_val: validation inputs [m, ...].
+        path: where the PNG goes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    n_side = len(targets[0]["helpful"])
+    width = 1 + 2 * n_side
+    figure = Figure(figsize=(1.1 * width, 1.35 * len(targets) + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(targets), width, squeeze=False)
+    for row, target in zip(grid, targets, strict=True):
+        _draw(row[0], x_val[target["index"]], f"#{target['index']}: {target['label']}")
+        for axes, own in zip(row[1:], [*target["helpful"], *target["harmful"]], strict=True):
+            _draw(axes, x_train[own["index"]], f"{own['label']} ({own['effect']:+.2f})")
+    figure.suptitle(
+        f"validation example and class; its {n_side} most helpful and {n_side} most harmful "
+        "training examples (effect on its margin)",
+        fontsize="medium",
+    )
+    figure.savefig(path, dpi=110)
+
+
+def _draw(axes: Any, example: np.ndarray, title: str) -> None:
+    axes.set_title(title, fontsize="x-small")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    side = int(np.sqrt(example.size))
+    if example.ndim == 1 and side * side == example.size:
+        example = example.reshape(side, side)
+    if example.ndim < 2:
+        axes.plot(example, linewidth=0.8)
+    else:
+        axes.imshow(np.squeeze(example), cmap="gray_r")
+
+
+def _with_and_without_shared(axes: Any, row: dict[str, Any], color: str) -> None:
+    forget = row["klom"]["forget"]["mean"]
+    axes.plot(row["cost"], forget, "o", color=color)
+    if row["cost_shared"]:
+        whole = row["cost"] + row["cost_shared"]
+        axes.plot([row["cost"], whole], [forget] * 2, color=color, linewidth=0.7, alpha=0.6)
+        axes.plot(whole, forget, "o", color=color, fillstyle="none")

@@ -11,12 +11,9 @@ Writes choose.json beside this file: every setting, its scores, and the winners.
 """
 
 import json
-from pathlib import Path
-
-import numpy as np
 
 from experiments.baselines.run import FORGET_SETS, HERE, compare
-from experiments.grid import candidates
+from experiments.grid import candidates, margin_gaps
 from jaxunlearn.core import mesh
 
 GRIDS = {
@@ -37,7 +34,7 @@ def main() -> None:
     content = {"seed": 1, "n_models": 10, "rows": {}, "chosen": {}}
     for forget in FORGET_SETS:
         out, results = compare(forget, 1, 10, methods)
-        scores = _scores(out, results)
+        scores = margin_gaps(out, results)
         rows = [
             {"method": label.split("-")[0], "settings": changes, **scores[label]}
             for label, (_, _, changes) in found.items()
@@ -54,26 +51,6 @@ def main() -> None:
     for forget, rows in content["rows"].items():
         for row in rows:
             print(f"{forget:<8} {row['method']:<16} {row['mean']:.3f} {row['settings']}")
-
-
-def _scores(out: Path, results: dict) -> dict[str, dict[str, float]]:
-    """By method: the score of each group, and their mean."""
-    with np.load(out / "margins.npz") as file:
-        margins = {name: file[name] for name in file.files}
-    oracle = margins.pop("oracle")
-    n_train = results["settings"]["n_train"]
-    forget = np.asarray(results["forget_set"]["indices"])
-    groups = {
-        "forget": forget,
-        "retain": np.setdiff1d(np.arange(n_train), forget),
-        "val": np.arange(n_train, oracle.shape[1]),
-    }
-    scores = {}
-    for name, own in margins.items():
-        gap = np.abs(own.mean(0) - oracle.mean(0)) / oracle.std(0)
-        by_group = {group: float(gap[points].mean()) for group, points in groups.items()}
-        scores[name] = by_group | {"mean": sum(by_group.values()) / len(by_group)}
-    return scores
 
 
 if __name__ == "__main__":

@@ -102,23 +102,23 @@ class Statistics:
     def gram(self) -> np.ndarray:
         """X'X / M of the standardised masks, [n, n]; rows of constant points are 0."""
         mean = self.mask_sum / self.count
-        scale = _inverse(self.std)
+        scale = inverse(self.std)
         return (self.mask_product / self.count - np.outer(mean, mean)) * np.outer(scale, scale)
 
     def correlation(self) -> np.ndarray:
         """X'y / M of the standardised masks and the outputs, [n, T]."""
         means = np.outer(self.mask_sum / self.count, self.output_sum / self.count)
-        return (self.cross / self.count - means) * _inverse(self.std)[:, None]
+        return (self.cross / self.count - means) * inverse(self.std)[:, None]
 
     def in_mask_coordinates(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weights [n, T] of standardised masks as weights and intercept [T] of 0/1 masks."""
-        weights = weights * _inverse(self.std)[:, None]
+        weights = weights * inverse(self.std)[:, None]
         return weights, self.output_mean - self.mean @ weights
 
 
 def standardised(masks: np.ndarray, statistics: Statistics) -> np.ndarray:
     """(m - mean) / std as float64 [M, n]; columns of constant points are 0."""
-    return (masks - statistics.mean) * _inverse(statistics.std)
+    return (masks - statistics.mean) * inverse(statistics.std)
 
 
 def check(masks, outputs, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -146,5 +146,6 @@ def check(masks, outputs, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return masks, outputs
 
 
-def _inverse(std: np.ndarray) -> np.ndarray:
+def inverse(std: np.ndarray) -> np.ndarray:
+    """1 / std, and 0 for a point that is in every subset or in none."""
     return np.where(std > 0, 1 / np.where(std > 0, std, 1), 0)

@@ -5,6 +5,7 @@ Source: Ilyas et al., Datamodels, 2022; the settings are those that Datamodel Ma
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -15,9 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxunlearn.attribution import _lasso, _ridge
 from jaxunlearn.attribution import masks as subsets
-from jaxunlearn.attribution._statistics import Statistics, check, standardised
+from jaxunlearn.attribution._statistics import Statistics, check, inverse, standardised
 
-__all__ = ["Datamodel", "Statistics", "fit", "fit_statistics", "noise_penalty"]
+__all__ = ["Datamodel", "Statistics", "effect", "fit", "fit_statistics", "noise_penalty"]
 
 Method = Literal["ridge", "lasso", "difference"]
 _HOLD_OUT = 5  # every fifth member judges the lasso's penalties
@@ -65,15 +66,7 @@ class Datamodel:
         Raises:
             ValueError: an index outside the datamodel, or one given twice.
         """
-        forget = np.asarray(forget)
-        n = len(self.weights)
-        if forget.ndim != 1 or not np.issubdtype(forget.dtype, np.integer):
-            raise ValueError(f"forget is {forget.dtype} {list(forget.shape)}; int [f] is needed")
-        outside = forget[(forget < 0) | (forget >= n)]
-        if len(outside):
-            raise ValueError(f"forget has index {outside[0]}; the datamodel is of {n} points")
-        if len(np.unique(forget)) != len(forget):
-            raise ValueError("forget has an index twice")
+        forget = subsets.check_points(forget, len(self.weights))
         # Half-precision weights are not summed in half precision.
         return self.weights[forget].sum(0, dtype=np.result_type(self.weights.dtype, np.float32))
 
@@ -124,21 +117,61 @@ def fit(
     """
     masks, outputs = check(masks, outputs)
     penalty = _penalty(method, l2, l1, outputs.shape[1])
-    least = {"ridge": 3, "lasso": _LEAST_MEMBERS, "difference": 1}[method]
-    if penalty is None and len(masks) < least:
-        name = "l2" if method == "ridge" else "l1"
-        raise ValueError(
-            f"{len(masks)} members are too few to choose {name} among a path; at least {least} are "
-            f"needed, or give {name}"
-        )
-    statistics = Statistics.of(masks, outputs)
+    _check_members(method, len(masks), penalty)
     if method == "ridge":
-        weights, penalty = _fit_ridge(masks, outputs, statistics, penalty)
-    elif method == "lasso":
+        return _RidgeFit(masks)(outputs, penalty)
+    statistics = Statistics.of(masks, outputs)
+    if method == "lasso":
         weights, penalty = _fit_lasso(masks, outputs, statistics, penalty, mesh)
     else:
         weights = _difference(statistics, penalty)
     return _datamodel(statistics, weights, penalty, outputs.dtype)
+
+
+def effect(
+    masks: np.ndarray,
+    outputs: np.ndarray,
+    forget: np.ndarray,
+    *,
+    method: Method = "ridge",
+    block: int = 4096,
+    mesh: Mesh | None = None,
+    callback: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """`fit(...).effect(forget)` without ever holding all weights: for outputs that fill a disk.
+
+    Args:
+        masks: 0/1 [M, n].
+        outputs: [M, T], an array or a memory-mapped one; a block of its columns is read at a time.
+        forget: indices of training points, int [f].
+        method: see `fit`, as `mesh`; penalties are chosen.
+        block: targets that are fitted together. Ridge factorises the masks once for all of them.
+        mesh: devices.
+        callback: called with the number of targets that are done.
+
+    Returns:
+        What training on the points adds to every output, [T].
+
+    Raises:
+        ValueError: as `fit` and `Datamodel.effect`.
+    """
+    masks = subsets.check(masks)
+    if np.ndim(outputs) != 2 or len(outputs) != len(masks) or block < 1:
+        raise ValueError(
+            f"masks are {list(masks.shape)}, outputs {list(np.shape(outputs))}, block is {block}; "
+            "[M, n], [M, T] with the same M, and at least 1 are needed"
+        )
+    forget = subsets.check_points(forget, masks.shape[1])
+    _check_members(method, len(masks), _penalty(method, None, None, outputs.shape[1]))
+    shared = _RidgeFit(masks) if method == "ridge" else None
+    parts = []
+    for at in range(0, outputs.shape[1], block):
+        _, own = check(masks, outputs[:, at : at + block])
+        fitted = shared(own, None) if shared else fit(masks, own, method=method, mesh=mesh)
+        parts.append(fitted.effect(forget))
+        if callback is not None:
+            callback(at + own.shape[1])
+    return np.concatenate(parts)
 
 
 def fit_statistics(
@@ -177,6 +210,17 @@ def noise_penalty(statistics: Statistics) -> np.ndarray:
     return np.sqrt(statistics.output_variance * 2 * np.log(n) / statistics.count)
 
 
+def _check_members(method: Method, n_members: int, penalty: np.ndarray | None) -> None:
+    """Raises a ValueError for too few members to choose a penalty."""
+    least = {"ridge": 3, "lasso": _LEAST_MEMBERS, "difference": 1}[method]
+    if penalty is None and n_members < least:
+        name = "l2" if method == "ridge" else "l1"
+        raise ValueError(
+            f"{n_members} members are too few to choose {name} among a path; at least {least} are "
+            f"needed, or give {name}"
+        )
+
+
 def _penalty(method: Method, l2: Any, l1: Any, n_targets: int) -> np.ndarray | None:
     """The penalty of each target, [T]; None if it is to be chosen."""
     if method not in ("ridge", "lasso", "difference"):
@@ -197,6 +241,10 @@ def _penalty(method: Method, l2: Any, l1: Any, n_targets: int) -> np.ndarray | N
 
 def _datamodel(statistics: Statistics, weights, penalty, dtype: np.dtype) -> Datamodel:
     weights, intercept = statistics.in_mask_coordinates(weights)
+    return _of_type(weights, intercept, penalty, dtype)
+
+
+def _of_type(weights, intercept, penalty, dtype: np.dtype) -> Datamodel:
     dtype = np.result_type(dtype, np.float32)
     return Datamodel(weights.astype(dtype), intercept.astype(dtype), np.array(penalty))
 
@@ -206,13 +254,23 @@ def _difference(statistics: Statistics, penalty) -> np.ndarray:
     return np.sign(correlation) * np.maximum(np.abs(correlation) - penalty, 0)
 
 
-def _fit_ridge(masks, outputs, statistics: Statistics, penalty):
-    factors = _ridge.factorise(standardised(masks, statistics))
-    centred = outputs - statistics.output_mean
-    if penalty is None:
-        errors = _ridge.leave_one_out(factors, centred, _RIDGE_PATH)
-        penalty = _RIDGE_PATH[errors.argmin(0)]
-    return _ridge.solve(factors, centred, penalty), penalty
+class _RidgeFit:
+    """Ridge on some masks, factorised once for any number of targets."""
+
+    def __init__(self, masks: np.ndarray):
+        self.mean = masks.mean(0)
+        std = np.sqrt(self.mean * (1 - self.mean))
+        self.scale = inverse(std)
+        self.factors = _ridge.factorise((masks - self.mean) * self.scale)
+
+    def __call__(self, outputs: np.ndarray, penalty: np.ndarray | None) -> Datamodel:
+        mean = outputs.mean(0, dtype=np.float64)
+        centred = outputs - mean
+        if penalty is None:
+            errors = _ridge.leave_one_out(self.factors, centred, _RIDGE_PATH)
+            penalty = _RIDGE_PATH[errors.argmin(0)]
+        weights = _ridge.solve(self.factors, centred, penalty) * self.scale[:, None]
+        return _of_type(weights, mean - self.mean @ weights, penalty, outputs.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,6 +90,19 @@ def check(masks: np.ndarray) -> np.ndarray:
     return masks
 
 
+def check_points(points: np.ndarray, n: int) -> np.ndarray:
+    """Training points as int [f]; raises a ValueError for one out of range or given twice."""
+    points = np.asarray(points)
+    if points.ndim != 1 or not np.issubdtype(points.dtype, np.integer):
+        raise ValueError(f"forget is {points.dtype} {list(points.shape)}; int [f] is needed")
+    outside = points[(points < 0) | (points >= n)]
+    if len(outside):
+        raise ValueError(f"forget has index {outside[0]}; the datamodel is of {n} points")
+    if len(np.unique(points)) != len(points):
+        raise ValueError("forget has an index twice")
+    return points
+
+
 def _check(n_members: int, n: int, alpha: float) -> None:
     if n_members < 1 or n < 2 or not 0 < alpha < 1:
         raise ValueError(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from jaxunlearn.attribution import masks as subsets
 from jaxunlearn.core import losses
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.keys import Key, fold
@@ -77,12 +78,20 @@ def scores(
             raise ValueError(f"{name}: row {row} is not finite")
     if not np.isfinite(l2) or l2 < 0:
         raise ValueError(f"l2 is {l2}; it must be finite and not negative")
+    factor, dual = _factorise(phi, l2)
+    solved = scipy.linalg.cho_solve(factor, phi @ targets.T if dual else targets.T)
+    return weights[:, None] * (solved if dual else phi @ solved)
+
+
+def _factorise(phi: np.ndarray, l2: float) -> tuple[Any, bool]:
+    """The Cholesky factor of Phi' Phi + l2, or of Phi Phi' + l2 if that is smaller (dual).
+
+    Phi (Phi' Phi + l2)^-1 = (Phi Phi' + l2)^-1 Phi: either gives the scores.
+    """
     n, dim = phi.shape
-    # Phi (Phi' Phi + l2)^-1 = (Phi Phi' + l2)^-1 Phi: the smaller of the two is solved.
     dual = n < dim and l2 > 0
     gram = phi @ phi.T if dual else phi.T @ phi
     gram[np.diag_indices_from(gram)] += l2
-    right = phi @ targets.T if dual else targets.T
     try:
         factor = scipy.linalg.cho_factor(gram, lower=True)
         diagonal = np.abs(np.diag(factor[0]))
@@ -93,8 +102,7 @@ def scores(
             f"l2 is {l2}, and the {n} train_features of {dim} numbers are not of full rank; a "
             "larger l2 or fewer numbers are needed"
         ) from None
-    solved = scipy.linalg.cho_solve(factor, right)
-    return weights[:, None] * (solved if dual else phi @ solved)
+    return factor, dual
 
 
 def features(
@@ -233,27 +241,97 @@ def attribute(
     Returns:
         float64 [n, m, T], T outputs per target: the effect of each training point.
     """
+    total, weights = 0.0, _mean_out_to_loss(model, checkpoints, train)
+    own = dict(dim=dim, projection=projection, chunk=chunk)
+    for number, (params, stats) in enumerate(checkpoints):
+        featurise = _featuriser(model, params, stats, key, number, stores, own)
+        phi = featurise("train", *train)[:, 0]
+        wanted = featurise("targets", *targets, output=output)
+        flat = wanted.reshape(-1, dim)
+        total = total + scores(phi, flat, weights=np.ones(len(phi)), l2=l2 * _scale(phi))
+    shape = (-1, len(targets[1]), wanted.shape[1])
+    return (weights[:, None] * total / len(checkpoints)).reshape(shape)
+
+
+def effect(
+    model: Model,
+    checkpoints: Sequence[tuple[Tree, Tree]],
+    train: tuple[Any, Any],
+    targets: tuple[Any, Any],
+    forget: np.ndarray,
+    key: Key,
+    *,
+    l2: float,
+    dim: int = 2048,
+    output: Output = all_logits,
+    projection: Projection = "rademacher",
+    chunk: int = 64,
+    stores: Callable[[str], BlockStore] | None = None,
+    callback: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """`attribute(...)[forget].sum(0)`, without the scores of all points on all targets.
+
+    Args:
+        model: see `attribute`, as `checkpoints`, `train`, `targets`, `key`, and all settings.
+        checkpoints: trained models.
+        train: inputs and labels.
+        targets: inputs and labels.
+        forget: indices of training points, int [f].
+        key: of the projections.
+        l2: in units of the mean diagonal entry.
+        dim: numbers per feature.
+        output: of the targets.
+        projection: distribution.
+        chunk: examples at once.
+        stores: for the features.
+        callback: called with the number of checkpoints that are done.
+
+    Returns:
+        float64 [m, T]: what training on the points adds to every output of every target.
+
+    Raises:
+        ValueError: as `attribute`, or an index out of range or given twice.
+    """
+    forget = subsets.check_points(forget, len(train[1]))
+    total, weights = 0.0, np.zeros(len(train[1]))
+    weights[forget] = _mean_out_to_loss(model, checkpoints, train)[forget]
+    own = dict(dim=dim, projection=projection, chunk=chunk)
+    for number, (params, stats) in enumerate(checkpoints):
+        featurise = _featuriser(model, params, stats, key, number, stores, own)
+        phi = featurise("train", *train)[:, 0].astype(np.float64)
+        factor, dual = _factorise(phi, l2 * _scale(phi))
+        right = weights if dual else phi.T @ weights
+        solved = scipy.linalg.cho_solve(factor, right)
+        direction = phi.T @ solved if dual else solved
+        total = total + featurise("targets", *targets, output=output) @ direction
+        if callback is not None:
+            callback(number + 1)
+    return np.asarray(total) / len(checkpoints)
+
+
+def _featuriser(model, params, stats, key, number, stores, own) -> Callable[..., np.ndarray]:
+    """`features` of one checkpoint, with a projection and stores of its own."""
+
+    def featurise(name: str, x, y, **output):
+        store = stores(f"{number:03d}-{name}") if stores else None
+        own_key = fold(key, number)
+        return features(model, params, stats, x, y, own_key, store=store, **own, **output)
+
+    return featurise
+
+
+def _scale(phi: np.ndarray) -> float:
+    """The mean diagonal entry of Phi' Phi."""
+    return np.square(phi.astype(np.float64)).sum() / phi.shape[1]
+
+
+def _mean_out_to_loss(model: Model, checkpoints, train) -> np.ndarray:
+    """1 - p_y, the derivative of the cross-entropy by the margin, mean over checkpoints, [n]."""
     if not checkpoints:
         raise ValueError("checkpoints is empty; at least one trained model is needed")
-    total, total_weights = 0.0, 0.0
-    for number, (params, stats) in enumerate(checkpoints):
-        own = functools.partial(
-            features, model, params, stats, key=fold(key, number), dim=dim,
-            projection=projection, chunk=chunk,
-        )  # fmt: skip
-        place = (lambda name, i=number: stores(f"{i:03d}-{name}")) if stores else lambda name: None
-        phi = own(*train, store=place("train"))[:, 0]
-        wanted = own(*targets, output=output, store=place("targets"))
-        scale = np.square(phi.astype(np.float64)).sum() / dim
-        flat = wanted.reshape(-1, dim)
-        total = total + scores(phi, flat, weights=np.ones(len(phi)), l2=l2 * scale)
-        total_weights = total_weights + _out_to_loss(model, params, stats, *train)
-    shape = (-1, len(targets[1]), wanted.shape[1])
-    mean_weights = np.asarray(total_weights, np.float64) / len(checkpoints)
-    return (mean_weights[:, None] * total / len(checkpoints)).reshape(shape)
-
-
-def _out_to_loss(model: Model, params: Tree, stats: Tree, x, y) -> np.ndarray:
-    """1 - p_y, the derivative of the cross-entropy by the margin, [n]."""
-    logits = _predict(model, params, stats, jnp.asarray(x))
-    return np.asarray(jax.nn.sigmoid(-losses.margins(logits, jnp.asarray(y))))
+    x, y = (jnp.asarray(a) for a in train)
+    total = np.zeros(len(y))
+    for params, stats in checkpoints:
+        logits = _predict(model, params, stats, x)
+        total += np.asarray(jax.nn.sigmoid(-losses.margins(logits, y)))
+    return total / len(checkpoints)

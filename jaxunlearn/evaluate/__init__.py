@@ -7,23 +7,30 @@ alone and not on a device's rounding.
 from jaxunlearn.core.losses import margins
 from jaxunlearn.evaluate._epsilon import forgetting_epsilon
 from jaxunlearn.evaluate._floor import noise_floor, standard_error
-from jaxunlearn.evaluate._klom import klom
+from jaxunlearn.evaluate._klom import klom, renyi
 from jaxunlearn.evaluate._lds import lds
 from jaxunlearn.evaluate._membership import membership_auc
 from jaxunlearn.evaluate._summary import accuracy, summary
+from jaxunlearn.evaluate._trajectory import Trajectory, trajectory
+from jaxunlearn.evaluate._two_samples import kolmogorov_smirnov, welch
 from jaxunlearn.evaluate._ulira import ulira, ulira_cheap, ulira_strong
 
 __all__ = [
+    "Trajectory",
     "accuracy",
     "forgetting_epsilon",
     "klom",
+    "kolmogorov_smirnov",
     "lds",
     "margins",
     "membership_auc",
     "noise_floor",
+    "renyi",
     "standard_error",
     "summary",
+    "trajectory",
     "ulira",
     "ulira_cheap",
     "ulira_strong",
+    "welch",
 ]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxunlearn.evaluate._klom import _samples
+from jaxunlearn.evaluate._klom import check_samples
 
 CAP = 50.0
 _PER_UNIT = 100  # thresholds per unit of confidence
@@ -34,7 +34,7 @@ def forgetting_epsilon(
     Raises:
         ValueError: shapes that do not fit, no models, NaN, or delta out of range.
     """
-    unlearned, retrained = _samples(unlearned, retrained)
+    unlearned, retrained = check_samples(unlearned, retrained)
     if not 0 <= delta < 1:
         raise ValueError(f"forgetting_epsilon: delta is {delta}; it must lie in [0, 1)")
     unlearned, retrained = unlearned.astype(np.float64), retrained.astype(np.float64)

@@ -3,15 +3,20 @@
 All processes of a run share it; the first one writes.
 """
 
+import dataclasses
 import os
+import platform
 import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from jaxunlearn.core import mesh, records
+import jaxunlearn
+from jaxunlearn.core import mesh, records, tree
 from jaxunlearn.core.checkpoint import BlockStore, replacing, write_npz
+from jaxunlearn.data import Dataset
 
 
 class RunFolder:
@@ -117,6 +122,29 @@ class RunFolder:
         own = self.seconds.setdefault(phase, {"compile": 0.0, "run": 0.0})
         own[kind] += seconds
         self.write_json("seconds.json", self.seconds)
+
+
+def run_record(settings: Any, dataset: Dataset, forget: np.ndarray | None = None) -> dict[str, Any]:
+    """What must be equal for a run to go on: settings, data and versions.
+
+    The methods' own settings are recorded with each method's lanes, so that methods can be added,
+    left out or, as long as they have no finished lane, changed.
+    """
+    arrays = [dataset.x_train, dataset.y_train, dataset.x_val, dataset.y_val]
+    hashes = {"data_sha256": tree.digest(arrays)}
+    if forget is not None:
+        hashes["forget_sha256"] = tree.digest(forget)
+    return {
+        "settings": dataclasses.asdict(settings) | hashes,
+        "versions": {
+            "jaxunlearn": jaxunlearn.__version__,
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "backend": jax.default_backend(),
+            "device": jax.devices()[0].device_kind,
+        },
+    }
 
 
 class Clock:

@@ -7,87 +7,47 @@ unlearning would score.
 """
 
 import dataclasses
-import functools
 import json
 import os
-import platform
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-import jaxunlearn
 from jaxunlearn import data as datasets
 from jaxunlearn import nn
-from jaxunlearn.core import ensemble, keys, tree
 from jaxunlearn.core import mesh as meshes
-from jaxunlearn.core.checkpoint import BlockStore
-from jaxunlearn.core.model import Model, predict
+from jaxunlearn.core.model import Model
 from jaxunlearn.data import Dataset, augment, forget_sets
-from jaxunlearn.unlearn import baselines, report
+from jaxunlearn.unlearn import _estimates, matching, report
+from jaxunlearn.unlearn._job import Job, NonFiniteError, Progress, forget_phase, train_phase
 from jaxunlearn.unlearn._problem import Problem, Unlearned
-from jaxunlearn.unlearn._run_folder import Clock, RunFolder
-from jaxunlearn.unlearn.methods import METHODS, bind, check_settings
-from jaxunlearn.unlearn.training import Training, train
+from jaxunlearn.unlearn._run_folder import RunFolder, run_record
+from jaxunlearn.unlearn._settings import Estimates, Settings
+from jaxunlearn.unlearn.methods import METHODS, check_settings
 
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is compared; together with the methods' own settings it decides every number.
-
-    Attributes:
-        data: the data set: "digits" is embedded; a prepared set of tensorflow_datasets such as
-            "cifar10", an `.npz` file or a folder of images; see `data.load`.
-        model: "mlp" (one hidden layer of 64), "cnn" (two 3x3 convolutions), "cnn_bn", the same with
-            BatchNorm, "small_cnn" (the largest within `budget`), "resnet9", or "wrn-16-1" and other
-            wide residual networks by depth and width. Images of integers are normalised by the
-            training set's mean and deviation.
-        budget: multiply-adds per image of a "small_cnn".
-        n_train: training examples; by default 1,200 of "digits" and all of another set.
-        n_val: validation examples; by default all.
-        forget: "random", "class" (random within a class), "cluster" (an outlying example of a class
-            and its nearest neighbours within it), "pc" (the top of the first principal component),
-            or "file" (indices from a file).
-        forget_size: size of the forget set, unless it comes from a file.
-        forget_class: class of a "class" or "cluster" forget set.
-        forget_file: `.npy` or text file of training indices, for "file".
-        n_models: models a side, at least 2; below about 100 the noise of KLOM hides differences.
-        lane_width: models computed together; part of what decides the bits.
-        batch_shards: devices that share each batch (of those that they divide); part of what
-            decides the bits.
-        seed: of all models; data and forget set are the same for every seed.
-        training: how full models and oracles are trained.
-    """
-
-    data: str = "digits"
-    model: str = "mlp"
-    budget: int = 1_000_000
-    n_train: int | None = None
-    n_val: int | None = None
-    forget: Literal["random", "class", "cluster", "pc", "file"] = "cluster"
-    forget_size: int = 30
-    forget_class: int = 8
-    forget_file: str | None = None
-    n_models: int = 100
-    lane_width: int = 25
-    batch_shards: int = 1
-    seed: int = 0
-    training: Training = Training()
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or an output is NaN or infinite; says in which method, member and step."""
+__all__ = [
+    "Estimates",
+    "Job",
+    "Methods",
+    "NonFiniteError",
+    "Progress",
+    "Settings",
+    "build_model",
+    "devices",
+    "execute",
+    "forget_set",
+    "prepare",
+    "run",
+]
 
 
 Methods = Mapping[str, tuple[Callable[..., Unlearned], Any]]
-_PHASES = ("full", "oracle", "evaluation")  # these are no names of methods
-
-# progress(phase, members finished, members in all); the last phase is the evaluation, of 1.
-Progress = Callable[[str, int, int], None]
+# These are no names of methods.
+_PHASES = ("full", "oracle", "targets", "members", "effect", "evaluation")
 
 
 def run(
@@ -128,20 +88,6 @@ def run(
     """
     job = prepare(settings, methods, out=out, resume=resume, mesh=mesh, data_dir=data_dir)
     return execute(job, progress=progress)
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A comparison whose settings have been checked and whose folder is ready; see `prepare`."""
-
-    settings: Settings
-    methods: dict[str, tuple[Callable[..., Unlearned], Any]]
-    dataset: Dataset
-    problem: Problem
-    model: Model
-    record: dict[str, Any]
-    folder: RunFolder
-    mesh: Mesh
 
 
 def devices(settings: Settings, n_devices: int) -> Mesh:
@@ -203,24 +149,19 @@ def _checked(
     settings = dataclasses.replace(settings, n_train=len(dataset.x_train), n_val=len(dataset.x_val))
     forget = forget_set(settings, dataset)
     problem = Problem.of(dataset, forget)
-    model = build_model(settings, dataset)
-    _check_fits(model, settings, dataset)
+    needs = set()
+    for name, (_, own) in methods.items():
+        needs |= {getattr(own, "needs", None)} - {None}
+        if isinstance(own, matching.OracleMatching):
+            matching.check_sample(own, len(problem.forget), len(problem.retain), name)
+    _estimates.check(
+        settings.estimates, needs, len(dataset.x_train), settings.n_models, settings.training
+    )
+    model = build_model(settings.model, settings.budget, dataset)
     own = {name: dataclasses.asdict(config) for name, (_, config) in methods.items()}
-    record = _record(settings, dataset, forget)
+    record = run_record(settings, dataset, forget)
     folder = RunFolder(out, record, own, resume)
     return Job(settings, methods, dataset, problem, model, record, folder, mesh)
-
-
-def _check_fits(model: Model, settings: Settings, dataset: Dataset) -> None:
-    """Raises a ValueError for images that are too small for a network, before it is compiled."""
-    image = jax.ShapeDtypeStruct((1, *dataset.x_train.shape[1:]), dataset.x_train.dtype)
-    try:
-        jax.eval_shape(lambda key, x: model.apply(*model.init(key), x), jax.random.key(0), image)
-    except ValueError as error:
-        shape = " x ".join(map(str, image.shape[1:]))
-        raise ValueError(
-            f"model is {settings.model!r}, which does not fit inputs of {shape}: {error}"
-        ) from error
 
 
 def _checked_mesh(settings: Settings, mesh: Mesh | None) -> Mesh:
@@ -247,8 +188,10 @@ def execute(
 ) -> dict[str, Any]:
     """Does the work of a prepared job; see `run`."""
     store, everything = job.folder.lanes, np.arange(len(job.dataset.x_train))
-    full = _train(job, "full", everything, store("full"), progress)
-    oracle = _train(job, "oracle", job.problem.retain, store("oracle"), progress)
+    n_models = job.settings.n_models
+    full = train_phase(job, "full", everything, store("full"), progress, n_models)
+    oracle = train_phase(job, "oracle", job.problem.retain, store("oracle"), progress, n_models)
+    estimated, gradients = _estimates.estimate(job, full, progress)
     judge = report.Judge(job.dataset, job.problem)
     forget = np.asarray(job.problem.forget)
     results = {
@@ -269,7 +212,9 @@ def execute(
     failure = None
     for name in job.methods:
         try:
-            unlearned[name] = _forget(job, name, full, progress)
+            needs = hasattr(job.methods[name][1], "needs")
+            problem = estimated if needs else job.problem  # one program where nothing is needed
+            unlearned[name] = forget_phase(job, name, full, problem, progress)
         except NonFiniteError as error:  # the methods before it are still reported
             failure = error
             results["failed"] = str(error)
@@ -281,6 +226,10 @@ def execute(
             for name, outputs in ({"oracle": oracle} | unlearned).items()
         }
         results |= judge.judge(margins, unlearned, job.folder.seconds)
+        one_retraining = unlearned["retrain"]["n_gradients"].mean()
+        for name, row in results["methods"].items():
+            shared = gradients.get(getattr(job.methods[name][1], "needs", ""), 0)
+            row["cost_shared"] = float(shared / one_retraining)
         job.folder.write_json("results.json", results)
         job.folder.write_arrays("margins.npz", margins)
         progress("evaluation", 1, 1)
@@ -314,16 +263,34 @@ def forget_set(settings: Settings, dataset: Dataset) -> np.ndarray:
     )
 
 
-def build_model(settings: Settings, dataset: Dataset) -> Model:
+def build_model(name: str, budget: int, dataset: Dataset) -> Model:
+    """A network by its name, see `Settings`, checked to fit the data set's inputs.
+
+    Raises:
+        ValueError: an unknown name, or images that are too small, before anything is compiled.
+    """
+    model, x = _network(name, budget, dataset), dataset.x_train
+    image = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    try:
+        jax.eval_shape(lambda key, x: model.apply(*model.init(key), x), jax.random.key(0), image)
+    except ValueError as error:
+        shape = " x ".join(map(str, image.shape[1:]))
+        raise ValueError(
+            f"model is {name!r}, which does not fit inputs of {shape}: {error}"
+        ) from error
+    return model
+
+
+def _network(name: str, budget: int, dataset: Dataset) -> Model:
     """The network of the settings."""
-    name, shape, n_classes = settings.model, dataset.x_train.shape[1:], dataset.n_classes
+    shape, n_classes = dataset.x_train.shape[1:], dataset.n_classes
     residual = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
     if name == "mlp":
         model = nn.mlp(int(np.prod(shape)), (64,), n_classes)
     elif name in ("cnn", "cnn_bn"):
         model = nn.cnn(shape, (16, 32), n_classes, batch_norm=name == "cnn_bn")
     elif name == "small_cnn":
-        model = nn.small_cnn(shape, settings.budget, n_classes)
+        model = nn.small_cnn(shape, budget, n_classes)
     elif name == "resnet9":
         model = nn.resnet9(n_classes, n_channels=shape[-1])
     elif residual:
@@ -335,129 +302,3 @@ def build_model(settings: Settings, dataset: Dataset) -> Model:
     if dataset.x_train.dtype == np.uint8:
         model = nn.normalised(model, *augment.channel_statistics(dataset.x_train))
     return model
-
-
-def _train(
-    job: Job, phase: str, indices: Any, store: BlockStore, progress: Progress
-) -> dict[str, Any]:
-    """Trains all models of a phase on some rows; returns parameters, statistics and logits."""
-    one = _training_of_one(job.model, job.settings.training)
-    return _run_lanes(job, phase, one, _keys(job, phase), store, progress, indices=indices)
-
-
-def _forget(job: Job, name: str, full: dict[str, Any], progress: Progress) -> dict[str, np.ndarray]:
-    """Lets all full models forget; returns logits, and the gradients it took."""
-    method, own = job.methods[name]
-    store = job.folder.method_lanes(name, dataclasses.asdict(own))
-    if method is baselines.retrain:  # the program of the oracles, which is compiled already
-        return _train(job, name, job.problem.retain, store, progress)
-    members = (full["params"], full.get("stats", {}), _keys(job, name))
-    return _run_lanes(
-        job, name, _forgetting_of_one(job.model, method, own), members, store, progress
-    )
-
-
-# The same model and settings give the same function, so that a second comparison in this process
-# finds its programs compiled.
-@functools.lru_cache(maxsize=64)
-def _training_of_one(model: Model, training: Training) -> Callable:
-    def one(shared, key):
-        result = train(model, shared["problem"], shared["indices"], key, **vars(training))
-        weights = {"params": result.params, "stats": result.stats}
-        return weights | _outputs(model, shared, result)
-
-    return one
-
-
-@functools.lru_cache(maxsize=64)
-def _forgetting_of_one(model: Model, method: Callable, own: Any) -> Callable:
-    forget = bind(method, own)
-
-    def one(shared, member):
-        params, stats, key = member
-        return _outputs(model, shared, forget(model, params, stats, shared["problem"], key))
-
-    return one
-
-
-def _outputs(model: Model, shared: dict[str, Any], result: Unlearned) -> dict[str, jax.Array]:
-    """Logits of all points, train then validation, in eval mode."""
-    x = jnp.concatenate([shared["problem"].x, shared["x_val"]])
-    logits = predict(model, result.params, result.stats, x)
-    if result.correction is not None:
-        logits = logits + result.correction
-    n_gradients = jnp.asarray(result.n_gradients, jnp.float32)
-    return {"logits": logits, "losses": result.losses, "n_gradients": n_gradients}
-
-
-def _keys(job: Job, phase: str) -> jax.Array:
-    root = keys.fold(jax.random.key(job.settings.seed), "model", phase)
-    return jax.vmap(lambda i: keys.fold(root, i))(jnp.arange(job.settings.n_models))
-
-
-def _run_lanes(
-    job: Job,
-    phase: str,
-    one: Callable,
-    members: Any,
-    store: BlockStore,
-    progress: Progress,
-    **shared: Any,
-) -> dict[str, Any]:
-    settings, clock = job.settings, Clock(job.folder, phase)
-
-    def tick(done: int) -> None:
-        clock.tick(done)
-        progress(phase, done, settings.n_models)
-
-    shared = {"problem": job.problem, "x_val": job.dataset.x_val} | shared
-    return ensemble.run(
-        one,
-        jax.tree.map(jnp.asarray, shared),
-        members,
-        width=min(settings.lane_width, settings.n_models),
-        mode=ensemble.pick_mode(settings.model != "mlp"),
-        mesh=job.mesh,
-        store=store,
-        check=lambda lane, first: _check_finite(phase, lane, first),
-        callback=tick,
-    )
-
-
-def _check_finite(phase: str, lane: dict[str, np.ndarray], first: int) -> None:
-    for member, (losses, logits) in enumerate(zip(lane["losses"], lane["logits"], strict=True)):
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if len(bad):
-            raise NonFiniteError(
-                f"{phase}: the loss of member {first + member} is {losses[bad[0]]} at step {bad[0]}"
-                f" of {len(losses)}"
-            )
-        if not np.isfinite(logits).all():
-            raise NonFiniteError(
-                f"{phase}: member {first + member} gives outputs that are not finite after step "
-                f"{len(losses)}, its last"
-            )
-
-
-def _record(settings: Settings, dataset: Dataset, forget: np.ndarray) -> dict[str, Any]:
-    """What must be equal for a run to go on: settings, data and versions.
-
-    The methods' own settings are recorded with each method's lanes, so that methods can be added,
-    left out or, as long as they have no finished lane, changed.
-    """
-    arrays = [dataset.x_train, dataset.y_train, dataset.x_val, dataset.y_val]
-    return {
-        "settings": {
-            **dataclasses.asdict(settings),
-            "data_sha256": tree.digest(arrays),
-            "forget_sha256": tree.digest(forget),
-        },
-        "versions": {
-            "jaxunlearn": jaxunlearn.__version__,
-            "jax": jax.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "backend": jax.default_backend(),
-            "device": jax.devices()[0].device_kind,
-        },
-    }

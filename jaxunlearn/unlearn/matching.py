@@ -12,7 +12,7 @@ are logits on the forget set and on a fixed sample of the retain set; labels are
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,8 @@ class OracleMatching:
     proximity: float = 0.0
     loss: Loss = "mse"
 
+    needs: ClassVar[str] = "oracle_logits"
+
 
 @dataclasses.dataclass(frozen=True)
 class DatamodelMatching(OracleMatching):
@@ -66,6 +68,8 @@ class DatamodelMatching(OracleMatching):
 
     multiplier: float = 1.0
 
+    needs: ClassVar[str] = "effect"
+
 
 @dataclasses.dataclass(frozen=True)
 class DatamodelDirect:
@@ -76,6 +80,8 @@ class DatamodelDirect:
     """
 
     multiplier: float = 1.0
+
+    needs: ClassVar[str] = "effect"
 
 
 def oracle_matching(
@@ -119,6 +125,39 @@ def datamodel_direct(
     return Unlearned(params, stats, jnp.zeros(0), 0, correction=-multiplier * effect)
 
 
+def check_sample(settings: OracleMatching, n_forget: int, n_retain: int, name: str) -> None:
+    """Raises a ValueError that names the setting which asks for more points than there are.
+
+    Args:
+        settings: of Oracle Matching or DMM.
+        n_forget: size of the forget set.
+        n_retain: size of the retain set.
+        name: of the method, for the message.
+    """
+    if settings.loss not in _LOSSES:
+        raise ValueError(f"{name}.loss is {settings.loss!r}; it must be {', '.join(_LOSSES)}")
+    multipliers = (settings.forget_multiplier, settings.retain_multiplier)
+    _sample_sizes(*multipliers, n_forget, n_retain, name)
+
+
+def _sample_sizes(
+    forget_multiplier: float, retain_multiplier: float, n_forget: int, n_retain: int, name: str
+) -> tuple[int, int]:
+    """How many points of the forget set, with repetitions, and of the retain set are matched."""
+    sizes = int(forget_multiplier * n_forget + 1e-9), int(retain_multiplier * n_forget + 1e-9)
+    if sizes[1] > n_retain:
+        raise ValueError(
+            f"{name}.retain_multiplier is {retain_multiplier}: {sizes[1]} points for {n_forget} to "
+            f"forget, but the retain set has {n_retain}"
+        )
+    if sum(sizes) == 0:
+        raise ValueError(
+            f"{name}.forget_multiplier is {forget_multiplier} and retain_multiplier "
+            f"{retain_multiplier}; no point is left to match on"
+        )
+    return sizes
+
+
 def _given(value, method: str, name: str):
     if value is None:
         raise ValueError(f"{method} needs problem.{name}, which is not given")
@@ -145,25 +184,16 @@ def _match(
     if loss not in _LOSSES:
         raise ValueError(f"loss is {loss!r}; it must be {', '.join(_LOSSES)}")
     forget = problem.forget
-    n_retain = int(retain_multiplier * len(forget) + 1e-9)
-    if n_retain > len(problem.retain):
-        raise ValueError(
-            f"retain_multiplier is {retain_multiplier}: {n_retain} points for {len(forget)} to "
-            f"forget, but the retain set has {len(problem.retain)}"
-        )
+    n_copies, n_retain = _sample_sizes(
+        forget_multiplier, retain_multiplier, len(forget), len(problem.retain), "matching"
+    )
     retain = jax.random.permutation(jax.random.key(_RETAIN_SEED), problem.retain)[:n_retain]
     rows = jnp.concatenate([forget, retain])
     arrays = {"x": problem.x[rows], "targets": jax.lax.stop_gradient(targets(rows))}
     # Positions in these arrays: the forget set as often as wanted, the retain sample once.
-    n_copies = int(forget_multiplier * len(forget) + 1e-9)
     sample = np.concatenate(
         [np.resize(np.arange(len(forget)), n_copies), len(forget) + np.arange(n_retain)]
     )
-    if len(sample) == 0:
-        raise ValueError(
-            f"forget_multiplier is {forget_multiplier} and retain_multiplier {retain_multiplier}; "
-            "no point is left to match on"
-        )
     n_full = len(sample) // batch_size
 
     def objective(own, stats, shared, batch, key):

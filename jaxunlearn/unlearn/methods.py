@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from jaxunlearn.unlearn import baselines
+from jaxunlearn.unlearn import baselines, matching
 from jaxunlearn.unlearn._problem import Unlearned
 from jaxunlearn.unlearn._scrub import Scrub, scrub
 from jaxunlearn.unlearn._ssd import SSD, ssd
@@ -20,6 +20,9 @@ METHODS: dict[str, tuple[Callable[..., Unlearned], Any]] = {
     "random_labels": (baselines.random_labels, baselines.RandomLabels()),
     "scrub": (scrub, Scrub()),
     "ssd": (ssd, SSD()),
+    "oracle_matching": (matching.oracle_matching, matching.OracleMatching()),
+    "dm_direct": (matching.datamodel_direct, matching.DatamodelDirect()),
+    "dmm": (matching.datamodel_matching, matching.DatamodelMatching()),
 }
 
 

@@ -64,7 +64,6 @@ class Judge:
                 "seconds": seconds[name]["run"],
                 "compile_seconds": seconds[name]["compile"],
                 "cost": float(outputs["n_gradients"].mean() / retrain_gradients),
-                "cost_shared": 0.0,
             }
             for name, outputs in unlearned.items()
         }
@@ -77,6 +76,7 @@ class Judge:
         forget = self.groups["forget"]
         return {
             "klom": {group: evaluate.summary(scores[at]) for group, at in self.groups.items()},
+            "tests": self._two_sample(margins, oracle),
             "accuracy": {
                 group: evaluate.accuracy(logits[:, at], self.labels[at])
                 for group, at in self.groups.items()
@@ -86,7 +86,29 @@ class Judge:
             "epsilon": float(
                 evaluate.forgetting_epsilon(margins[:, forget], oracle[:, forget]).mean()
             ),
+            "ulira": self._ulira(margins[:, forget], oracle[:, forget]),
         }
+
+    def _two_sample(self, margins: np.ndarray, oracle: np.ndarray) -> dict[str, dict[str, float]]:
+        """Beside KLOM: mean KS distance and Renyi-2, and how many points a test tells apart."""
+        distance, ks = evaluate.kolmogorov_smirnov(margins, oracle)
+        _, welch = evaluate.welch(margins, oracle)
+        renyi = evaluate.renyi(margins, oracle, order=2.0)
+        return {
+            group: {
+                "ks": float(distance[at].mean()),
+                "ks_below_5_percent": float((ks[at] < 0.05).mean()),
+                "welch_below_5_percent": float((welch[at] < 0.05).mean()),
+                "renyi_2": float(renyi[at].mean()),
+            }
+            for group, at in self.groups.items()
+        }
+
+    def _ulira(self, margins: np.ndarray, oracle: np.ndarray) -> float | None:
+        """Accuracy of the strong attack, mean over the forget set; it needs 3 models a side."""
+        if len(margins) < 3:
+            return None
+        return float(evaluate.ulira_strong(margins, oracle).mean())
 
     def _attack(self, scores: np.ndarray) -> float:
         """AUC of forget points against validation points of the same classes, mean over models."""
@@ -114,7 +136,7 @@ def table(results: dict[str, Any]) -> Table:
     out = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
     out.add_column("method", no_wrap=True)
     headers = [f"KLOM\n{group}" for group in GROUPS] + [f"acc %\n{group}" for group in GROUPS]
-    for header in [*headers, "MIA", "epsilon", "seconds", "cost"]:
+    for header in [*headers, "MIA", "epsilon", "seconds", "cost", "shared"]:
         out.add_column(header, justify="right", no_wrap=True)
     for name, row in results["methods"].items():
         out.add_row(
@@ -125,7 +147,24 @@ def table(results: dict[str, Any]) -> Table:
             f"{row['epsilon']:.2f}",
             f"{row['seconds']:.2f}",
             f"{row['cost']:.3f}",
+            f"{row['cost_shared']:.0f}",
         )
     out.add_section()
     out.add_row("floor", *(f"{results['floor'][group]['mean']:.2f}" for group in GROUPS))
+    return out
+
+
+def lds_table(results: dict[str, Any]) -> Table:
+    """The linear datamodeling scores of an attribution job, one row per kind."""
+    settings = results["settings"]
+    title = (
+        f"LDS on {settings['held_out']} held-out subsets; datamodels: {settings['method']} on "
+        f"{settings['members']} members"
+    )
+    out = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
+    for header in ("attribution", "mean", "+-", "median", "points"):
+        out.add_column(header, justify="left" if header == "attribution" else "right")
+    for name, row in results["lds"].items():
+        numbers = [f"{row[key]:.3f}" if key in row else "-" for key in ("mean", "stderr", "p50")]
+        out.add_row(name, *numbers, str(row["points"]))
     return out

@@ -1,0 +1,292 @@
+"""The attribution job: which training points a model's answers on validation points depend on.
+
+Members are trained on random subsets, datamodels are regressed on the margins that they give, and
+judged on held-out members; TRAK, which needs a few full models only, stands beside them.
+"""
+
+import dataclasses
+import json
+import os
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxunlearn import data as datasets
+from jaxunlearn import evaluate
+from jaxunlearn.attribution import datamodels, trak
+from jaxunlearn.core import ensemble, keys, losses
+from jaxunlearn.core import mesh as meshes
+from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.model import Model
+from jaxunlearn.data import Dataset
+from jaxunlearn.unlearn import _estimates
+from jaxunlearn.unlearn._job import Progress, check_finite, keys_of, ticking
+from jaxunlearn.unlearn._problem import Problem
+from jaxunlearn.unlearn._run_folder import RunFolder, run_record
+from jaxunlearn.unlearn.comparison import build_model
+from jaxunlearn.unlearn.methods import check_settings
+from jaxunlearn.unlearn.training import Training, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is attributed, and how.
+
+    Attributes:
+        data: the data set, see the settings of a comparison, as `model` to `n_val`.
+        model: the network.
+        budget: multiply-adds per image of a "small_cnn".
+        n_train: training examples.
+        n_val: validation examples; their margins are what is attributed.
+        members: models on random subsets that datamodels are regressed on.
+        held_out: further ones, which only judge.
+        alpha: the fraction of the training set that each of them is trained on.
+        method: the regression, see `attribution.datamodels`.
+        checkpoints: models on all data whose gradients TRAK uses; 0 leaves TRAK out.
+        features: of TRAK, numbers that a gradient is projected to.
+        l2: of TRAK, its penalty, in units of the mean diagonal entry.
+        targets: validation examples that are drawn with their most helpful and harmful training
+            examples.
+        shown: how many of these on each side.
+        lane_width: models computed together; part of what decides the bits.
+        seed: of all models.
+        training: how all models are trained.
+    """
+
+    data: str = "digits"
+    model: str = "mlp"
+    budget: int = 1_000_000
+    n_train: int | None = None
+    n_val: int | None = None
+    members: int = 2000
+    held_out: int = 100
+    alpha: float = 0.5
+    method: Literal["ridge", "lasso", "difference"] = "ridge"
+    checkpoints: int = 5
+    features: int = 512
+    l2: float = 0.1
+    targets: tuple[int, ...] = (0, 1, 2, 3, 4)
+    shown: int = 5
+    lane_width: int = 25
+    seed: int = 0
+    training: Training = Training()
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Work whose settings have been checked and whose folder is ready; see `prepare`."""
+
+    settings: Settings
+    dataset: Dataset
+    model: Model
+    record: dict[str, Any]
+    folder: RunFolder
+    mesh: Mesh
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """The phases in their order, with their expected shares of the work."""
+        own = self.settings
+        phases = {"members": own.alpha * own.members, "held_out": own.alpha * own.held_out}
+        if own.checkpoints:
+            phases |= {"checkpoints": own.checkpoints, "trak": own.checkpoints}
+        return phases | {"regression": 0.05 * own.members}
+
+
+def run(
+    settings: Settings,
+    *,
+    out: str | os.PathLike,
+    resume: bool = False,
+    mesh: Mesh | None = None,
+    progress: Progress = lambda phase, done, total: None,
+    data_dir: str | os.PathLike | None = None,
+) -> dict[str, Any]:
+    """Runs the job; writes `results.json`, `datamodel.npz` and, with TRAK, `trak.npz`.
+
+    `datamodel.npz` holds `weights` [n, m], `intercept` [m] and `penalty` [m] of the validation
+    points' margins; `trak.npz` holds `scores` [n, m]. A run that was stopped goes on from its
+    finished models to the same bits.
+
+    Args:
+        settings: what is attributed.
+        out: the output folder: new or empty, or (with `resume`) that of the same run.
+        resume: whether to go on with the run in `out`, if there is one.
+        mesh: devices with an axis `models`; by default one.
+        progress: called as models finish.
+        data_dir: prepared data sets, see `data.load`.
+
+    Returns:
+        The contents of `results.json`: `lds` by kind of attribution, summarised over validation
+        points; `targets` with the most helpful and harmful training points; seconds by phase.
+
+    Raises:
+        ValueError: bad settings or a folder that does not fit; nothing has been written then.
+        NonFiniteError: a member diverged (it is named); those before it are kept.
+    """
+    job = prepare(settings, out=out, resume=resume, mesh=mesh, data_dir=data_dir)
+    return execute(job, progress=progress)
+
+
+def prepare(
+    settings: Settings,
+    *,
+    out: str | os.PathLike,
+    resume: bool = False,
+    mesh: Mesh | None = None,
+    data_dir: str | os.PathLike | None = None,
+) -> Job:
+    """Checks everything that can be wrong before work starts; arguments and errors as for `run`."""
+    with meshes.together():
+        _check(settings)
+        dataset = datasets.load(settings.data, settings.n_train, settings.n_val, data_dir=data_dir)
+        n, m = len(dataset.x_train), len(dataset.x_val)
+        settings = dataclasses.replace(settings, n_train=n, n_val=m)
+        estimates = _estimates.Estimates(settings.members, settings.alpha, settings.method)
+        _estimates.check(estimates, {"effect"}, n, 0, settings.training)
+        outside = [at for at in settings.targets if not 0 <= at < m]
+        if outside:
+            raise ValueError(f"targets has {outside[0]}; there are validation points 0 to {m - 1}")
+        if not 1 <= settings.shown <= n // 2:
+            raise ValueError(f"shown is {settings.shown}; it must lie in 1 to {n // 2}")
+        model = build_model(settings.model, settings.budget, dataset)
+        record = run_record(settings, dataset)
+        folder = RunFolder(out, record, {}, resume)
+    with meshes.together():
+        folder.begin()
+    return Job(settings, dataset, model, record, folder, mesh or meshes.make({"models": 1}))
+
+
+def _check(settings: Settings) -> None:
+    check_settings("training", settings.training)
+    for name, least in {"held_out": 3, "checkpoints": 0, "features": 1, "lane_width": 1}.items():
+        if getattr(settings, name) < least:
+            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least {least}")
+    if not 0 < settings.l2 < np.inf:
+        raise ValueError(f"l2 is {settings.l2}; it must be finite and positive")
+    if not 0 <= settings.seed < 2**32:
+        raise ValueError(f"seed is {settings.seed}; it must lie in 0 to 2**32 - 1")
+    if settings.method not in ("ridge", "lasso", "difference"):
+        raise ValueError(f"method is {settings.method!r}; it must be ridge, lasso or difference")
+    if not settings.targets:
+        raise ValueError("targets is empty; at least one validation point is needed")
+
+
+def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -> dict[str, Any]:
+    """Does the work of a prepared job; see `run`."""
+    masks, margins = _members(job, "members", job.settings.members, progress)
+    judges, measured = _members(job, "held_out", job.settings.held_out, progress)
+    scores = _trak(job, progress) if job.settings.checkpoints else None
+    progress("regression", 0, 1)
+    datamodel = datamodels.fit(masks, margins, method=job.settings.method, mesh=job.mesh)
+    found = {"datamodel": datamodel.weights} | ({} if scores is None else {"trak": scores})
+    results = {
+        "schema": 1,
+        "lds": {name: _lds(weights, judges, measured) for name, weights in found.items()},
+        "targets": [_extremes(job, at, datamodel.weights[:, at]) for at in job.settings.targets],
+        "seconds": job.folder.seconds,
+        **job.record,
+    }
+    job.folder.write_arrays("datamodel.npz", vars(datamodel))
+    if scores is not None:
+        job.folder.write_arrays("trak.npz", {"scores": scores})
+    job.folder.write_json("results.json", results)
+    progress("regression", 1, 1)
+    return json.loads(json.dumps(results))
+
+
+def _members(
+    job: Job, phase: str, n_members: int, progress: Progress
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masks [M, n] and margins of the validation points [M, m]."""
+    own, data = job.settings, job.dataset
+    n, offset = len(data.x_train), {"members": 0, "held_out": own.members}[phase]
+    sink = _estimates.train_members(
+        job.folder.path / "lanes" / phase,
+        job.model,
+        own.training,
+        Problem(jnp.asarray(data.x_train), jnp.asarray(data.y_train), None, None, data.n_classes),
+        data.x_val,
+        _estimates.member_masks(own.seed, offset + n_members, n, own.alpha)[offset:],
+        seed=own.seed,
+        first=offset,
+        width=own.lane_width,
+        record=_estimates.member_record(own, job.record),
+        mode=ensemble.pick_mode(own.model != "mlp"),
+        mesh=job.mesh,
+        callback=ticking(job.folder, phase, n_members, progress),
+    )
+    labels = jnp.asarray(data.y_val)
+    parts = [
+        np.asarray(losses.margins(jnp.asarray(sink.outputs[at : at + 256, n:]), labels))
+        for at in range(0, n_members, 256)
+    ]
+    return sink.masks, np.concatenate(parts)
+
+
+def _trak(job: Job, progress: Progress) -> np.ndarray:
+    """Scores of the training points on the margins of the validation points, [n, m]."""
+    own, data = job.settings, job.dataset
+
+    def one(shared, key):
+        problem = Problem(shared["x"], shared["y"], None, None, data.n_classes)
+        result = train(job.model, problem, jnp.arange(len(data.x_train)), key, **vars(own.training))
+        return {"params": result.params, "stats": result.stats, "losses": result.losses}
+
+    full = ensemble.run(
+        one,
+        {"x": jnp.asarray(data.x_train), "y": jnp.asarray(data.y_train)},
+        keys_of(own.seed, "full", own.checkpoints),
+        width=min(own.lane_width, own.checkpoints),
+        mode=ensemble.pick_mode(own.model != "mlp"),
+        mesh=job.mesh,
+        store=job.folder.lanes("checkpoints"),
+        check=lambda lane, first: check_finite("checkpoints", lane, first),
+        callback=ticking(job.folder, "checkpoints", own.checkpoints, progress),
+    )
+    progress("trak", 0, own.checkpoints)
+    checkpoints = [
+        jax.tree.map(lambda a, i=i: jnp.asarray(a[i]), (full["params"], full.get("stats", {})))
+        for i in range(own.checkpoints)
+    ]
+    scores = trak.attribute(
+        job.model,
+        checkpoints,
+        (data.x_train, data.y_train),
+        (data.x_val, data.y_val),
+        keys.fold(jax.random.key(own.seed), "trak"),
+        l2=own.l2,
+        dim=own.features,
+        stores=lambda name: BlockStore(job.folder.path / "lanes" / "trak" / name),
+    )
+    progress("trak", own.checkpoints, own.checkpoints)
+    return scores[..., 0]
+
+
+def _lds(weights: np.ndarray, masks: np.ndarray, measured: np.ndarray) -> dict[str, float]:
+    """The linear datamodeling score over validation points; those without ranks are left out."""
+    scores = evaluate.lds(weights, masks, measured)
+    ranked = scores[np.isfinite(scores)]
+    if not len(ranked):
+        return {"points": 0}
+    error = ranked.std(ddof=1) / np.sqrt(len(ranked)) if len(ranked) > 1 else 0.0
+    return evaluate.summary(ranked) | {"points": len(ranked), "stderr": float(error)}
+
+
+def _extremes(job: Job, at: int, weights: np.ndarray) -> dict[str, Any]:
+    """The training points that help and harm a validation point's margin most, strongest first."""
+    order, y = np.argsort(weights), job.dataset.y_train
+
+    def rows(which: np.ndarray) -> list[dict[str, Any]]:
+        return [{"index": int(i), "label": int(y[i]), "effect": float(weights[i])} for i in which]
+
+    shown = job.settings.shown
+    return {
+        "index": at,
+        "label": int(job.dataset.y_val[at]),
+        "helpful": rows(order[::-1][:shown]),
+        "harmful": rows(order[:shown]),
+    }
