@@ -10,14 +10,12 @@ usage: jaxunlearn VERB [options]
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import re
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +29,7 @@ from jaxunlearn import __version__, plots
 from jaxunlearn.attribution import members
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import DamagedError, replacing
-from jaxunlearn.unlearn import METHODS, attribute, comparison
+from jaxunlearn.unlearn import BASELINES, METHODS, attribute, comparison
 from jaxunlearn.unlearn._run_folder import RunFolder
 from jaxunlearn.unlearn.comparison import NonFiniteError
 from jaxunlearn.unlearn.report import lds_table, table
@@ -128,23 +126,24 @@ class Unlearn:
 
     Attributes:
         settings: what is compared.
-        methods: which methods run; `none` and `retrain` always do.
+        methods: which methods run, `none` and `retrain` always do; also known: oracle_matching,
+            dm_direct and dmm, for which more models are trained (see `estimates`).
         own: each method's own settings.
         place: where.
     """
 
     settings: Annotated[comparison.Settings, tyro.conf.arg(name="")] = comparison.Settings()
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = tuple(BASELINES)
     own: Annotated[_MethodSettings, tyro.conf.arg(name="")] = _MethodSettings()  # type: ignore[valid-type]
     place: Annotated[Place, tyro.conf.arg(name="")] = Place()
 
+    def devices(self, count: int) -> Mesh:
+        """A mesh of so many devices."""
+        return comparison.devices(self.settings, count)
+
     def prepare(self, **where: Any) -> comparison.Job:
         """Checks everything that can be wrong."""
-        methods = _chosen_methods(self)
-        devices = functools.partial(comparison.devices, self.settings)
-        return comparison.prepare(
-            self.settings, methods, mesh=_devices(self.place, devices), **where
-        )
+        return comparison.prepare(self.settings, _chosen_methods(self), **where)
 
     execute = staticmethod(comparison.execute)
 
@@ -168,10 +167,13 @@ class Attribute:
     settings: Annotated[attribute.Settings, tyro.conf.arg(name="")] = attribute.Settings()
     place: Annotated[Place, tyro.conf.arg(name="")] = Place()
 
+    def devices(self, count: int) -> Mesh:
+        """A mesh of so many devices."""
+        return mesh.make({"models": count})
+
     def prepare(self, **where: Any) -> attribute.Job:
         """Checks everything that can be wrong."""
-        devices = _devices(self.place, lambda count: mesh.make({"models": count}))
-        return attribute.prepare(self.settings, mesh=devices, **where)
+        return attribute.prepare(self.settings, **where)
 
     execute = staticmethod(attribute.execute)
 
@@ -212,9 +214,10 @@ def _work(verb: Unlearn | Attribute, argv: list[str]) -> int:
     place = verb.place
     out = place.out or Path("runs") / time.strftime(f"{argv[0]}-%Y%m%d-%H%M%S")
     try:
+        devices = _devices(verb)
         with mesh.together():
             _check_json(place.json, out)
-        job: Any = verb.prepare(out=out, resume=place.resume, data_dir=place.data_dir)
+        job: Any = verb.prepare(out=out, resume=place.resume, mesh=devices, data_dir=place.data_dir)
         with mesh.together():
             _keep_command(argv, job.folder)
     except ConnectionError as error:
@@ -250,8 +253,9 @@ def _work(verb: Unlearn | Attribute, argv: list[str]) -> int:
     return OK
 
 
-def _devices(place: Place, arrange: Callable[[int], Mesh]) -> Mesh:
+def _devices(verb: Unlearn | Attribute) -> Mesh:
     """All devices, or in each process the wanted number; the processes find each other here."""
+    place = verb.place
     wanted, others = place.devices, place.cluster.arguments()
     if place.resume and place.out is None:
         raise ValueError("resume needs out, the folder of the run to go on with")
@@ -265,7 +269,7 @@ def _devices(place: Place, arrange: Callable[[int], Mesh]) -> Mesh:
     if wanted is not None and wanted > jax.local_device_count():
         raise ValueError(f"devices is {wanted}, but there are {jax.local_device_count()}")
     n_devices = jax.device_count() if wanted is None else wanted * jax.process_count()
-    return arrange(n_devices)
+    return verb.devices(n_devices)
 
 
 def _chosen_methods(options: Unlearn) -> dict[str, tuple[Any, Any]]:

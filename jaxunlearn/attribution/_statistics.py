@@ -121,12 +121,12 @@ def standardised(masks: np.ndarray, statistics: Statistics) -> np.ndarray:
     return (masks - statistics.mean) * inverse(statistics.std)
 
 
-def check(masks, outputs, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def check(masks, outputs, first: int = 0, first_target: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Masks as bool [M, n] and outputs as floats [M, T].
 
     Raises:
         ValueError: shapes that do not fit, or outputs that are not finite; the member is named,
-            counted from `first`.
+            counted from `first`, and the target.
     """
     masks, outputs = subsets.check(masks), np.asarray(outputs)
     if outputs.ndim != 2 or len(outputs) != len(masks) or outputs.shape[1] == 0:
@@ -140,8 +140,8 @@ def check(masks, outputs, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
     if not good.all():
         member, target = np.argwhere(~good)[0]
         raise ValueError(
-            f"outputs: that of member {first + int(member)} on target {int(target)} is "
-            f"{outputs[member, target]}"
+            f"outputs: that of member {first + int(member)} on target "
+            f"{first_target + int(target)} is {outputs[member, target]}"
         )
     return masks, outputs
 

@@ -166,7 +166,7 @@ def effect(
     shared = _RidgeFit(masks) if method == "ridge" else None
     parts = []
     for at in range(0, outputs.shape[1], block):
-        _, own = check(masks, outputs[:, at : at + block])
+        _, own = check(masks, outputs[:, at : at + block], first_target=at)
         fitted = shared(own, None) if shared else fit(masks, own, method=method, mesh=mesh)
         parts.append(fitted.effect(forget))
         if callback is not None:

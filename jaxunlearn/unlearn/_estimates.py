@@ -40,8 +40,8 @@ def check(estimates: Estimates, needs: set[str], n: int, n_models: int, training
             )
         if estimates.features < 1 or not 0 < estimates.l2 < np.inf:
             raise ValueError(
-                f"estimates.features is {estimates.features} and estimates.l2 {estimates.l2}; at "
-                "least 1 and a positive number are needed"
+                f"estimates.features is {estimates.features} and estimates.l2 is {estimates.l2}; "
+                "at least 1 and a positive number are needed"
             )
         return
     if estimates.members < 10:

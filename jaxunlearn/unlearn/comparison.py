@@ -27,7 +27,7 @@ from jaxunlearn.unlearn._job import Job, NonFiniteError, Progress, forget_phase,
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn._run_folder import RunFolder, run_record
 from jaxunlearn.unlearn._settings import Estimates, Settings
-from jaxunlearn.unlearn.methods import METHODS, check_settings
+from jaxunlearn.unlearn.methods import BASELINES, METHODS, check_settings
 
 __all__ = [
     "Estimates",
@@ -52,7 +52,7 @@ _PHASES = ("full", "oracle", "targets", "members", "effect", "evaluation")
 
 def run(
     settings: Settings,
-    methods: Methods = METHODS,
+    methods: Methods = BASELINES,
     *,
     out: str | os.PathLike,
     resume: bool = False,
@@ -69,8 +69,9 @@ def run(
     Args:
         settings: what is compared.
         methods: `{name: (method, its settings)}`, see `methods.METHODS`; settings are frozen
-            dataclasses. `none` and `retrain` are always among the results, and `retrain` takes the
-            training of `settings`.
+            dataclasses. By default those that need no estimates; where a class of settings has
+            `needs`, "effect" or "oracle_logits", the problem gets it (see `Estimates`). `none` and
+            `retrain` are always among the results, and `retrain` takes the training of `settings`.
         out: the output folder: new or empty, or (with `resume`) that of the same run. A resumed run
             may have other methods, and other settings of methods without a finished lane.
         resume: whether to go on with the run in `out`, if there is one.
@@ -102,7 +103,7 @@ def devices(settings: Settings, n_devices: int) -> Mesh:
 
 def prepare(
     settings: Settings,
-    methods: Methods = METHODS,
+    methods: Methods = BASELINES,
     *,
     out: str | os.PathLike,
     resume: bool = False,

@@ -25,6 +25,9 @@ METHODS: dict[str, tuple[Callable[..., Unlearned], Any]] = {
     "dmm": (matching.datamodel_matching, matching.DatamodelMatching()),
 }
 
+# Those that need a trained model and its data only: what runs unless others are named.
+BASELINES = {name: pair for name, pair in METHODS.items() if not hasattr(pair[1], "needs")}
+
 
 def recipe(name: str, settings: Any = None) -> Callable[..., Unlearned]:
     """A method with its settings filled in: `(model, params, stats, problem, key) -> Unlearned`.

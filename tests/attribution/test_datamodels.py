@@ -34,6 +34,29 @@ def test_a_planted_datamodel_is_recovered(method):
     assert (found.penalty > 0).all()
 
 
+@pytest.mark.parametrize("method", ["ridge", "lasso", "difference"])
+@pytest.mark.parametrize("members", [80, 20])  # more members than points, and fewer
+def test_the_effect_in_blocks_is_that_of_all_weights(method, members, tmp_path):
+    masks, outputs, _ = planted(members, 30, 11)
+    np.save(tmp_path / "outputs.npy", outputs)
+    mapped = np.load(tmp_path / "outputs.npy", mmap_mode="r")
+    forget, seen = np.array([4, 0, 17]), []
+    found = datamodels.effect(masks, mapped, forget, method=method, block=4, callback=seen.append)
+    whole = datamodels.fit(masks, outputs, method=method).effect(forget)
+    # The lasso is solved to a tolerance.
+    np.testing.assert_allclose(found, whole, atol=1e-3 if method == "lasso" else 1e-10)
+    assert seen == [4, 8, 11]
+
+
+def test_the_effect_checks_before_it_fits():
+    with pytest.raises(ValueError, match="index 6"):
+        datamodels.effect(MASKS, NAN, np.array([6]))
+    with pytest.raises(ValueError, match="member 7 on target 1 is nan"):
+        datamodels.effect(MASKS, NAN, np.array([2]), block=1)
+    with pytest.raises(ValueError, match="block is 0"):
+        datamodels.effect(MASKS, OUTPUTS, np.array([2]), block=0)
+
+
 def test_differences_in_means():
     masks, outputs, _ = planted(300, 12, 3)
     found = datamodels.fit(masks, outputs, method="difference")

@@ -162,3 +162,18 @@ def test_several_checkpoints_are_averaged():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(*network())
+
+
+@pytest.mark.parametrize("dim", [8, 30])  # primal and dual
+def test_the_effect_is_the_sum_of_the_forget_sets_scores(dim):
+    model, params, stats, x, y = network()
+    other = model.init(jax.random.key(2))
+    settings = {"l2": 0.1, "dim": dim, "output": trak.all_logits, "chunk": 7}
+    arguments = (model, [(params, stats), other], (x, y), (x[:9], y[:9]))
+    forget = np.array([3, 11, 4])
+    found = trak.effect(*arguments, forget, KEY, **settings)
+    scores = trak.attribute(*arguments, KEY, **settings)
+    assert found.shape == (9, 3)
+    np.testing.assert_allclose(found, scores[forget].sum(0), rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match="index 20"):
+        trak.effect(*arguments, np.array([20]), KEY, **settings)
