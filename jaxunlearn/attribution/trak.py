@@ -25,7 +25,8 @@ from jaxunlearn.core.tree import Tree
 Output = Callable[[jax.Array, jax.Array], jax.Array]
 Projection = Literal["normal", "rademacher"]
 _predict = jax.jit(predict, static_argnums=0)
-_ROWS = 2048  # rows of the projection that exist at once
+_ROWS = 2048  # rows of the projection that exist at once, unless it is below
+_KEPT = 2**26  # numbers: 256 MiB
 
 
 def margin(logits: jax.Array, y: jax.Array) -> jax.Array:
@@ -123,7 +124,8 @@ def features(
     """Projected per-example gradients of a model's outputs, in eval mode.
 
     The projection, a random matrix with entries of mean 0 and variance 1 / dim, is drawn in blocks
-    from the key when it is needed and is never stored whole: the same key gives the same one.
+    from the key: the same key gives the same one. Above 256 MiB it is never stored whole, but drawn
+    again for every chunk of examples; then larger chunks are faster.
 
     Args:
         model: the network.
@@ -155,13 +157,16 @@ def features(
             "chunk >= 1 and 'normal' or 'rademacher' are needed"
         )
     chunk, found = min(chunk, len(x)), []
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    drawn = _draw(key, size, dim, projection) if size * dim <= _KEPT else None
     for number in range(-(-len(x) // chunk)):
         rows = np.arange(number * chunk, min((number + 1) * chunk, len(x)))
         if store is not None and number in store:
             block = store.read(number)["features"]
         else:
             padded = np.resize(rows, chunk)  # one shape, one program
-            block = _chunk(model, output, dim, projection, params, stats, x[padded], y[padded], key)
+            static, trained = (model, output, dim, projection), (params, stats)
+            block = _chunk(*static, *trained, x[padded], y[padded], key, drawn)
             block = np.asarray(block)[: len(rows)]
             bad = np.flatnonzero(~np.isfinite(block).all((1, 2)))
             if len(bad):
@@ -175,7 +180,7 @@ def features(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _chunk(model, output, dim, projection, params, stats, x, y, key):
+def _chunk(model, output, dim, projection, params, stats, x, y, key, drawn):
     leaves, structure = jax.tree.flatten(params)
 
     def outputs(leaves, x, y):
@@ -187,26 +192,48 @@ def _chunk(model, output, dim, projection, params, stats, x, y, key):
         return jnp.concatenate([g.reshape(g.shape[0], -1) for g in grads], axis=1)
 
     grads = jax.vmap(flat_gradients)(x, y)  # [chunk, T, P]
-    return project(grads, key, dim, projection)
+    return project(grads, key, dim, projection, drawn)
 
 
 def project(
-    vectors: jax.Array, key: Key, dim: int, projection: Projection = "rademacher"
+    vectors: jax.Array,
+    key: Key,
+    dim: int,
+    projection: Projection = "rademacher",
+    drawn: jax.Array | None = None,
 ) -> jax.Array:
-    """Multiplies by a random [P, dim] matrix, made in blocks of rows: [..., P] -> [..., dim]."""
+    """Multiplies by a random [P, dim] matrix, made in blocks of rows: [..., P] -> [..., dim].
+
+    `drawn` are the blocks, if they are at hand (see `_draw`); otherwise each one exists only while
+    it is used.
+    """
     size = vectors.shape[-1]
     n_blocks = -(-size // _ROWS)
     padded = jnp.pad(vectors.reshape(-1, size), ((0, 0), (0, n_blocks * _ROWS - size)))
-    draw = jax.random.normal if projection == "normal" else jax.random.rademacher
 
     def add(total, block):
-        matrix = draw(fold(key, "projection", block), (_ROWS, dim), jnp.float32)
-        own = jax.lax.dynamic_slice_in_dim(padded, block * _ROWS, _ROWS, 1)
+        number, matrix = block
+        matrix = _block(key, number, dim, projection) if drawn is None else matrix
+        own = jax.lax.dynamic_slice_in_dim(padded, number * _ROWS, _ROWS, 1)
         return total + jnp.matmul(own, matrix, precision=jax.lax.Precision.HIGHEST), None
 
     zero = jnp.zeros((len(padded), dim))
-    total, _ = jax.lax.scan(add, zero, jnp.arange(n_blocks))
+    total, _ = jax.lax.scan(add, zero, (jnp.arange(n_blocks), drawn))
     return (total / jnp.sqrt(dim)).reshape(*vectors.shape[:-1], dim)
+
+
+def _block(key: Key, number: Any, dim: int, projection: Projection) -> jax.Array:
+    """Rows of the random matrix, [_ROWS, dim], in units of 1 / sqrt(dim)."""
+    draw = jax.random.normal if projection == "normal" else jax.random.rademacher
+    return draw(fold(key, "projection", number), (_ROWS, dim), jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _draw(key: Key, size: int, dim: int, projection: Projection) -> jax.Array:
+    """All blocks of the random matrix, for one that is used often and not large."""
+    return jax.lax.map(
+        lambda number: _block(key, number, dim, projection), jnp.arange(-(-size // _ROWS))
+    )
 
 
 def attribute(

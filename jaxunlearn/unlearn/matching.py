@@ -26,7 +26,7 @@ from jaxunlearn.core.tree import Tree
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 
 Loss = Literal["mse", "ce", "kd"]
-_RETAIN_SEED = 42  # as in the authors' code: the same retain sample for every model
+RETAIN_SEED = 42  # as in the authors' code: the same retain sample for every model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _match(
     n_copies, n_retain = _sample_sizes(
         forget_multiplier, retain_multiplier, len(forget), len(problem.retain), "matching"
     )
-    retain = jax.random.permutation(jax.random.key(_RETAIN_SEED), problem.retain)[:n_retain]
+    retain = jax.random.permutation(jax.random.key(RETAIN_SEED), problem.retain)[:n_retain]
     rows = jnp.concatenate([forget, retain])
     arrays = {"x": problem.x[rows], "targets": jax.lax.stop_gradient(targets(rows))}
     # Positions in these arrays: the forget set as often as wanted, the retain sample once.

@@ -177,3 +177,12 @@ def test_the_effect_is_the_sum_of_the_forget_sets_scores(dim):
     np.testing.assert_allclose(found, scores[forget].sum(0), rtol=1e-6, atol=1e-9)
     with pytest.raises(ValueError, match="index 20"):
         trak.effect(*arguments, np.array([20]), KEY, **settings)
+
+
+def test_a_projection_drawn_block_by_block_is_the_one_that_is_kept(monkeypatch):
+    model, params, stats, x, y = network()
+    monkeypatch.setattr(trak, "_ROWS", 16)
+    kept = trak.features(model, params, stats, x, y, KEY, dim=12, chunk=5)
+    monkeypatch.setattr(trak, "_KEPT", 0)
+    drawn = trak.features(model, params, stats, x, y, KEY, dim=12, chunk=5)
+    np.testing.assert_array_equal(kept, drawn)
