@@ -2,6 +2,8 @@
 
 import io
 import json
+import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from rich.console import Console
 from jaxunlearn.unlearn import report
 
 ROOT = Path(__file__).parent.parent
-BENCHMARKS = ("ensemble", "klom", "images")
+BENCHMARKS = ("ensemble", "klom", "images", "dmm")
 
 
 def filled(text: str) -> str:
@@ -18,6 +20,9 @@ def filled(text: str) -> str:
     for mark, table in (
         ("experiments/digits/results.json", _digits()),
         ("experiments/baselines/results.json", _baselines()),
+        ("experiments/dmm/images.json", _dmm_images()),
+        ("experiments/dmm/mixture.json", _dmm_mixture()),
+        ("experiments/dmm/convex.json", _dmm_convex()),
         ("benchmarks/results", _benchmarks()),
     ):
         begin, end = f"<!-- table: {mark} -->\n", "\n<!-- end of table -->"
@@ -46,6 +51,62 @@ def _baselines() -> str:
         floor = [f"{result['floor'][group]['mean']:.2f}" for group in report.GROUPS]
         lines.append(_line(forget, "*floor*", *floor, "", "", "", ""))
     return "\n".join(lines)
+
+
+def _dmm_images() -> str:
+    lines = [
+        "| forget set | method | KLOM forget | retain | val | acc % forget | val | cost | shared |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    content = _read("experiments/dmm/images.json")
+    for forget, seeds in content["results"].items():
+        title = forget + (f", {len(seeds)} seeds" if len(seeds) > 1 else "")
+        names = list(next(iter(seeds.values()))["methods"])
+        rows = {name: [result["methods"][name] for result in seeds.values()] for name in names}
+        rows |= {name: [row] for name, row in content["others"][forget].items()}
+        for name, own in rows.items():
+            klom = [_mean(row["klom"][group]["mean"] for row in own) for group in report.GROUPS]
+            accuracy = [_mean(row["accuracy"][group] for row in own) for group in ("forget", "val")]
+            lines.append(
+                _line(
+                    title,
+                    name,
+                    *(f"{value:.2f}" for value in klom),
+                    *(f"{100 * value:.1f}" for value in accuracy),
+                    f"{_mean(row['cost'] for row in own):.3f}",
+                    f"{_mean(row['cost_shared'] for row in own):.1f}",
+                )
+            )
+        floors = [result["floor"] for result in seeds.values()]
+        floor = [f"{_mean(f[group]['mean'] for f in floors):.2f}" for group in report.GROUPS]
+        lines.append(_line(title, "*floor*", *floor, "", "", "", ""))
+    return "\n".join(lines)
+
+
+def _dmm_mixture() -> str:
+    seeds = _read("experiments/dmm/mixture.json")["seeds"]
+    lines = [
+        "| method | KLOM forget | retain | val | acc % val |",
+        "|---|---|---|---|---|",
+    ]
+    for name in seeds[0]["rows"]:
+        own = [seed["rows"][name] for seed in seeds]
+        klom = [f"{_mean(row[group] for row in own):.2f}" for group in report.GROUPS]
+        lines.append(_line(name, *klom, f"{100 * _mean(row['accuracy'] for row in own):.1f}"))
+    return "\n".join(lines)
+
+
+def _dmm_convex() -> str:
+    seeds = _read("experiments/dmm/convex.json")["seeds"]
+    lines = ["| method | median | largest |", "|---|---|---|"]
+    for name in seeds[0]:
+        errors = sorted(seed[name] for seed in seeds)
+        lines.append(_line(name, f"{errors[len(errors) // 2]:.2g}", f"{errors[-1]:.2g}"))
+    return "\n".join(lines)
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
 
 
 def _benchmarks() -> str:

@@ -28,7 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from jaxunlearn import __version__, plots
 from jaxunlearn.attribution import members
 from jaxunlearn.core import mesh
-from jaxunlearn.core.checkpoint import DamagedError, replacing
+from jaxunlearn.core.checkpoint import replacing
 from jaxunlearn.unlearn import BASELINES, METHODS, attribute, comparison
 from jaxunlearn.unlearn._run_folder import RunFolder
 from jaxunlearn.unlearn.comparison import NonFiniteError
@@ -247,7 +247,7 @@ def _work(verb: Unlearn | Attribute, argv: list[str]) -> int:
     except ConnectionError as error:
         _error(f"{error}; finished models are kept. Go on with --resume")
         return mesh.leave(FAILED)
-    except (ArithmeticError, DamagedError, OSError) as error:
+    except (ArithmeticError, ValueError, OSError) as error:
         _error(str(error))
         return mesh.leave(FAILED)
     return OK

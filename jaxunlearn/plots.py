@@ -24,8 +24,8 @@ def comparison(folder: str | os.PathLike, path: str | os.PathLike) -> None:
 
     results = json.loads((Path(folder) / "results.json").read_text())
     with np.load(Path(folder) / "margins.npz") as margins:
-        forget = results["forget_set"]["indices"]
-        unlearned = {name: margins[name][:, forget] for name in margins}
+        points = results["forget_set"]["indices"]
+        unlearned = {name: margins[name][:, points] for name in margins}
     oracle = unlearned.pop("oracle")
     names = list(unlearned)
     figure = Figure(figsize=(12, 4 + 2 * -(-len(names) // 4)), layout="constrained")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 
-def attributor(net: torch.nn.Module, dim: int, l2: float, projector: Any = None):
+def attributor(net: torch.nn.Module, dim: int, l2: float, projector: Any = None, batch: int = 64):
     """Scores of training points on targets: `(x, y, target_x, target_y) -> [n, m]`.
 
     Args:
@@ -15,6 +15,7 @@ def attributor(net: torch.nn.Module, dim: int, l2: float, projector: Any = None)
         dim: of the projection.
         l2: added to the kernel's diagonal.
         projector: in place of its own random projection, `[B, P] -> [B, dim]`.
+        batch: examples at once.
     """
     from dattri.algorithm import trak
     from dattri.task import AttributionTask
@@ -47,15 +48,15 @@ def attributor(net: torch.nn.Module, dim: int, l2: float, projector: Any = None)
                 lambda grads, ensemble_id: projector(grads * scale)
             )
         with mock.patch.multiple(trak, **changes):
-            own.cache(_loader(x, y))
-            return own.attribute(_loader(target_x, target_y)).detach().numpy()
+            own.cache(_loader(x, y, batch))
+            return own.attribute(_loader(target_x, target_y, batch)).detach().numpy()
 
     return score
 
 
-def _loader(x: torch.Tensor, y: torch.Tensor):
+def _loader(x: torch.Tensor, y: torch.Tensor, batch: int):
     dataset = torch.utils.data.TensorDataset(x, y)
-    return torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=False)
+    return torch.utils.data.DataLoader(dataset, batch_size=batch, shuffle=False)
 
 
 def order_of_parameters(build, params) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Chooses the default settings of the methods: nine settings each, on another seed than is shown.
 
 Command:   python -m experiments.digits.choose
-Hardware:  2 CPU cores; about 6 minutes, most of it compilation
+Hardware:  2 CPU cores; about 8 minutes, most of it compilation
 Protocol:  the default job with seed 1 (its own models and oracles); every method gets the same
            budget of nine settings; the best is the one with the least mean of the three groups'
            mean KLOM (forget, retain, validation), that is, oracles are used to choose. The defaults
            in jaxunlearn/unlearn are the winners. Released code uses, for CIFAR-10 networks:
-           SCRUB learning rate 0.01, SSD alpha 10 and lam 1.
+           SCRUB learning rate 0.01, SSD alpha 10 and lam 1, matching
+           batches of 512, learning rate 1e-4, 4 epochs. DM-Direct has nothing to choose.
 Writes choose.json beside this file: every setting and its scores.
 """
 
@@ -28,6 +29,8 @@ GRIDS = {
     "random_labels": {"learning_rate": (0.01, 0.02, 0.05), "epochs": (1, 3, 5)},
     "scrub": {"learning_rate": (0.01, 0.03, 0.1), "ascent_epochs": (1, 3, 5)},
     "ssd": {"alpha": (10.0, 20.0, 30.0), "lam": (0.5, 1.0, 2.0)},
+    "oracle_matching": {"learning_rate": (1e-3, 3e-3, 1e-2), "epochs": (5, 10, 20)},
+    "dmm": {"learning_rate": (1e-3, 3e-3, 1e-2), "epochs": (5, 10, 20)},
 }
 
 

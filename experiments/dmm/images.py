@@ -13,9 +13,9 @@ Models:    the small CNN with BatchNorm within 150,000 multiply-adds, 12 epochs,
            augmentation; 100 full models, shared by the forget sets, and for each of these 100
            reference oracles, 100 fresh oracles and 10 that Oracle Matching takes as targets
 Datamodels: ridge, penalty by leave-one-out, all logits of all 900 images, on 1,600 members (four
-           times the training set) on random halves. A first look with 800 members on seed-less
-           keys of its own gave KLOM 1.1 and 1.7 of DM-Direct (random, cluster; 3.0 and 6.0 of doing
-           nothing), so that halves were kept
+           times the training set) on random halves. A first look with other models, 60 a side, and
+           800 members gave DM-Direct KLOM 1.1 and 1.7 on halves (25 random images, a cluster of 20)
+           and 1.3 and 3.5 on subsets of 80 %, where doing nothing has 3.0 and 6.0: hence halves
 Settings:  for every method four, chosen for each forget set by the gap of 20 models' mean margins
            to those of 20 oracles (experiments/grid.py) among models of another seed, 100: full
            models and oracles of the choice are none of those that are shown. DMM is chosen with the
@@ -24,6 +24,9 @@ Seeds:     0 on all forget sets; 1 and 2 on the cheapest, 8 random images, with 
 Trajectories: on the cluster, seed 0, the chosen settings of five methods after 1, 2, 4, ... epochs
 Arithmetic: members 3 x 1,600 x 12 x 200 images, 1,900 trainings x 12 x 400, the methods about 15
            million: 36 million images, at 15,000 a second 40 minutes; about 100 compilations
+Added when the run had begun: matching with TRAK (5 of the full models as checkpoints, 512
+           numbers) in place of the datamodels; and Oracle Matching with an oracle of its own for
+           each model instead of the mean of ten for all; at the settings chosen for DMM and OM
 To show (fixed before the run): mean KLOM by group of every method as it comes out, `retrain` within
            3 standard errors of the floor; LDS of datamodels and TRAK on 100 held-out subsets; where
            DMM does not win, why
@@ -38,10 +41,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from rich.console import Console
 
 from experiments.grid import candidates, margin_gaps
+from jaxunlearn import evaluate, plots
 from jaxunlearn.core import mesh
-from jaxunlearn.unlearn import METHODS, comparison
+from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.unlearn import METHODS, attribute, comparison
+from jaxunlearn.unlearn.report import table
 from jaxunlearn.unlearn.training import Training
 
 HERE = Path(__file__).parent
@@ -119,9 +127,7 @@ def compare(
     # Full models and members know nothing of the forget set: those of the first one serve all.
     first = folder(CHEAPEST, seed)
     for name in ("full", "members"):
-        lanes = out / "lanes" / name
-        if out != first and not lanes.exists() and (first / "lanes" / name).exists():
-            shutil.copytree(first / "lanes" / name, lanes)
+        copied(first / "lanes" / name, out / "lanes" / name)
 
     def progress(phase: str, done: int, total: int) -> None:
         if done == total:
@@ -163,14 +169,104 @@ def choose(forget: str) -> dict[str, list[dict[str, Any]]]:
     return {name: sorted(own, key=lambda row: row["mean"]) for name, own in rows.items()}
 
 
-def trajectory(forget: str, choice: dict[str, dict[str, Any]]) -> dict[str, tuple[Any, Any]]:
+def trajectory(choice: dict[str, dict[str, Any]]) -> dict[str, tuple[Any, Any]]:
     """The chosen settings with fewer and more epochs, as methods of their own."""
     methods = methods_of(choice)
     return {
-        f"{name}.{epochs}": (methods[name][0], dataclasses.replace(methods[name][1], epochs=epochs))
+        f"{name}@{epochs}": (methods[name][0], dataclasses.replace(methods[name][1], epochs=epochs))
         for name, numbers in TRAJECTORIES.items()
         for epochs in numbers
     }
+
+
+def with_estimates(
+    forget: str, label: str, estimates: comparison.Estimates, methods: comparison.Methods
+) -> dict[str, Any]:
+    """The rows of some methods with other estimates, on the models of seed 0."""
+    own = dataclasses.replace(settings(forget, 0, 100), estimates=estimates)
+    out, models = RUNS / label / forget.replace(" ", ""), folder(forget, 0) / "lanes"
+    job = comparison.prepare(own, methods, out=out, resume=True, mesh=mesh.make())
+    for name in ("full", "oracle", "methods/retrain"):
+        copied(models / name, out / "lanes" / name)
+    found = comparison.execute(job)["methods"]
+    return {f"{name}, {label}": found[name] for name in methods}
+
+
+def others(forget: str, choice: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """DM-Direct and DMM with TRAK, and Oracle Matching with an oracle each."""
+    methods = methods_of(choice)
+    trak = comparison.Estimates(attribution="trak")
+    by_trak = {name: methods[name] for name in ("dm_direct", "dmm")}
+    own = {"oracle_matching": methods["oracle_matching"]}
+    return with_estimates(forget, "TRAK", trak, by_trak) | with_estimates(
+        forget, "own oracles", comparison.Estimates(oracles=0), own
+    )
+
+
+def copied(source: Path, to: Path) -> None:
+    """A folder of finished lanes in another place, whole or not at all."""
+    if source.exists() and not to.exists():
+        part = to.with_name(to.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part)
+        part.rename(to)
+
+
+def prediction(forget: str) -> dict[str, float]:
+    """How well the datamodels predict the mean shift of the forget set's logits."""
+    lanes = folder(forget, 0) / "lanes"
+    full, oracle = (
+        np.concatenate([BlockStore(lanes / name).read(i)["logits"] for i in range(20)]).mean(0)
+        for name in ("full", "oracle")
+    )
+    effect = BlockStore(lanes / "effect").read(0)["effect"]
+    forget_set = json.loads((folder(forget, 0) / "results.json").read_text())["forget_set"]
+    rows = np.array(forget_set["indices"])
+    true, predicted = (full - oracle)[rows].ravel(), effect[rows].ravel()
+    return {
+        "correlation": float(np.corrcoef(true, predicted)[0, 1]),
+        "slope": float(true @ predicted / (predicted @ predicted)),
+    }
+
+
+def lds() -> dict[str, Any]:
+    """Linear datamodeling scores of the datamodels of seed 0 and of TRAK."""
+    own, out = settings(CHEAPEST, 0, 100), RUNS / "attribute"
+    wanted = attribute.Settings(
+        data=own.data, model=own.model, budget=own.budget, n_train=400, n_val=500,
+        members=own.estimates.members, held_out=100, checkpoints=5, lane_width=own.lane_width,
+        training=own.training,
+    )  # fmt: skip
+    job = attribute.prepare(wanted, out=out, resume=True, mesh=mesh.make())
+    copied(folder(CHEAPEST, 0) / "lanes" / "members", out / "lanes" / "members")
+    found = attribute.execute(job)
+    data = job.dataset
+    plots.influences(found["targets"], data.x_train, data.x_val, HERE / "influences.png")
+    return found["lds"]
+
+
+def trajectories(result: dict[str, Any]) -> dict[str, Any]:
+    """Margins and KLOM of the cluster in the course of unlearning; draws them."""
+    with np.load(folder("cluster", 0) / "margins.npz") as file:
+        forget = result["forget_set"]["indices"]
+        margins = {name: file[name][:, forget] for name in file.files}
+    found, numbers = {}, {}
+    for name, epochs in TRAJECTORIES.items():
+        labels = ["none", *(f"{name}@{e}" for e in epochs)]
+        cost = [result["methods"][label]["cost"] for label in labels]
+        own = evaluate.trajectory(np.stack([margins[label] for label in labels]), margins["oracle"])
+        found[name] = (cost, own)
+        numbers[name] = {
+            "epochs": [0, *epochs],
+            "cost": cost,
+            "klom": own.klom.mean(1).tolist(),
+            "retain": [result["methods"][label]["klom"]["retain"]["mean"] for label in labels],
+            "missed": own.missed,
+            "past": np.mean(np.sign(own.gap) != np.sign(own.gap[0]), 1).tolist(),
+        }
+    floor = result["floor"]["forget"]["mean"]
+    plots.trajectories(found, floor, HERE / "trajectories.png")
+    return numbers
 
 
 def main() -> None:
@@ -189,7 +285,38 @@ def main() -> None:
                 forget, seed, 100, methods_of(choice)
             )
             (HERE / "images.json").write_text(json.dumps(content, indent=1) + "\n")
-    compare("cluster", 0, 100, methods_of(choice) | trajectory("cluster", choice))
+    chosen = {
+        forget: {name: rows[0]["settings"] for name, rows in grid.items()}
+        for forget, grid in content["grids"].items()
+    }
+    choice = chosen["cluster"]
+    _, course = compare("cluster", 0, 100, methods_of(choice) | trajectory(choice))
+    content["trajectories"] = trajectories(course)
+    content["prediction"] = {forget: prediction(forget) for forget in FORGET_SETS}
+    content["others"] = {forget: others(forget, chosen[forget]) for forget in FORGET_SETS}
+    content["lds"] = lds()
+    (HERE / "images.json").write_text(json.dumps(content, indent=1) + "\n")
+    seed_0 = {forget: found["0"] for forget, found in content["results"].items()}
+    plots.trade_offs(seed_0, HERE / "images.png")
+    show(content)
+
+
+def show(content: dict[str, Any]) -> None:
+    """Prints what the card asks for."""
+    for forget, seeds in content["results"].items():
+        for seed, result in seeds.items():
+            print(f"{forget}, seed {seed}")
+            Console(width=100).print(table(result))
+            for group, floor in result["floor"].items():
+                retrain = result["methods"]["retrain"]["klom"][group]["mean"]
+                gap = (retrain - floor["mean"]) / floor["stderr"]
+                print(f"{group}: retrain is {gap:+.2f} standard errors from the floor")
+        print("prediction of the forget set's logits", content["prediction"][forget])
+        for name, row in content["others"][forget].items():
+            print(name, {g: round(k["mean"], 2) for g, k in row["klom"].items()})
+    print("LDS", content["lds"])
+    for name, own in content["trajectories"].items():
+        print(name, {key: np.round(value, 3).tolist() for key, value in own.items()})
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def check(masks: np.ndarray) -> np.ndarray:
 
 def check_points(points: np.ndarray, n: int) -> np.ndarray:
     """Training points as int [f]; raises a ValueError for one out of range or given twice."""
-    points = np.asarray(points)
+    points = np.asarray(points, int) if np.size(points) == 0 else np.asarray(points)
     if points.ndim != 1 or not np.issubdtype(points.dtype, np.integer):
         raise ValueError(f"forget is {points.dtype} {list(points.shape)}; int [f] is needed")
     outside = points[(points < 0) | (points >= n)]

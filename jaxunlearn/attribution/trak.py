@@ -1,8 +1,10 @@
 """TRAK: influence on a trained model's outputs from projected gradients.
 
-Source: Park et al., TRAK: Attributing Model Behavior at Scale, 2023. Scores are calibrated: they
-estimate by how much a point's presence changes the output (released code divides by the mean
-absolute entry of the inverse, which leaves only their order).
+Source: Park et al., TRAK: Attributing Model Behavior at Scale, 2023. Released code divides by the
+mean absolute entry of the inverse, which leaves only the order of the scores: not so here. By
+default `attribute` and `effect` also keep the weights p (1 - p) of the logistic Hessian, which TRAK
+leaves out: a score then estimates by how much a point's presence changes the output, which
+unlearning needs. Without them the scores of well-fitted points come out too small by orders.
 """
 
 import functools
@@ -247,6 +249,7 @@ def attribute(
     dim: int = 2048,
     output: Output = margin,
     projection: Projection = "rademacher",
+    hessian: bool = True,
     chunk: int = 64,
     stores: Callable[[str], BlockStore] | None = None,
 ) -> np.ndarray:
@@ -258,10 +261,11 @@ def attribute(
         train: inputs [n, ...] and labels [n] of the training points.
         targets: inputs [m, ...] and labels [m].
         key: of the projections; every checkpoint has its own.
-        l2: added to the diagonal, in units of the mean diagonal entry of Phi' Phi.
+        l2: added to the kernel's diagonal, in units of its mean entry there.
         dim: see `features`, as all that follow.
         output: of the targets; of the training points it is always the margin.
         projection: distribution.
+        hessian: whether the kernel is Phi' R Phi, R = p_y (1 - p_y), instead of TRAK's Phi' Phi.
         chunk: examples at once.
         stores: `stores(name)` gives a store for the features of a checkpoint, to resume from.
 
@@ -272,10 +276,13 @@ def attribute(
     own = dict(dim=dim, projection=projection, chunk=chunk)
     for number, (params, stats) in enumerate(checkpoints):
         featurise = _featuriser(model, params, stats, key, number, stores, own)
-        phi = featurise("train", *train)[:, 0]
+        phi, root = featurise("train", *train)[:, 0], np.ones((len(train[1]), 1))
+        if hessian:
+            root = _root_of_curvature(model, params, stats, *train)
         wanted = featurise("targets", *targets, output=output)
-        flat = wanted.reshape(-1, dim)
-        total = total + scores(phi, flat, weights=np.ones(len(phi)), l2=l2 * _scale(phi))
+        kernel = root * phi  # its rows' own root is divided out again
+        flat, scale = wanted.reshape(-1, dim), _scale(kernel)
+        total = total + scores(kernel, flat, weights=1 / root[:, 0], l2=l2 * scale)
     shape = (-1, len(targets[1]), wanted.shape[1])
     return (weights[:, None] * total / len(checkpoints)).reshape(shape)
 
@@ -292,6 +299,7 @@ def effect(
     dim: int = 2048,
     output: Output = all_logits,
     projection: Projection = "rademacher",
+    hessian: bool = True,
     chunk: int = 64,
     stores: Callable[[str], BlockStore] | None = None,
     callback: Callable[[int], None] | None = None,
@@ -309,6 +317,7 @@ def effect(
         dim: numbers per feature.
         output: of the targets.
         projection: distribution.
+        hessian: see `attribute`.
         chunk: examples at once.
         stores: for the features.
         callback: called with the number of checkpoints that are done.
@@ -325,11 +334,14 @@ def effect(
     own = dict(dim=dim, projection=projection, chunk=chunk)
     for number, (params, stats) in enumerate(checkpoints):
         featurise = _featuriser(model, params, stats, key, number, stores, own)
-        phi = featurise("train", *train)[:, 0].astype(np.float64)
-        factor, dual = _factorise(phi, l2 * _scale(phi))
-        right = weights if dual else phi.T @ weights
-        solved = scipy.linalg.cho_solve(factor, right)
-        direction = phi.T @ solved if dual else solved
+        phi, root = featurise("train", *train)[:, 0], np.ones((len(weights), 1))
+        if hessian:
+            root = _root_of_curvature(model, params, stats, *train)
+        kernel = root * phi
+        factor, dual = _factorise(kernel, l2 * _scale(kernel))
+        own_weights = weights / root[:, 0]
+        solved = scipy.linalg.cho_solve(factor, own_weights if dual else kernel.T @ own_weights)
+        direction = kernel.T @ solved if dual else solved
         total = total + featurise("targets", *targets, output=output) @ direction
         if callback is not None:
             callback(number + 1)
@@ -345,6 +357,13 @@ def _featuriser(model, params, stats, key, number, stores, own) -> Callable[...,
         return features(model, params, stats, x, y, own_key, store=store, **own, **output)
 
     return featurise
+
+
+def _root_of_curvature(model: Model, params, stats, x, y) -> np.ndarray:
+    """sqrt(p_y (1 - p_y)), float64 [n, 1]; not below 1e-3, for points that are fitted exactly."""
+    margin = losses.margins(_predict(model, params, stats, jnp.asarray(x)), jnp.asarray(y))
+    right = 1 / (1 + np.exp(-np.asarray(margin, np.float64)))
+    return np.sqrt(np.maximum(right * (1 - right), 1e-6))[:, None]
 
 
 def _scale(phi: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+from scipy.special import logsumexp
 
 Variant = Literal["closed", "easydub", "paper"]
 
@@ -121,10 +122,10 @@ def renyi(
         )
         low, high = _range(p, q)
         p, q = (_histogram(a, low, high, bins) for a in (p, q))
-        terms = np.where(
-            p > 0, np.where(p > 0, p, 1.0) ** order * np.maximum(q, eps) ** (1 - order), 0
-        )
-        out[points] = np.log(terms.sum(1)) / (order - 1)
+        # In logarithms, which large orders need.
+        log_p = np.log(p, out=np.full_like(p, -np.inf), where=p > 0)
+        logs = np.where(p > 0, order * log_p + (1 - order) * np.log(np.maximum(q, eps)), -np.inf)
+        out[points] = logsumexp(logs, axis=1) / (order - 1)
     return out
 
 

@@ -29,7 +29,7 @@ def kolmogorov_smirnov(unlearned: np.ndarray, oracle: np.ndarray) -> tuple[np.nd
     is_last = np.ones_like(ranked, bool)  # of equal values: both functions have jumped only there
     is_last[:-1] = ranked[1:] != ranked[:-1]
     distance = np.abs(np.where(is_last, difference, 0)).max(0)
-    p_value = scipy.stats.kstwo.sf(distance, np.round(n * m / (n + m)))
+    p_value = scipy.stats.kstwo.sf(distance, max(1, round(n * m / (n + m))))
     return distance, np.clip(p_value, 0, 1)
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,8 @@ from jaxunlearn.unlearn.training import Training, train
 
 def check(estimates: Estimates, needs: set[str], n: int, n_models: int, training: Training) -> None:
     """Raises a ValueError for estimates that cannot be made, before anything is trained."""
-    if "oracle_logits" in needs and estimates.oracles < 1:
-        raise ValueError(f"estimates.oracles is {estimates.oracles}; it must be at least 1")
+    if "oracle_logits" in needs and estimates.oracles < 0:
+        raise ValueError(f"estimates.oracles is {estimates.oracles}; it must be at least 0")
     if "effect" not in needs:
         return
     if estimates.attribution not in ("ridge", "lasso", "difference", "trak"):
@@ -44,30 +46,72 @@ def check(estimates: Estimates, needs: set[str], n: int, n_models: int, training
                 "at least 1 and a positive number are needed"
             )
         return
-    if estimates.members < 10:
-        raise ValueError(f"estimates.members is {estimates.members}; at least 10 are needed")
-    if not 0 < estimates.alpha < 1:
-        raise ValueError(f"estimates.alpha is {estimates.alpha}; it must lie between 0 and 1")
-    size = int(estimates.alpha * n + 1e-9)
+    check_members(estimates.members, estimates.alpha, n, training, "estimates.")
+
+
+def check_members(
+    n_members: int, alpha: float, n: int, training: Training, prefix: str = ""
+) -> None:
+    """Raises a ValueError for members that cannot be trained; `prefix` is of settings' names."""
+    if n_members < 10:
+        raise ValueError(f"{prefix}members is {n_members}; at least 10 are needed")
+    size = int(alpha * n + 1e-9) if 0 < alpha < 1 else 0
+    if not 0 < size < n:
+        raise ValueError(
+            f"{prefix}alpha is {alpha}: a part of the {n} points is needed, not {size}"
+        )
     if size < training.batch_size:
         raise ValueError(
-            f"estimates.alpha is {estimates.alpha}: subsets of {size} of {n} points, fewer than "
-            f"the batch_size {training.batch_size} of the training"
+            f"{prefix}alpha is {alpha}: subsets of {size} of {n} points, fewer than the batch_size "
+            f"{training.batch_size} of the training"
         )
 
 
-def estimate(job: Job, full: dict[str, Any], progress: Progress) -> tuple[Problem, dict[str, int]]:
-    """The problem with what methods need, and the gradients that each of it took."""
-    problem, gradients, estimates = job.problem, {}, job.settings.estimates
+def check_space(out: str | os.PathLike, n_members: int, n_points: int, n_classes: int) -> None:
+    """Raises a ValueError if the members' logits do not fit the disk."""
+    path = Path(out).absolute()
+    while not path.exists():
+        path = path.parent
+    needed, free = n_members * n_points * n_classes * 4, shutil.disk_usage(path).free
+    if needed > free:
+        raise ValueError(
+            f"members is {n_members}: their logits on {n_points} points take {needed / 2**30:.1f} "
+            f"GiB, but {str(path)!r} has {free / 2**30:.1f} GiB left; fewer members or points, or "
+            "`attribution.members.Moments` in a program of your own, need less"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimated:
+    """What methods get that need it.
+
+    Attributes:
+        problem: the job's, with what all models share.
+        own: fields of the problem that differ by model, leading axis the models.
+        gradients: that each field took, by name.
+    """
+
+    problem: Problem
+    own: dict[str, np.ndarray]
+    gradients: dict[str, int]
+
+
+def estimate(job: Job, full: dict[str, Any], progress: Progress) -> Estimated:
+    """Trains and computes what the job's methods need."""
+    problem, own, gradients = job.problem, {}, {}
     if "oracle_logits" in job.needs:
-        store, n = job.folder.lanes("targets"), estimates.oracles
-        found = train_phase(job, "targets", problem.retain, store, progress, n)
-        problem = dataclasses.replace(problem, oracle_logits=found["logits"].mean(0))
+        store, n = job.folder.lanes("targets"), job.settings.estimates.oracles
+        n_oracles = n or job.settings.n_models
+        found = train_phase(job, "targets", problem.retain, store, progress, n_oracles)
+        if n:
+            problem = dataclasses.replace(problem, oracle_logits=found["logits"].mean(0))
+        else:
+            own["oracle_logits"] = found["logits"]
         gradients["oracle_logits"] = int(found["n_gradients"].sum())
     if "effect" in job.needs:
         effect, gradients["effect"] = _effect(job, full, progress)
         problem = dataclasses.replace(problem, effect=effect)
-    return problem, gradients
+    return Estimated(problem, own, gradients)
 
 
 def _effect(job: Job, full: dict[str, Any], progress: Progress) -> tuple[np.ndarray, int]:
@@ -186,6 +230,7 @@ def _of_members(job: Job, sink: members.Outputs, forget: np.ndarray, progress) -
         outputs,
         forget,
         method=job.settings.estimates.attribution,  # type: ignore[arg-type]
+        mesh=job.mesh if jax.process_count() == 1 else None,
         callback=lambda done: progress("effect", done, outputs.shape[1]),
     )
 

@@ -59,7 +59,7 @@ class Job:
         training = 3.0  # from scratch takes about three times as long as unlearning a model
         phases = {"full": training, "oracle": training}
         if "oracle_logits" in self.needs:
-            phases["targets"] = training * estimates.oracles / n_models
+            phases["targets"] = training * (estimates.oracles or n_models) / n_models
         if "effect" in self.needs:
             if estimates.attribution != "trak":
                 phases["members"] = training * estimates.alpha * estimates.members / n_models
@@ -78,20 +78,32 @@ def train_phase(
 
 
 def forget_phase(
-    job: Job, name: str, full: dict[str, Any], problem: Problem, progress: Progress
+    job: Job,
+    name: str,
+    full: dict[str, Any],
+    progress: Progress,
+    *,
+    problem: Problem | None = None,
+    own: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Lets all full models forget; returns logits, and the gradients it took.
 
-    `problem` is that of the job, for methods that need them with estimates.
+    Args:
+        job: the job.
+        name: of a method.
+        full: parameters and statistics of the full models.
+        progress: called as models finish.
+        problem: with estimates, for a method that needs them; by default the job's.
+        own: fields of the problem that differ by model, leading axis the models.
     """
-    method, own = job.methods[name]
-    store, n_models = job.folder.method_lanes(name, dataclasses.asdict(own)), job.settings.n_models
+    (method, settings), n_models = job.methods[name], job.settings.n_models
+    store = job.folder.method_lanes(name, dataclasses.asdict(settings))
     if method is baselines.retrain:  # the program of the oracles, which is compiled already
         return train_phase(job, name, job.problem.retain, store, progress, n_models)
-    own_keys = keys_of(job.settings.seed, name, n_models)
-    members = (full["params"], full.get("stats", {}), own_keys)
-    one = _forgetting_of_one(job.model, method, own)
-    return _run_lanes(job, name, one, members, store, progress, problem)
+    own_keys = keys_of(job.settings.seed, name.partition("@")[0], n_models)
+    members = (full["params"], full.get("stats", {}), own_keys, own or {})
+    one = _forgetting_of_one(job.model, method, settings)
+    return _run_lanes(job, name, one, members, store, progress, problem or job.problem)
 
 
 # The same model and settings give the same function, so that a second comparison in this process
@@ -111,8 +123,9 @@ def _forgetting_of_one(model: Model, method: Callable, own: Any) -> Callable:
     forget = bind(method, own)
 
     def one(shared, member):
-        params, stats, key = member
-        return _outputs(model, shared, forget(model, params, stats, shared["problem"], key))
+        params, stats, key, fields = member
+        problem = dataclasses.replace(shared["problem"], **fields)
+        return _outputs(model, shared, forget(model, params, stats, problem, key))
 
     return one
 

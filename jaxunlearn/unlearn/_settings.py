@@ -13,12 +13,14 @@ class Estimates:
     """What the matching methods are given beside a model; shared by all models, paid for once.
 
     Attributes:
-        members: models on random subsets that datamodels are regressed on.
+        members: models on random subsets that datamodels are regressed on; a ridge on fewer than
+            about four per training point underestimates the effect of a coherent forget set.
         alpha: the fraction of the training set that each of them is trained on.
         attribution: how the effect of the forget set is estimated: a regression on the members (see
             `attribution.datamodels`), or "trak", which needs no members.
-        oracles: retrained models whose mean logits Oracle Matching takes; others than those that
-            judge.
+        oracles: retrained models whose mean logits Oracle Matching takes as targets for all models;
+            others than those that judge. 0: each model matches an oracle of its own instead, which
+            keeps the spread that KLOM sees.
         checkpoints: of "trak", full models whose gradients are used.
         features: of "trak", numbers that a gradient is projected to.
         l2: of "trak", its penalty, in units of the mean diagonal entry.

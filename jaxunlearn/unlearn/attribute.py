@@ -5,7 +5,6 @@ judged on held-out members; TRAK, which needs a few full models only, stands bes
 """
 
 import dataclasses
-import json
 import os
 from typing import Any, Literal
 
@@ -16,8 +15,8 @@ from jax.sharding import Mesh
 
 from jaxunlearn import data as datasets
 from jaxunlearn import evaluate
-from jaxunlearn.attribution import datamodels, trak
-from jaxunlearn.core import ensemble, keys, losses
+from jaxunlearn.attribution import datamodels, members, trak
+from jaxunlearn.core import ensemble, keys, losses, records
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.model import Model
@@ -145,15 +144,19 @@ def prepare(
         dataset = datasets.load(settings.data, settings.n_train, settings.n_val, data_dir=data_dir)
         n, m = len(dataset.x_train), len(dataset.x_val)
         settings = dataclasses.replace(settings, n_train=n, n_val=m)
-        estimates = _estimates.Estimates(settings.members, settings.alpha, settings.method)
-        _estimates.check(estimates, {"effect"}, n, 0, settings.training)
+        _estimates.check_members(settings.members, settings.alpha, n, settings.training)
+        n_members = settings.members + settings.held_out
+        _estimates.check_space(out, n_members, n + m, dataset.n_classes)
         outside = [at for at in settings.targets if not 0 <= at < m]
         if outside:
             raise ValueError(f"targets has {outside[0]}; there are validation points 0 to {m - 1}")
         if not 1 <= settings.shown <= n // 2:
             raise ValueError(f"shown is {settings.shown}; it must lie in 1 to {n // 2}")
         model = build_model(settings.model, settings.budget, dataset)
+        # What is only read off finished models may change when the run is resumed.
         record = run_record(settings, dataset)
+        for name in ("targets", "shown", "method"):
+            del record["settings"][name]
         folder = RunFolder(out, record, {}, resume)
     with meshes.together():
         folder.begin()
@@ -177,34 +180,53 @@ def _check(settings: Settings) -> None:
 
 def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -> dict[str, Any]:
     """Does the work of a prepared job; see `run`."""
-    masks, margins = _members(job, "members", job.settings.members, progress)
-    judges, measured = _members(job, "held_out", job.settings.held_out, progress)
-    scores = _trak(job, progress) if job.settings.checkpoints else None
+    fitted = _members(job, "members", job.settings.members, progress)
+    judges = _members(job, "held_out", job.settings.held_out, progress)
+    full = _checkpoints(job, progress) if job.settings.checkpoints else None
+    with meshes.together():
+        if meshes.is_first():
+            _conclude(job, fitted, judges, full, progress)
+    return records.read(job.folder.path / "results.json")
+
+
+def _conclude(
+    job: Job,
+    fitted: members.Outputs,
+    judges: members.Outputs,
+    full: dict[str, Any] | None,
+    progress: Progress,
+) -> None:
+    """From all models to the results, in one process."""
+    own = job.settings
+    masks, margins = _margins(job, fitted)
+    found = {} if full is None else {"trak": _trak(job, full, progress)}
     progress("regression", 0, 1)
-    datamodel = datamodels.fit(masks, margins, method=job.settings.method, mesh=job.mesh)
-    found = {"datamodel": datamodel.weights} | ({} if scores is None else {"trak": scores})
+    alone = job.mesh if jax.process_count() == 1 else None
+    datamodel = datamodels.fit(masks, margins, method=own.method, mesh=alone)
+    held_out = _margins(job, judges)
+    kinds = {"datamodel": datamodel.weights} | found
+    job.folder.write_arrays("datamodel.npz", vars(datamodel))
+    if found:
+        job.folder.write_arrays("trak.npz", {"scores": found["trak"]})
     results = {
         "schema": 1,
-        "lds": {name: _lds(weights, judges, measured) for name, weights in found.items()},
-        "targets": [_extremes(job, at, datamodel.weights[:, at]) for at in job.settings.targets],
+        "lds": {name: _lds(weights, *held_out) for name, weights in kinds.items()},
+        "targets": [_extremes(job, at, datamodel.weights[:, at]) for at in own.targets],
         "seconds": job.folder.seconds,
         **job.record,
     }
-    job.folder.write_arrays("datamodel.npz", vars(datamodel))
-    if scores is not None:
-        job.folder.write_arrays("trak.npz", {"scores": scores})
+    results["settings"] = results["settings"] | {
+        name: getattr(own, name) for name in ("targets", "shown", "method")
+    }
     job.folder.write_json("results.json", results)
     progress("regression", 1, 1)
-    return json.loads(json.dumps(results))
 
 
-def _members(
-    job: Job, phase: str, n_members: int, progress: Progress
-) -> tuple[np.ndarray, np.ndarray]:
-    """Masks [M, n] and margins of the validation points [M, m]."""
+def _members(job: Job, phase: str, n_members: int, progress: Progress) -> members.Outputs:
+    """Trains the members of a phase; their logits on all points."""
     own, data = job.settings, job.dataset
     n, offset = len(data.x_train), {"members": 0, "held_out": own.members}[phase]
-    sink = _estimates.train_members(
+    return _estimates.train_members(
         job.folder.path / "lanes" / phase,
         job.model,
         own.training,
@@ -219,16 +241,20 @@ def _members(
         mesh=job.mesh,
         callback=ticking(job.folder, phase, n_members, progress),
     )
-    labels = jnp.asarray(data.y_val)
-    parts = [
+
+
+def _margins(job: Job, sink: members.Outputs) -> tuple[np.ndarray, np.ndarray]:
+    """Masks [M, n] and margins of the validation points [M, m]."""
+    labels, n = jnp.asarray(job.dataset.y_val), len(job.dataset.x_train)
+    parts = [  # not all logits at once
         np.asarray(losses.margins(jnp.asarray(sink.outputs[at : at + 256, n:]), labels))
-        for at in range(0, n_members, 256)
+        for at in range(0, len(sink.masks), 256)
     ]
     return sink.masks, np.concatenate(parts)
 
 
-def _trak(job: Job, progress: Progress) -> np.ndarray:
-    """Scores of the training points on the margins of the validation points, [n, m]."""
+def _checkpoints(job: Job, progress: Progress) -> dict[str, Any]:
+    """Models on all data: parameters and statistics, leading axis the models."""
     own, data = job.settings, job.dataset
 
     def one(shared, key):
@@ -236,7 +262,7 @@ def _trak(job: Job, progress: Progress) -> np.ndarray:
         result = train(job.model, problem, jnp.arange(len(data.x_train)), key, **vars(own.training))
         return {"params": result.params, "stats": result.stats, "losses": result.losses}
 
-    full = ensemble.run(
+    return ensemble.run(
         one,
         {"x": jnp.asarray(data.x_train), "y": jnp.asarray(data.y_train)},
         keys_of(own.seed, "full", own.checkpoints),
@@ -247,6 +273,11 @@ def _trak(job: Job, progress: Progress) -> np.ndarray:
         check=lambda lane, first: check_finite("checkpoints", lane, first),
         callback=ticking(job.folder, "checkpoints", own.checkpoints, progress),
     )
+
+
+def _trak(job: Job, full: dict[str, Any], progress: Progress) -> np.ndarray:
+    """Scores of the training points on the margins of the validation points, [n, m]."""
+    own, data = job.settings, job.dataset
     progress("trak", 0, own.checkpoints)
     checkpoints = [
         jax.tree.map(lambda a, i=i: jnp.asarray(a[i]), (full["params"], full.get("stats", {})))

@@ -70,7 +70,9 @@ def run(
         settings: what is compared.
         methods: `{name: (method, its settings)}`, see `methods.METHODS`; settings are frozen
             dataclasses. By default those that need no estimates; where a class of settings has
-            `needs`, "effect" or "oracle_logits", the problem gets it (see `Estimates`). `none` and
+            `needs`, "effect" or "oracle_logits", the problem gets it (see `Estimates`). The keys of
+            a method's models follow from its name up to an "@": "dmm@2" and "dmm@4" with 2 and 4
+            epochs are one course of unlearning, looked at twice. `none` and
             `retrain` are always among the results, and `retrain` takes the training of `settings`.
         out: the output folder: new or empty, or (with `resume`) that of the same run. A resumed run
             may have other methods, and other settings of methods without a finished lane.
@@ -129,10 +131,10 @@ def _checked(
     methods = {name: METHODS[name] for name in ("none", "retrain")} | dict(methods)
     methods["retrain"] = (METHODS["retrain"][0], settings.training)
     for name, (_, own) in methods.items():
-        if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*", name) or name in _PHASES:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*(@[\w.=+-]+)?", name) or name in _PHASES:
             raise ValueError(
-                f"method name is {name!r}; it needs letters, digits and any of _ . = + -, and must "
-                f"not be one of {', '.join(_PHASES)}"
+                f"method name is {name!r}; it needs letters, digits and any of _ . = + -, perhaps "
+                f"@ and a label, and must not be one of {', '.join(_PHASES)}"
             )
         if not dataclasses.is_dataclass(own) or type(own).__hash__ is None:
             raise ValueError(
@@ -158,6 +160,9 @@ def _checked(
     _estimates.check(
         settings.estimates, needs, len(dataset.x_train), settings.n_models, settings.training
     )
+    if "effect" in needs and settings.estimates.attribution != "trak":
+        n_points = len(dataset.x_train) + len(dataset.x_val)
+        _estimates.check_space(out, settings.estimates.members, n_points, dataset.n_classes)
     model = build_model(settings.model, settings.budget, dataset)
     own = {name: dataclasses.asdict(config) for name, (_, config) in methods.items()}
     record = run_record(settings, dataset, forget)
@@ -192,7 +197,7 @@ def execute(
     n_models = job.settings.n_models
     full = train_phase(job, "full", everything, store("full"), progress, n_models)
     oracle = train_phase(job, "oracle", job.problem.retain, store("oracle"), progress, n_models)
-    estimated, gradients = _estimates.estimate(job, full, progress)
+    estimated = _estimates.estimate(job, full, progress)
     judge = report.Judge(job.dataset, job.problem)
     forget = np.asarray(job.problem.forget)
     results = {
@@ -213,9 +218,11 @@ def execute(
     failure = None
     for name in job.methods:
         try:
-            needs = hasattr(job.methods[name][1], "needs")
-            problem = estimated if needs else job.problem  # one program where nothing is needed
-            unlearned[name] = forget_phase(job, name, full, problem, progress)
+            given = {}
+            if needs := getattr(job.methods[name][1], "needs", None):
+                own = {field: a for field, a in estimated.own.items() if field == needs}
+                given = {"problem": estimated.problem, "own": own}
+            unlearned[name] = forget_phase(job, name, full, progress, **given)
         except NonFiniteError as error:  # the methods before it are still reported
             failure = error
             results["failed"] = str(error)
@@ -229,7 +236,7 @@ def execute(
         results |= judge.judge(margins, unlearned, job.folder.seconds)
         one_retraining = unlearned["retrain"]["n_gradients"].mean()
         for name, row in results["methods"].items():
-            shared = gradients.get(getattr(job.methods[name][1], "needs", ""), 0)
+            shared = estimated.gradients.get(getattr(job.methods[name][1], "needs", ""), 0)
             row["cost_shared"] = float(shared / one_retraining)
         job.folder.write_json("results.json", results)
         job.folder.write_arrays("margins.npz", margins)

@@ -186,3 +186,40 @@ def test_a_projection_drawn_block_by_block_is_the_one_that_is_kept(monkeypatch):
     monkeypatch.setattr(trak, "_KEPT", 0)
     drawn = trak.features(model, params, stats, x, y, KEY, dim=12, chunk=5)
     np.testing.assert_array_equal(kept, drawn)
+
+
+@pytest.mark.parametrize("hessian", [True, False])
+def test_with_the_hessian_an_effect_is_that_of_leaving_out(hessian):
+    """Logistic regression to its optimum: what a point adds to a logit is known."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3)).astype(np.float32)
+    y = (x[:, 0] + 0.8 * rng.normal(size=60) > 0).astype(np.int32)
+    model = nn.mlp(3, (), 2)
+
+    def optimum(rows):
+        params, stats = model.init(KEY)
+
+        def loss(params):
+            logits, _ = model.apply(params, stats, x[rows])
+            squares = sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
+            return losses.cross_entropy(logits, y[rows]).sum() + 5e-3 * squares
+
+        step = jax.jit(lambda p: jax.tree.map(lambda a, g: a - 0.02 * g, p, jax.grad(loss)(p)))
+        for _ in range(3000):
+            params = step(params)
+        return params, stats
+
+    everyone = np.arange(60)
+    full, forget = optimum(everyone), np.array([2, 30, 41])
+    predicted = trak.effect(
+        model, [full], (x, y), (x, y), forget, KEY, l2=1e-6, dim=64, output=trak.margin,
+        projection="normal", hessian=hessian,
+    )[:, 0]  # fmt: skip
+    margins = [
+        losses.margins(model.apply(*m, x)[0], y)
+        for m in (full, optimum(np.setdiff1d(everyone, forget)))
+    ]
+    true = np.asarray(margins[0] - margins[1])
+    slope = true @ predicted / (predicted @ predicted)
+    assert (np.corrcoef(true, predicted)[0, 1] > 0.95) == hessian
+    assert (0.8 < slope < 1.3) == hessian

@@ -78,6 +78,12 @@ def test_renyi_near_order_1_is_klom():
         evaluate.renyi(*pair, order=1)
 
 
+def test_of_a_large_order_only_the_worst_bin_counts():
+    far, near = np.linspace(5, 6, 30)[:, None], np.linspace(0, 1, 30)[:, None]
+    found = evaluate.renyi(far, near, order=300.0)
+    assert 10 < found[0] < np.log(1e5) + 0.1
+
+
 def test_equal_samples_differ_in_nothing():
     same = draw(1, 20, 20, True)[0]
     distance, p_value = evaluate.kolmogorov_smirnov(same, same[::-1])

@@ -1,6 +1,7 @@
 """The attribution job."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -81,6 +82,22 @@ def test_stopped_anywhere_it_goes_on_to_the_same_numbers(finished, tmp_path):
             attribute.run(TINY, out=tmp_path / "run", resume=True, progress=stop)
     again = attribute.run(TINY, out=tmp_path / "run", resume=True)
     assert again["lds"] == results["lds"] and again["targets"] == results["targets"]
+
+
+def test_what_is_read_off_the_members_may_change(finished, tmp_path):
+    out, results, _ = finished
+    shutil.copytree(out, tmp_path / "run")
+    other = dataclasses.replace(TINY, targets=(0, 1, 2), shown=4, method="difference")
+    trained = []
+    again = attribute.run(
+        other, out=tmp_path / "run", resume=True, progress=lambda *p: trained.append(p)
+    )
+    assert ("members", 0, 200) not in trained
+    assert len(again["targets"]) == 3 and len(again["targets"][0]["harmful"]) == 4
+    assert again["lds"]["trak"] == results["lds"]["trak"]
+    assert again["lds"]["datamodel"] != results["lds"]["datamodel"]
+    with pytest.raises(ValueError, match="members = 200, but now it is 300"):
+        attribute.run(dataclasses.replace(TINY, members=300), out=tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(
