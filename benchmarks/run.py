@@ -1,6 +1,6 @@
 """`python -m benchmarks.run [NAMES]`: runs benchmarks, prints one table, writes JSON.
 
-Needs the `parity` extra (a CPU build of torch==2.13.0).
+Needs the `parity` and `bench` extras (a CPU build of torch==2.13.0, and dattri).
 """
 
 import importlib

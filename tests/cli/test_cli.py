@@ -177,8 +177,23 @@ BAD = {
     ),
     "no shards": (["unlearn", "--batch-shards", "0"], "batch_shards is 0"),
     "uneven shards": (["unlearn", "--batch-shards", "7"], "batch_shards is 7"),
-    "shards without devices": (["unlearn", "--batch-shards", "4"], "divide the 1 devices"),
+    "shards without devices": (["unlearn", "--batch-shards", "4"], "must be at least 1 and divide the"),
     "resume what": (["unlearn", "--resume"], "resume needs out"),
+    "few members": (["attribute", "--members", "5"], "error: members is 5; at least 10"),
+    "a target that is not there": (["attribute", "--targets", "3", "597"], "targets has 597"),
+    "a part above 1": (["attribute", "--alpha", "1.5"], "error: alpha is 1.5"),
+    "alpha of estimates": (
+        ["unlearn", "--methods", "dmm", "--estimates.alpha", "0"],
+        "estimates.alpha is 0",
+    ),
+    "much to match on": (
+        ["unlearn", "--methods", "dmm", "--forget-size", "60"],
+        "dmm.retain_multiplier is 20",
+    ),
+    "settings of a method that does not run": (
+        ["unlearn", "--dmm.multiplier", "0.5"],
+        "settings of dmm are given",
+    ),
 }
 
 
@@ -300,3 +315,28 @@ def test_help_and_version(tmp_path):
     assert code == 0
     for option in ("--n-models", "--forget-size", "--scrub.temperature", "--resume", "--devices"):
         assert option in out
+
+
+ATTRIBUTE = [
+    "--n-train", "60", "--n-val", "40", "--members", "24", "--held-out", "8", "--checkpoints", "1",
+    "--features", "32", "--targets", "0", "5", "--training.epochs", "2", "--out", "run",
+    "--training.batch-size", "10", "--lane-width", "4",
+]  # fmt: skip
+
+
+def test_attribution_prints_scores_draws_and_resumes(tmp_path):
+    code, out, err = run(tmp_path, "attribute", *ATTRIBUTE, "--json", "out.json")
+    assert code == 0, err
+    assert "LDS on 8 held-out subsets" in out and "datamodel" in out and "trak" in out
+    assert "left" in err
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"results.json", "figure.png", "datamodel.npz", "trak.npz", "settings.json"} <= names
+    assert (tmp_path / "out.json").read_bytes() == (tmp_path / "run/results.json").read_bytes()
+    before = json.loads((tmp_path / "out.json").read_text())
+    code, _, err = run(tmp_path, "attribute", *ATTRIBUTE)
+    assert code == 2 and "holds a run; resume it" in err
+    other = [*ATTRIBUTE, "--resume", "--targets", "7", "--json", "out.json"]
+    code, _, err = run(tmp_path, "attribute", *other)
+    assert code == 0, err
+    after = json.loads((tmp_path / "out.json").read_text())
+    assert after["lds"] == before["lds"] and [t["index"] for t in after["targets"]] == [7]
