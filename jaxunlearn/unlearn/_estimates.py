@@ -70,6 +70,8 @@ def check_members(
 def check_space(out: str | os.PathLike, n_members: int, n_points: int, n_classes: int) -> None:
     """Raises a ValueError if the members' logits do not fit the disk."""
     path = Path(out).absolute()
+    if (path / "lanes" / "members").exists():  # a resumed run has taken its space
+        return
     while not path.exists():
         path = path.parent
     needed, free = n_members * n_points * n_classes * 4, shutil.disk_usage(path).free
