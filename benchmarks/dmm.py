@@ -25,11 +25,11 @@ from jaxunlearn.evaluate import ulira
 from jaxunlearn.unlearn import Problem, matching
 
 N, MEMBERS, TARGETS, SAMPLE = 2000, 5000, 2000, 16
-HALF = (1000, 2500, 1000)
+HALF = (500, 1250, 500)
 N_MODELS, N_FORGET = 100, 30
 MATCHING = {
     "mlp": matching.DatamodelMatching(epochs=20, learning_rate=1e-3),
-    "cnn": matching.DatamodelMatching(epochs=4, learning_rate=1e-3),
+    "cnn": matching.DatamodelMatching(epochs=2, learning_rate=1e-3),
 }
 CNN_SHAPE, CHANNELS = (16, 16, 3), (16, 16, 32)
 MLP, CNN = nn.mlp(64, (64,), 10), nn.cnn(CNN_SHAPE, CHANNELS, 10, batch_norm=True)
@@ -261,7 +261,10 @@ def _matching(kind: str, target: float) -> Row:
         nets(3), x, effect, rows, sample, epoch, mesh.cores(),
         orders=[orders(key) for key in members["key"][:3]],
     )  # fmt: skip
-    gap = agree(kind, ours_call(epoch)["logits"][:3], theirs, 1e-3)
+    # Adam's first steps are signs of gradients: one that is nearly 0 may fall to either side.
+    mine = ours_call(epoch)["logits"][:3]
+    agree(kind, np.median(np.abs(mine - np.asarray(theirs))), 0.0, 1e-3)
+    gap = agree(kind, mine, theirs, 1e-2)
     built = list(nets(N_MODELS))
     states = [{k: v.clone() for k, v in net.state_dict().items()} for net in built]
 
@@ -276,7 +279,7 @@ def _matching(kind: str, target: float) -> Row:
     peer = measure(
         functools.partial(peer_call, int(best.split()[0]), N_MODELS), repeats=3, note=best
     )
-    ours = measure(ours_call, repeats=5)
+    ours = measure(ours_call, repeats=3)
     what = {"mlp": "MLPs (64-64-10)", "cnn": "small CNNs (16x16x3, 330,000 multiply-adds)"}[kind]
     name = f"DMM fine-tune of {N_MODELS} {what}, {settings.epochs} epochs of {len(sample)} points"
     return Row(name, ours, peer, "PyTorch loop, targets cached", gap, target)

@@ -12,7 +12,7 @@ from rich.console import Console
 from jaxunlearn.unlearn import report
 
 ROOT = Path(__file__).parent.parent
-BENCHMARKS = ("ensemble", "klom", "images", "dmm")
+BENCHMARKS = ("ensemble", "klom", "images")
 
 
 def filled(text: str) -> str:
@@ -63,7 +63,7 @@ def _dmm_images() -> str:
         title = forget + (f", {len(seeds)} seeds" if len(seeds) > 1 else "")
         names = list(next(iter(seeds.values()))["methods"])
         rows = {name: [result["methods"][name] for result in seeds.values()] for name in names}
-        rows |= {name: [row] for name, row in content["others"][forget].items()}
+        rows |= {name: [row] for name, row in content["others"].get(forget, {}).items()}
         for name, own in rows.items():
             klom = [_mean(row["klom"][group]["mean"] for row in own) for group in report.GROUPS]
             accuracy = [_mean(row["accuracy"][group] for row in own) for group in ("forget", "val")]

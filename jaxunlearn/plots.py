@@ -1,5 +1,6 @@
 """Figures; matplotlib is imported when one is drawn."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from jaxunlearn import evaluate
 
+_COLORS = (*(f"C{i}" for i in range(10)), "black", "gold", "navy", "lime", "salmon", "peru")
 _COST = "cost in retrainings (hollow: with what all models share)"
 
 
@@ -34,7 +36,7 @@ def comparison(folder: str | os.PathLike, path: str | os.PathLike) -> None:
         2, 1, squeeze=False, height_ratios=[4, 2 * -(-len(names) // 4)]
     )[:, 0]
     damage, cost = top.subplots(1, 2)
-    colors = {name: f"C{i % 10}" for i, name in enumerate(names)}
+    colors = dict(zip(names, itertools.cycle(_COLORS), strict=False))
     for name in names:
         row = results["methods"][name]
         forget = row["klom"]["forget"]["mean"]
@@ -80,16 +82,19 @@ def trade_offs(results: dict[str, dict[str, Any]], path: str | os.PathLike) -> N
     grid = figure.subplots(2, len(results), squeeze=False, sharey=True)
     for (damage, cost), (title, result) in zip(grid.T, results.items(), strict=True):
         floor = result["floor"]
-        for i, (name, row) in enumerate(result["methods"].items()):
+        for (name, row), color in zip(
+            result["methods"].items(), itertools.cycle(_COLORS), strict=False
+        ):
             forget = row["klom"]["forget"]["mean"]
-            damage.plot(row["klom"]["val"]["mean"], forget, "o", color=f"C{i % 10}", label=name)
-            _with_and_without_shared(cost, row, f"C{i % 10}")
+            damage.plot(row["klom"]["val"]["mean"], forget, "o", color=color, label=name)
+            _with_and_without_shared(cost, row, color)
         for axes in (damage, cost):
             axes.axhline(floor["forget"]["mean"], color="0.6", linestyle=":", zorder=0)
         damage.axvline(floor["val"]["mean"], color="0.6", linestyle=":", zorder=0)
         damage.set(title=title, xlabel="mean KLOM on validation (dotted: floor)")
         cost.set_xlabel(_COST)
         cost.set_xscale("symlog", linthresh=0.01)
+        cost.set_xlim(left=-0.001)
     for axes in grid[:, 0]:
         axes.set_ylabel("mean KLOM on the forget set")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right upper")
@@ -119,6 +124,7 @@ def trajectories(
         scores.set_title(name)
         gaps.plot(cost, own.gap, color="0.4", linewidth=0.7)
         gaps.axhline(0, color="0.6", linestyle=":")
+        gaps.set_yscale("symlog", linthresh=2.0)
         gaps.set_xlabel("cost in retrainings")
     grid[0, 0].set_ylabel("mean KLOM on the forget set")
     grid[1, 0].set_ylabel("margin - oracles', in deviations")

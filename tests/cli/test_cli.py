@@ -177,7 +177,10 @@ BAD = {
     ),
     "no shards": (["unlearn", "--batch-shards", "0"], "batch_shards is 0"),
     "uneven shards": (["unlearn", "--batch-shards", "7"], "batch_shards is 7"),
-    "shards without devices": (["unlearn", "--batch-shards", "4"], "must be at least 1 and divide the"),
+    "shards without devices": (
+        ["unlearn", "--batch-shards", "4"],
+        "must be at least 1 and divide the",
+    ),
     "resume what": (["unlearn", "--resume"], "resume needs out"),
     "few members": (["attribute", "--members", "5"], "error: members is 5; at least 10"),
     "a target that is not there": (["attribute", "--targets", "3", "597"], "targets has 597"),
