@@ -32,7 +32,7 @@ def filled(text: str) -> str:
 
 
 def _digits() -> str:
-    console = Console(file=io.StringIO(), width=100)
+    console = Console(file=io.StringIO(), width=110)
     console.print(report.table(_read("experiments/digits/results.json")))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return "```text\n" + "\n".join(line.rstrip() for line in lines).rstrip() + "\n```"
@@ -63,7 +63,9 @@ def _dmm_images() -> str:
         title = forget + (f", {len(seeds)} seeds" if len(seeds) > 1 else "")
         names = list(next(iter(seeds.values()))["methods"])
         rows = {name: [result["methods"][name] for result in seeds.values()] for name in names}
-        rows |= {name: [row] for name, row in content["others"].get(forget, {}).items()}
+        seed_0 = ", seed 0" if len(seeds) > 1 else ""
+        others = content["others"].get(forget, {})
+        rows |= {name + seed_0: [row] for name, row in others.items()}
         for name, own in rows.items():
             klom = [_mean(row["klom"][group]["mean"] for row in own) for group in report.GROUPS]
             accuracy = [_mean(row["accuracy"][group] for row in own) for group in ("forget", "val")]

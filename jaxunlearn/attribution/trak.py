@@ -29,6 +29,7 @@ Projection = Literal["normal", "rademacher"]
 _predict = jax.jit(predict, static_argnums=0)
 _ROWS = 2048  # rows of the projection that exist at once, unless it is below
 _KEPT = 2**26  # numbers: 256 MiB
+_HELD = 2**24
 
 
 def margin(logits: jax.Array, y: jax.Array) -> jax.Array:
@@ -119,7 +120,7 @@ def features(
     dim: int = 2048,
     output: Output = margin,
     projection: Projection = "rademacher",
-    chunk: int = 64,
+    chunk: int | None = None,
     store: BlockStore | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> np.ndarray:
@@ -139,7 +140,8 @@ def features(
         dim: numbers per feature, p.
         output: what is differentiated, T numbers per example: `margin`, `all_logits` or another.
         projection: the distribution of its entries.
-        chunk: examples whose gradients are held at once.
+        chunk: examples whose gradients are held at once; by default as many as 64 MiB hold, 8 to
+            1,024.
         store: finished chunks are written here, and those already there are not computed again.
         callback: called with the number of examples that are done.
 
@@ -153,13 +155,17 @@ def features(
     x, y = np.asarray(x), np.asarray(y)
     if y.shape != (len(x),) or len(x) == 0:
         raise ValueError(f"x are {list(x.shape)} and y {list(y.shape)}; [n, ...] and [n] fit")
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if chunk is None:
+        logits = jax.ShapeDtypeStruct(_logits_shape(model, params, stats, x), jnp.float32)
+        n_outputs = jax.eval_shape(output, logits, jax.ShapeDtypeStruct((), jnp.int32)).shape[0]
+        chunk = min(max(_HELD // (size * n_outputs), 8), 1024)
     if dim < 1 or chunk < 1 or projection not in ("normal", "rademacher"):
         raise ValueError(
             f"features: dim is {dim}, chunk is {chunk}, projection is {projection!r}; dim >= 1, "
             "chunk >= 1 and 'normal' or 'rademacher' are needed"
         )
     chunk, found = min(chunk, len(x)), []
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
     drawn = _draw(key, size, dim, projection) if size * dim <= _KEPT else None
     for number in range(-(-len(x) // chunk)):
         rows = np.arange(number * chunk, min((number + 1) * chunk, len(x)))
@@ -179,6 +185,11 @@ def features(
         if callback is not None:
             callback(int(rows[-1]) + 1)
     return np.concatenate(found)
+
+
+def _logits_shape(model: Model, params: Tree, stats: Tree, x: np.ndarray) -> tuple[int, ...]:
+    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    return jax.eval_shape(lambda x: model.apply(params, stats, x)[0], one).shape[1:]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -250,7 +261,7 @@ def attribute(
     output: Output = margin,
     projection: Projection = "rademacher",
     hessian: bool = True,
-    chunk: int = 64,
+    chunk: int | None = None,
     stores: Callable[[str], BlockStore] | None = None,
 ) -> np.ndarray:
     """TRAK over several trained models: scores and weights are averaged apart, as published.
@@ -300,7 +311,7 @@ def effect(
     output: Output = all_logits,
     projection: Projection = "rademacher",
     hessian: bool = True,
-    chunk: int = 64,
+    chunk: int | None = None,
     stores: Callable[[str], BlockStore] | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> np.ndarray:
