@@ -12,7 +12,7 @@ from rich.console import Console
 from jaxunlearn.unlearn import report
 
 ROOT = Path(__file__).parent.parent
-BENCHMARKS = ("ensemble", "klom", "images")
+BENCHMARKS = ("ensemble", "klom", "images", "dmm")
 
 
 def filled(text: str) -> str:
@@ -121,7 +121,7 @@ def _benchmarks() -> str:
             ours, peer = row["ours"], row["peer"]
             peaks = [side["peak_mib"] for side in (ours, peer)]
             split = "x 2 data" in ours["note"]  # each batch
-            is_scaling = row["peer_name"].startswith("1 device")
+            is_scaling = row["peer_name"].startswith(("1 device", "before doubling"))
             target, of_peak = row["target"], row["of_gemm_peak"]
             lines.append(
                 _line(

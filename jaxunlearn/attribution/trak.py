@@ -157,8 +157,9 @@ def features(
         raise ValueError(f"x are {list(x.shape)} and y {list(y.shape)}; [n, ...] and [n] fit")
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     if chunk is None:
-        logits = jax.ShapeDtypeStruct(_logits_shape(model, params, stats, x), jnp.float32)
-        n_outputs = jax.eval_shape(output, logits, jax.ShapeDtypeStruct((), jnp.int32)).shape[0]
+        leaves, structure = jax.tree.flatten((params, stats))
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        n_outputs = _n_outputs(model, output, structure, shapes, (1, *x.shape[1:]), x.dtype)
         chunk = min(max(_HELD // (size * n_outputs), 8), 1024)
     if dim < 1 or chunk < 1 or projection not in ("normal", "rademacher"):
         raise ValueError(
@@ -187,9 +188,17 @@ def features(
     return np.concatenate(found)
 
 
-def _logits_shape(model: Model, params: Tree, stats: Tree, x: np.ndarray) -> tuple[int, ...]:
-    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    return jax.eval_shape(lambda x: model.apply(params, stats, x)[0], one).shape[1:]
+@functools.lru_cache(maxsize=64)
+def _n_outputs(model: Model, output: Output, structure, shapes, image, dtype) -> int:
+    """Numbers that an output has for one example."""
+
+    def one(variables, x):
+        params, stats = variables
+        return output(model.apply(params, stats, x)[0][0], jnp.int32(0))
+
+    leaves = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    example = jax.ShapeDtypeStruct(image, dtype)
+    return jax.eval_shape(one, jax.tree.unflatten(structure, leaves), example).shape[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
