@@ -8,13 +8,14 @@ unlearning needs. Without them the scores of well-fitted points come out too sma
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+import scipy.special
 
 from jaxunlearn.attribution import masks as subsets
 from jaxunlearn.core import losses
@@ -27,7 +28,7 @@ from jaxunlearn.core.tree import Tree
 Output = Callable[[jax.Array, jax.Array], jax.Array]
 Projection = Literal["normal", "rademacher"]
 _predict = jax.jit(predict, static_argnums=0)
-_ROWS = 2048  # rows of the projection that exist at once, unless it is below
+_ROWS = 512  # rows of the projection that exist at once, unless it is below
 _KEPT = 2**26  # numbers: 256 MiB
 _HELD = 2**24
 
@@ -123,6 +124,7 @@ def features(
     chunk: int | None = None,
     store: BlockStore | None = None,
     callback: Callable[[int], None] | None = None,
+    drawn: jax.Array | None = None,
 ) -> np.ndarray:
     """Projected per-example gradients of a model's outputs, in eval mode.
 
@@ -144,6 +146,7 @@ def features(
             1,024.
         store: finished chunks are written here, and those already there are not computed again.
         callback: called with the number of examples that are done.
+        drawn: the blocks of the projection, `draw(key, ...)`, where several calls share them.
 
     Returns:
         float32 [n, T, p].
@@ -167,7 +170,8 @@ def features(
             "chunk >= 1 and 'normal' or 'rademacher' are needed"
         )
     chunk, found = min(chunk, len(x)), []
-    drawn = _draw(key, size, dim, projection) if size * dim <= _KEPT else None
+    if drawn is None and size * dim <= _KEPT:
+        drawn = draw(key, size, dim, projection)
     for number in range(-(-len(x) // chunk)):
         rows = np.arange(number * chunk, min((number + 1) * chunk, len(x)))
         if store is not None and number in store:
@@ -246,13 +250,13 @@ def project(
 
 def _block(key: Key, number: Any, dim: int, projection: Projection) -> jax.Array:
     """Rows of the random matrix, [_ROWS, dim], in units of 1 / sqrt(dim)."""
-    draw = jax.random.normal if projection == "normal" else jax.random.rademacher
-    return draw(fold(key, "projection", number), (_ROWS, dim), jnp.float32)
+    sample = jax.random.normal if projection == "normal" else jax.random.rademacher
+    return sample(fold(key, "projection", number), (_ROWS, dim), jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _draw(key: Key, size: int, dim: int, projection: Projection) -> jax.Array:
-    """All blocks of the random matrix, for one that is used often and not large."""
+def draw(key: Key, size: int, dim: int, projection: Projection = "rademacher") -> jax.Array:
+    """All blocks of the random matrix, [blocks, rows, dim], for a small one that is used often."""
     return jax.lax.map(
         lambda number: _block(key, number, dim, projection), jnp.arange(-(-size // _ROWS))
     )
@@ -292,19 +296,16 @@ def attribute(
     Returns:
         float64 [n, m, T], T outputs per target: the effect of each training point.
     """
-    total, weights = 0.0, _mean_out_to_loss(model, checkpoints, train)
-    own = dict(dim=dim, projection=projection, chunk=chunk)
-    for number, (params, stats) in enumerate(checkpoints):
-        featurise = _featuriser(model, params, stats, key, number, stores, own)
-        phi, root = featurise("train", *train)[:, 0], np.ones((len(train[1]), 1))
-        if hessian:
-            root = _root_of_curvature(model, params, stats, *train)
+    margins, total = _train_margins(model, checkpoints, train), 0.0
+    settings = dict(dim=dim, projection=projection, chunk=chunk)
+    for featurise, kernel, root in _kernels(
+        model, checkpoints, train, margins, key, hessian, stores, settings
+    ):
         wanted = featurise("targets", *targets, output=output)
-        kernel = root * phi  # its rows' own root is divided out again
-        flat, scale = wanted.reshape(-1, dim), _scale(kernel)
-        total = total + scores(kernel, flat, weights=1 / root[:, 0], l2=l2 * scale)
+        flat = wanted.reshape(-1, dim)
+        total = total + scores(kernel, flat, weights=1 / root, l2=l2 * _scale(kernel))
     shape = (-1, len(targets[1]), wanted.shape[1])
-    return (weights[:, None] * total / len(checkpoints)).reshape(shape)
+    return (_right(-margins).mean(0)[:, None] * total / len(checkpoints)).reshape(shape)
 
 
 def effect(
@@ -349,18 +350,16 @@ def effect(
         ValueError: as `attribute`, or an index out of range or given twice.
     """
     forget = subsets.check_points(forget, len(train[1]))
-    total, weights = 0.0, np.zeros(len(train[1]))
-    weights[forget] = _mean_out_to_loss(model, checkpoints, train)[forget]
-    own = dict(dim=dim, projection=projection, chunk=chunk)
-    for number, (params, stats) in enumerate(checkpoints):
-        featurise = _featuriser(model, params, stats, key, number, stores, own)
-        phi, root = featurise("train", *train)[:, 0], np.ones((len(weights), 1))
-        if hessian:
-            root = _root_of_curvature(model, params, stats, *train)
-        kernel = root * phi
+    margins, total = _train_margins(model, checkpoints, train), 0.0
+    weights = np.zeros(len(train[1]))
+    weights[forget] = _right(-margins).mean(0)[forget]
+    settings = dict(dim=dim, projection=projection, chunk=chunk)
+    for number, (featurise, kernel, root) in enumerate(
+        _kernels(model, checkpoints, train, margins, key, hessian, stores, settings)
+    ):
         factor, dual = _factorise(kernel, l2 * _scale(kernel))
-        own_weights = weights / root[:, 0]
-        solved = scipy.linalg.cho_solve(factor, own_weights if dual else kernel.T @ own_weights)
+        own = weights / root
+        solved = scipy.linalg.cho_solve(factor, own if dual else kernel.T @ own)
         direction = kernel.T @ solved if dual else solved
         total = total + featurise("targets", *targets, output=output) @ direction
         if callback is not None:
@@ -368,36 +367,58 @@ def effect(
     return np.asarray(total) / len(checkpoints)
 
 
-def _featuriser(model, params, stats, key, number, stores, own) -> Callable[..., np.ndarray]:
-    """`features` of one checkpoint, with a projection and stores of its own."""
+def _kernels(
+    model: Model,
+    checkpoints: Sequence[tuple[Tree, Tree]],
+    train: tuple[Any, Any],
+    margins: np.ndarray,
+    key: Key,
+    hessian: bool,
+    stores: Callable[[str], BlockStore] | None,
+    settings: dict[str, Any],
+) -> Iterator[tuple[Callable[..., np.ndarray], np.ndarray, np.ndarray]]:
+    """For each checkpoint, its `features` by name, and the training points' rows of its kernel.
 
-    def featurise(name: str, x, y, **output):
-        store = stores(f"{number:03d}-{name}") if stores else None
-        own_key = fold(key, number)
-        return features(model, params, stats, x, y, own_key, store=store, **own, **output)
+    Rows are sqrt(R) Phi, float64 [n, p], and sqrt(R) [n] is what to divide out of them again: R is
+    p_y (1 - p_y), not below 1e-6, where points are fitted exactly, and 1 without the Hessian.
+    """
+    for number, trained in enumerate(checkpoints):
+        store_of = (lambda name, i=number: stores(f"{i:03d}-{name}")) if stores else None
+        featurise = _featuriser(model, trained, fold(key, number), store_of, settings)
+        right = _right(margins[number])
+        root = np.sqrt(np.maximum(right * (1 - right), 1e-6)) if hessian else np.ones(len(right))
+        phi = featurise("train", *train)[:, 0]
+        yield featurise, root[:, None] * phi, root
+
+
+def _featuriser(model: Model, trained: tuple[Tree, Tree], key: Key, store_of, settings):
+    """`features` of one checkpoint by name of what is featurised, the projection drawn once."""
+    size, dim = sum(leaf.size for leaf in jax.tree.leaves(trained[0])), settings["dim"]
+    drawn = draw(key, size, dim, settings["projection"]) if size * dim <= _KEPT else None
+
+    def featurise(name: str, x, y, **output) -> np.ndarray:
+        store = store_of(name) if store_of else None
+        return features(model, *trained, x, y, key, store=store, drawn=drawn, **settings, **output)
 
     return featurise
 
 
-def _root_of_curvature(model: Model, params, stats, x, y) -> np.ndarray:
-    """sqrt(p_y (1 - p_y)), float64 [n, 1]; not below 1e-3, for points that are fitted exactly."""
-    margin = losses.margins(_predict(model, params, stats, jnp.asarray(x)), jnp.asarray(y))
-    right = 1 / (1 + np.exp(-np.asarray(margin, np.float64)))
-    return np.sqrt(np.maximum(right * (1 - right), 1e-6))[:, None]
-
-
 def _scale(phi: np.ndarray) -> float:
     """The mean diagonal entry of Phi' Phi."""
-    return np.square(phi.astype(np.float64)).sum() / phi.shape[1]
+    return np.square(phi).sum() / phi.shape[1]
 
 
-def _mean_out_to_loss(model: Model, checkpoints, train) -> np.ndarray:
-    """1 - p_y, the derivative of the cross-entropy by the margin, mean over checkpoints, [n]."""
+def _train_margins(model: Model, checkpoints, train) -> np.ndarray:
+    """Margins of the training points under each checkpoint, float64 [C, n]."""
     if not checkpoints:
         raise ValueError("checkpoints is empty; at least one trained model is needed")
     x, y = (jnp.asarray(a) for a in train)
-    total = np.zeros(len(y))
-    for params, stats in checkpoints:
-        logits = _predict(model, params, stats, x)
-        total += np.asarray(jax.nn.sigmoid(-losses.margins(logits, y)))
-    return total / len(checkpoints)
+    return np.array(
+        [losses.margins(_predict(model, params, stats, x), y) for params, stats in checkpoints],
+        np.float64,
+    )
+
+
+def _right(margins: np.ndarray) -> np.ndarray:
+    """The probability of the label, p_y; of -margins 1 - p_y, d cross-entropy / d margin."""
+    return scipy.special.expit(margins)
