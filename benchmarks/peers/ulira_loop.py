@@ -10,7 +10,6 @@ def looped(
     never: np.ndarray,
     shadow: np.ndarray,
     limit: int = 300,
-    first: int | None = None,
 ) -> np.ndarray:
     """Accuracy on each target model; arguments as `evaluate.ulira`.
 
@@ -20,7 +19,6 @@ def looped(
         never: [U, P].
         shadow: [U].
         limit: samples per Gaussian.
-        first: so many targets only.
     """
     rng, found = np.random.default_rng(42), []
     rows = np.flatnonzero(shadow)
@@ -30,7 +28,7 @@ def looped(
         n = min(len(inside), len(outside), limit)
         return margins[inside[:n], p], margins[outside[:n], p]
 
-    for target in np.flatnonzero(~shadow)[:first]:
+    for target in np.flatnonzero(~shadow):
         positives, negatives = np.flatnonzero(forgot[target]), np.flatnonzero(never[target])
         negatives = rng.permutation(negatives)[: len(positives)]
         right = []

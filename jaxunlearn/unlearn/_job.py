@@ -72,7 +72,7 @@ def train_phase(
     job: Job, phase: str, indices: Any, store: BlockStore, progress: Progress, n_models: int
 ) -> dict[str, Any]:
     """Trains the models of a phase on some rows; returns parameters, statistics and logits."""
-    one = _training_of_one(job.model, job.settings.training)
+    one = training_of_one(job.model, job.settings.training)
     members = keys_of(job.settings.seed, phase, n_models)
     return _run_lanes(job, phase, one, members, store, progress, job.problem, indices=indices)
 
@@ -109,7 +109,12 @@ def forget_phase(
 # The same model and settings give the same function, so that a second comparison in this process
 # finds its programs compiled.
 @functools.lru_cache(maxsize=64)
-def _training_of_one(model: Model, training: Training) -> Callable:
+def training_of_one(model: Model, training: Training) -> Callable:
+    """A function of one model trained from scratch: its weights, logits and losses.
+
+    It reads `problem`, `indices` (the rows to train on) and `x_val`.
+    """
+
     def one(shared, key):
         result = train(model, shared["problem"], shared["indices"], key, **vars(training))
         weights = {"params": result.params, "stats": result.stats}

@@ -79,3 +79,11 @@ class Settings:
     seed: int = 0
     training: Training = Training()
     estimates: Estimates = Estimates()
+
+
+def check_run(seed: int, lane_width: int) -> None:
+    """Raises a ValueError for a seed or a lane that no run can have."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; it must lie in 0 to 2**32 - 1")
+    if lane_width < 1:
+        raise ValueError(f"lane_width is {lane_width}; it must be at least 1")

@@ -22,12 +22,13 @@ from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.model import Model
 from jaxunlearn.data import Dataset
 from jaxunlearn.unlearn import _estimates
-from jaxunlearn.unlearn._job import Progress, check_finite, keys_of, ticking
+from jaxunlearn.unlearn._job import Progress, check_finite, keys_of, ticking, training_of_one
 from jaxunlearn.unlearn._problem import Problem
 from jaxunlearn.unlearn._run_folder import RunFolder, run_record
+from jaxunlearn.unlearn._settings import check_run
 from jaxunlearn.unlearn.comparison import build_model
 from jaxunlearn.unlearn.methods import check_settings
-from jaxunlearn.unlearn.training import Training, train
+from jaxunlearn.unlearn.training import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,12 @@ class Job:
     record: dict[str, Any]
     folder: RunFolder
     mesh: Mesh
+
+    @property
+    def problem(self) -> Problem:
+        """The training set; nothing is to be forgotten."""
+        x, y = jnp.asarray(self.dataset.x_train), jnp.asarray(self.dataset.y_train)
+        return Problem(x, y, None, None, self.dataset.n_classes)
 
     @property
     def phases(self) -> dict[str, float]:
@@ -165,13 +172,12 @@ def prepare(
 
 def _check(settings: Settings) -> None:
     check_settings("training", settings.training)
-    for name, least in {"held_out": 3, "checkpoints": 0, "features": 1, "lane_width": 1}.items():
+    check_run(settings.seed, settings.lane_width)
+    for name, least in {"held_out": 3, "checkpoints": 0, "features": 1}.items():
         if getattr(settings, name) < least:
             raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least {least}")
     if not 0 < settings.l2 < np.inf:
         raise ValueError(f"l2 is {settings.l2}; it must be finite and positive")
-    if not 0 <= settings.seed < 2**32:
-        raise ValueError(f"seed is {settings.seed}; it must lie in 0 to 2**32 - 1")
     if settings.method not in ("ridge", "lasso", "difference"):
         raise ValueError(f"method is {settings.method!r}; it must be ridge, lasso or difference")
     if not settings.targets:
@@ -230,7 +236,7 @@ def _members(job: Job, phase: str, n_members: int, progress: Progress) -> member
         job.folder.path / "lanes" / phase,
         job.model,
         own.training,
-        Problem(jnp.asarray(data.x_train), jnp.asarray(data.y_train), None, None, data.n_classes),
+        job.problem,
         data.x_val,
         _estimates.member_masks(own.seed, offset + n_members, n, own.alpha)[offset:],
         seed=own.seed,
@@ -257,14 +263,13 @@ def _checkpoints(job: Job, progress: Progress) -> dict[str, Any]:
     """Models on all data: parameters and statistics, leading axis the models."""
     own, data = job.settings, job.dataset
 
-    def one(shared, key):
-        problem = Problem(shared["x"], shared["y"], None, None, data.n_classes)
-        result = train(job.model, problem, jnp.arange(len(data.x_train)), key, **vars(own.training))
-        return {"params": result.params, "stats": result.stats, "losses": result.losses}
-
     return ensemble.run(
-        one,
-        {"x": jnp.asarray(data.x_train), "y": jnp.asarray(data.y_train)},
+        training_of_one(job.model, own.training),
+        {
+            "problem": job.problem,
+            "x_val": jnp.asarray(data.x_val),
+            "indices": jnp.arange(len(data.x_train)),
+        },
         keys_of(own.seed, "full", own.checkpoints),
         width=min(own.lane_width, own.checkpoints),
         mode=ensemble.pick_mode(own.model != "mlp"),

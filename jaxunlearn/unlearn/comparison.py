@@ -26,7 +26,7 @@ from jaxunlearn.unlearn import _estimates, matching, report
 from jaxunlearn.unlearn._job import Job, NonFiniteError, Progress, forget_phase, train_phase
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn._run_folder import RunFolder, run_record
-from jaxunlearn.unlearn._settings import Estimates, Settings
+from jaxunlearn.unlearn._settings import Estimates, Settings, check_run
 from jaxunlearn.unlearn.methods import BASELINES, METHODS, check_settings
 
 __all__ = [
@@ -143,10 +143,7 @@ def _checked(
         check_settings("training" if name == "retrain" else name, own)
     if settings.n_models < 2:
         raise ValueError(f"n_models is {settings.n_models}; at least 2 are needed for a comparison")
-    if not 0 <= settings.seed < 2**32:
-        raise ValueError(f"seed is {settings.seed}; it must lie in 0 to 2**32 - 1")
-    if settings.lane_width < 1:
-        raise ValueError(f"lane_width is {settings.lane_width}; it must be at least 1")
+    check_run(settings.seed, settings.lane_width)
     mesh = _checked_mesh(settings, mesh)
     dataset = datasets.load(settings.data, settings.n_train, settings.n_val, data_dir=data_dir)
     settings = dataclasses.replace(settings, n_train=len(dataset.x_train), n_val=len(dataset.x_val))
