@@ -46,6 +46,7 @@ What "equal" means:
 """
 
 from jaxunlearn.core import (
+    adapters,
     checkpoint,
     ema,
     ensemble,
@@ -71,6 +72,7 @@ __all__ = [
     "Model",
     "Stage",
     "TrainState",
+    "adapters",
     "checkpoint",
     "ema",
     "ensemble",

@@ -5,16 +5,19 @@ import functools
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core import checkpoint, loop, tree
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.loop import EarlyStop, Evaluate
+from jaxunlearn.core.sources import as_source
 from jaxunlearn.core.step import Objective, Step, TrainState, gradient_step, with_frozen
 
 
@@ -35,6 +38,8 @@ class Stage:
         evaluate: `evaluate(state, shared) -> metrics` with all parameters in the state.
         every: steps between evaluations.
         stops: early stopping.
+        block: steps of one compiled call, by default all of them. With snapshots each block is one:
+            a killed run goes on from there.
         seed_by: "occurrence" makes the stage's randomness depend on its name and how often the
             name came before; "prefix" on the names of all stages before it.
     """
@@ -50,6 +55,7 @@ class Stage:
     evaluate: Evaluate | None = None
     every: int = 1
     stops: tuple[EarlyStop, ...] = ()
+    block: int | None = None
     seed_by: Literal["occurrence", "prefix"] = "occurrence"
 
     def __post_init__(self):
@@ -75,7 +81,13 @@ class Trained(NamedTuple):
 
 
 def run_stage(
-    stage: Stage, state: TrainState, key: Key, *, shared: Any = None
+    stage: Stage,
+    state: TrainState,
+    key: Key,
+    *,
+    shared: Any = None,
+    callback: Callable[[loop.Progress], None] | None = None,
+    resume: loop.Progress | None = None,
 ) -> tuple[TrainState, loop.Result]:
     """Runs one stage.
 
@@ -84,15 +96,13 @@ def run_stage(
         state: a state with all parameters; its `opt_state` matters to a "carry" stage only.
         key: the stage's own key, see `stage_key`.
         shared: what the objective reads and does not change.
+        callback: called after every block with the progress of the trainable part.
+        resume: such a progress, to go on from; the result then has no metrics from before it.
 
     Returns:
         The state with all parameters, and the loop's result for the trainable part.
     """
-    mask = tree.select(state.params, stage.trainable)
-    trainable, frozen = tree.partition(state.params, mask)
-    start = dataclasses.replace(
-        state, params=trainable, opt_state=_optimizer_state(stage, state, trainable)
-    )
+    start, frozen = _start(stage, state)
     step, evaluate = _programs(stage.objective, stage.optimizer, stage.wrap, stage.evaluate)
     result = loop.run(
         step,
@@ -104,6 +114,9 @@ def run_stage(
         evaluate=evaluate,
         every=stage.every,
         stops=stage.stops,
+        block=stage.block,
+        callback=callback and (lambda progress, metrics, checks: callback(progress)),
+        resume=resume,
     )
     params = tree.combine(result.state.params, frozen)
     return dataclasses.replace(result.state, params=params), result
@@ -124,8 +137,9 @@ def run(
         state: where to start, with all parameters.
         key: a typed key; each stage derives its own.
         shared: what the objectives read and do not change.
-        snapshots: a folder for the state after each stage. Stages found there are not run again
-            (the history has no entry for them), and the result has the same bits.
+        snapshots: a folder for the state after each stage, and after each block of one. Stages
+            found there are not run again (the history has no entry for them), and the result has
+            the same bits.
 
     Raises:
         ValueError: a snapshot comes from another start, key, or other stages.
@@ -150,6 +164,7 @@ def run_orders(
     *,
     shared: Any = None,
     snapshots: str | os.PathLike | None = None,
+    callback: Callable[[tuple, int, int], None] | None = None,
 ) -> dict[tuple, TrainState]:
     """Trains every requested order, running each distinct prefix once.
 
@@ -164,6 +179,8 @@ def run_orders(
         key: a typed key.
         shared: what the objectives read and do not change.
         snapshots: a folder for the state after each prefix, to resume from; see `run`.
+        callback: `callback(prefix, steps taken, steps in all)`, called after every block of a
+            prefix's last stage, and once if its state was read from `snapshots`.
 
     Returns:
         The state after every prefix of every order, by prefix; `()` is the start.
@@ -180,7 +197,10 @@ def run_orders(
             if prefix in states:
                 continue
             stage = stage_of(prefix)
-            states[prefix], _ = kept.run(stages[parent], stage, prefix, states[parent], shared)
+            report = callback and functools.partial(callback, prefix)
+            states[prefix], _ = kept.run(
+                stages[parent], stage, prefix, states[parent], shared, report
+            )
             stages[prefix] = (*stages[parent], stage)
     return states
 
@@ -198,6 +218,65 @@ def unfreezing(stage: Stage, patterns: Iterable[tree.Pattern]) -> list[Stage]:
         thawed += (pattern,) if isinstance(pattern, str) else tuple(pattern)
         stages.append(dataclasses.replace(stage, name=f"{stage.name}.{i}", trainable=thawed))
     return stages
+
+
+def of_members(stage: Stage, n_members: int) -> Stage:
+    """The stage for several models at once, whose state has a leading axis [n_members].
+
+    Every model draws its own batches, with the key folded by its number; what is in `shared`
+    serves all. Start from `init_members`. A wrapper or an evaluation of the stage sees one model.
+
+    Args:
+        stage: what each of them does.
+        n_members: how many there are.
+
+    Raises:
+        ValueError: the stage stops early, which is decided for one model.
+    """
+    if stage.stops:
+        raise ValueError(f"Stage {stage.name}: stops cannot be decided for several models at once")
+    inner, check = stage.wrap or (lambda step: step), stage.evaluate
+
+    def wrap(step: Step) -> Step:
+        one = inner(step)
+
+        def many(state: Any, shared: Any, batch: Any, key: Key):
+            own = jax.vmap(lambda i: fold(key, "member", i))(jnp.arange(n_members))
+            return jax.vmap(one, in_axes=(0, None, 0, 0))(state, shared, batch, own)
+
+        return many
+
+    optimizer = optax.GradientTransformation(jax.vmap(stage.optimizer.init), stage.optimizer.update)
+    return dataclasses.replace(
+        stage,
+        data=_OfMembers(as_source(stage.data), n_members),
+        optimizer=optimizer,
+        wrap=wrap,
+        evaluate=check and (lambda state, shared: jax.vmap(check, (0, None))(state, shared)),
+    )
+
+
+def init_members(params: tree.Tree, stats: tree.Tree | None = None) -> TrainState:
+    """A state for stages `of_members`, from parameters with a leading axis."""
+    n_members = jax.tree.leaves(params)[0].shape[0]
+    return TrainState(params, (), stats or {}, jnp.zeros(n_members, jnp.int32), {})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _OfMembers:
+    """A source whose rows and batches have a leading axis of members."""
+
+    source: Any
+    n_members: int = dataclasses.field(metadata={"static": True})
+
+    def plan(self, key: Key, steps: jax.Array) -> Any:
+        own = jax.vmap(lambda i: fold(key, "member", i))(jnp.arange(self.n_members))
+        return jax.vmap(lambda key: self.source.plan(key, steps), out_axes=1)(own)
+
+    def gather(self, row: Any, key: Key) -> Any:
+        own = jax.vmap(lambda i: fold(key, "member", i))(jnp.arange(self.n_members))
+        return jax.vmap(self.source.gather)(row, own)
 
 
 def stage_key(stage: Stage, key: Key, before: tuple[str, ...], prefix: tuple) -> Key:
@@ -227,6 +306,13 @@ def _programs(objective, optimizer, wrap, evaluate) -> tuple[Step, Evaluate | No
     return (step if wrap is None else wrap(step)), evaluate_all
 
 
+def _start(stage: Stage, state: TrainState) -> tuple[TrainState, tree.Tree]:
+    """A stage's first state, of the trainable part, and the frozen part."""
+    trainable, frozen = tree.partition(state.params, tree.select(state.params, stage.trainable))
+    opt_state = _optimizer_state(stage, state, trainable)
+    return dataclasses.replace(state, params=trainable, opt_state=opt_state), frozen
+
+
 def _optimizer_state(stage: Stage, state: TrainState, trainable: tree.Tree) -> Any:
     fresh = jax.eval_shape(stage.optimizer.init, trainable)
     if stage.optimizer_state == "fresh":
@@ -250,32 +336,64 @@ class _Snapshots:
             self.origin = {"start": tree.digest(state), "key": bits}
 
     def run(
-        self, done: tuple[Stage, ...], stage: Stage, prefix: tuple, state: TrainState, shared: Any
+        self,
+        done: tuple[Stage, ...],
+        stage: Stage,
+        prefix: tuple,
+        state: TrainState,
+        shared: Any,
+        report: Callable[[int, int], None] | None = None,
     ) -> tuple[TrainState, loop.Result | None]:
         """The state after one more stage, and its result unless the state was read."""
         key = stage_key(stage, self.key, tuple(s.name for s in done), prefix)
+        report = report or (lambda taken, total: None)
         if self.folder is None:
-            return run_stage(stage, state, key, shared=shared)
+            tell = lambda progress: report(int(progress.done), stage.n_steps)  # noqa: E731
+            return run_stage(stage, state, key, shared=shared, callback=tell)
         name = "+".join(map(str, prefix))
         if not re.fullmatch(r"[\w.+-]+", name):
             raise ValueError(
                 f"prefix {prefix!r} gives no file name; use letters, digits, '.', '_', '-'"
             )
-        path, record = self.folder / name, self.folder / f"{name}.json"
         now = self.origin | {"prefix": [repr(element) for element in prefix]}
         now |= {"stages": [_described(s) for s in (*done, stage)]}
-        if path.exists() and record.exists():
-            if json.loads(record.read_text()) != json.loads(json.dumps(now)):
-                raise ValueError(
-                    f"snapshots: {path} comes from another start, key or other stages; "
-                    "choose another folder"
-                )
+        path, partial = self.folder / name, self.folder / f"{name}.partial"
+        if self._is_there(path, now):
+            report(stage.n_steps, stage.n_steps)
             return self._read(path, stage, state), None
-        state, result = run_stage(stage, state, key, shared=shared)
-        checkpoint.save(path, state)
-        with checkpoint.replacing(record) as file:  # last: a snapshot without a record is not used
-            file.write(json.dumps(now).encode())
+        resume = None
+        if self._is_there(partial, now):
+            resume = checkpoint.restore(partial, loop.start(_start(stage, state)[0], stage.stops))
+
+        def keep(progress: loop.Progress) -> None:
+            report(int(progress.done), stage.n_steps)
+            if int(progress.done) < stage.n_steps:
+                self._write(partial, progress, now)
+
+        state, result = run_stage(stage, state, key, shared=shared, callback=keep, resume=resume)
+        self._write(path, state, now)
+        self._record(partial).unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
         return state, result
+
+    def _record(self, path: Path) -> Path:
+        return path.with_name(f"{path.name}.json")
+
+    def _write(self, path: Path, state: Any, now: dict[str, Any]) -> None:
+        checkpoint.save(path, state)
+        # Last: a snapshot without a record is not used.
+        with checkpoint.replacing(self._record(path)) as file:
+            file.write(json.dumps(now).encode())
+
+    def _is_there(self, path: Path, now: dict[str, Any]) -> bool:
+        if not (path.exists() and self._record(path).exists()):
+            return False
+        if json.loads(self._record(path).read_text()) != json.loads(json.dumps(now)):
+            raise ValueError(
+                f"snapshots: {path} comes from another start, key or other stages; "
+                "choose another folder"
+            )
+        return True
 
     def _read(self, path: Path, stage: Stage, state: TrainState) -> TrainState:
         trainable, _ = tree.partition(state.params, tree.select(state.params, stage.trainable))
@@ -285,6 +403,6 @@ class _Snapshots:
 
 def _described(stage: Stage) -> dict[str, Any]:
     """What a stage does, as far as it can be written down: not its functions and its data."""
-    names = ("name", "n_steps", "trainable", "optimizer_state", "every", "seed_by")
+    names = ("name", "n_steps", "trainable", "optimizer_state", "every", "block", "seed_by")
     described = {name: getattr(stage, name) for name in names}
     return described | {"stops": [dataclasses.asdict(stop) for stop in stage.stops]}

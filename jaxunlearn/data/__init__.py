@@ -1,6 +1,6 @@
-"""Data sets as arrays, batches indexed inside compiled programs, augmentation, forget sets."""
+"""Data sets as arrays, text as tokens, batches in compiled programs, augmentation, forget sets."""
 
-from jaxunlearn.data import augment, forget_sets
+from jaxunlearn.data import augment, forget_sets, text
 from jaxunlearn.data._batches import Batches, Interleaved, Joined, batches, interleaved
 from jaxunlearn.data._datasets import Dataset, load
 
@@ -14,4 +14,5 @@ __all__ = [
     "forget_sets",
     "interleaved",
     "load",
+    "text",
 ]

@@ -1,0 +1,147 @@
+"""Sequences with less padding: several in a row, or groups of about equal length."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxunlearn.data._sequences import Sequences, round_up
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """M rows of T tokens, each filled with whole examples.
+
+    A token may attend to those before it that have its segment.
+
+    Attributes:
+        tokens: int32 [M, T]; 0 at padding.
+        positions: int32 [M, T], counted from 0 within each example; 0 at padding.
+        segments: int32 [M, T], 1, 2, .. for the examples of a row in their order; 0 at padding.
+        labels: int32 [M, T], the token to be predicted at a position, the one after it, where that
+            belongs to a response; -1 elsewhere.
+        rows: int32 [M, S], which row of the `Sequences` is segment s + 1; -1 if there is none.
+    """
+
+    tokens: Any
+    positions: Any
+    segments: Any
+    labels: Any
+    rows: Any
+
+
+class Bucket(NamedTuple):
+    """Sequences of about one length.
+
+    Attributes:
+        sequences: n of them, cut to a T and R of their own.
+        rows: int64 [n], ascending, their rows in the whole.
+    """
+
+    sequences: Sequences
+    rows: np.ndarray
+
+
+def pack(sequences: Sequences, length: int) -> Packed:
+    """Packs examples into rows: first-fit decreasing, the same result at every call.
+
+    Longest first (of equal ones the earlier), each goes to the first row that has room for it.
+    Every example lies in one row as a whole, and every token of a response is a label once.
+
+    Args:
+        sequences: N examples, as arrays on the host.
+        length: T, the length of the rows.
+
+    Raises:
+        ValueError: an example is longer than that.
+    """
+    sequences = jax.tree.map(np.asarray, sequences)
+    lengths = _lengths(sequences)
+    if lengths.max() > length:
+        raise ValueError(
+            f"pack: length is {length}; row {lengths.argmax()} of the sequences has "
+            f"{lengths.max()} tokens"
+        )
+    members = _first_fit(lengths, length)
+    shape = (len(members), length)
+    packed = Packed(
+        tokens=np.zeros(shape, np.int32),
+        positions=np.zeros(shape, np.int32),
+        segments=np.zeros(shape, np.int32),
+        labels=np.full(shape, -1, np.int32),
+        rows=np.full((len(members), max(map(len, members))), -1, np.int32),
+    )
+    for m, rows in enumerate(members):
+        packed.rows[m, : len(rows)] = rows
+        start = 0
+        for segment, row in enumerate(rows, 1):
+            place = slice(start, start + lengths[row])
+            packed.tokens[m, place] = sequences.tokens[row, : lengths[row]]
+            packed.positions[m, place] = np.arange(lengths[row])
+            packed.segments[m, place] = segment
+            learned = sequences.labels[row] >= 0
+            where = start + sequences.where[row, learned]
+            packed.labels[m, where] = sequences.labels[row, learned]
+            start = place.stop
+    return packed
+
+
+def buckets(sequences: Sequences, boundaries: Sequence[int], *, multiple: int = 8) -> list[Bucket]:
+    """Splits sequences by their length, each group cut to what it needs.
+
+    Results per sequence go back to their order by `whole[bucket.rows] = of_bucket`.
+
+    Args:
+        sequences: N examples, as arrays on the host.
+        boundaries: ascending; a sequence goes to the first group whose boundary is at least its
+            length in tokens. The last one covers the longest.
+        multiple: T and R of each group are rounded up to multiples of it.
+
+    Returns:
+        The groups that have sequences, shortest first.
+
+    Raises:
+        ValueError: the boundaries do not ascend, or leave a sequence out.
+    """
+    sequences = jax.tree.map(np.asarray, sequences)
+    lengths, edges = _lengths(sequences), np.asarray(boundaries)
+    if edges.ndim != 1 or not len(edges) or (np.diff(edges) <= 0).any():
+        raise ValueError(f"buckets: boundaries are {list(boundaries)}; they must ascend")
+    if lengths.max() > edges[-1]:
+        raise ValueError(
+            f"buckets: boundaries are {list(boundaries)}; the longest sequence, row "
+            f"{lengths.argmax()}, has {lengths.max()} tokens"
+        )
+    group = np.searchsorted(edges, lengths)
+    found = []
+    for number in np.unique(group):
+        rows = np.flatnonzero(group == number)
+        width = round_up(int(lengths[rows].max()), multiple)  # cuts at T where T is shorter
+        n = round_up(int(sequences.lengths[rows].max()), multiple)
+        cut = Sequences(
+            sequences.tokens[rows, :width],
+            sequences.where[rows, :n],
+            sequences.labels[rows, :n],
+        )
+        found.append(Bucket(cut, rows))
+    return found
+
+
+def _lengths(sequences: Sequences) -> np.ndarray:
+    """Tokens up to the last of the response, int [N]; it is the one after the last in `where`."""
+    return np.where(sequences.labels >= 0, sequences.where, 0).max(1) + 2
+
+
+def _first_fit(lengths: np.ndarray, length: int) -> list[list[int]]:
+    members: list[list[int]] = []
+    room = np.full(len(lengths), length)  # of all rows that could be needed; an empty one fits
+    for row in np.argsort(-lengths, kind="stable"):
+        m = int(np.argmax(room[: len(members) + 1] >= lengths[row]))
+        if m == len(members):
+            members.append([])
+        members[m].append(int(row))
+        room[m] -= lengths[row]
+    return members

@@ -1,0 +1,19 @@
+"""A linear layer whose kernel may carry an adapter (`core.adapters.LowRank`)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`, computed in the type of `x`."""
+
+    def __init__(
+        self, n_in: int, n_out: int, *, use_bias: bool = False, std: float, rngs: nnx.Rngs
+    ):
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (n_in, n_out)))
+        self.bias = nnx.Param(jnp.zeros(n_out)) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel.get_value().astype(x.dtype)
+        return y if self.bias is None else y + self.bias.get_value().astype(x.dtype)
