@@ -167,6 +167,64 @@ def influences(
     figure.savefig(path, dpi=110)
 
 
+def linear_theory(results: dict[str, Any], path: str | os.PathLike) -> None:
+    """Draws the linear theory of stage orders: bound, recency and two phase diagrams.
+
+    Args:
+        results: of `theory.linear_study.report`.
+        path: where the PNG goes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    (course, recency), (size, overlap) = figure.subplots(2, 2)
+
+    own = results["divergence"]["example"]
+    start = max(own["holds_from_step"], 0)
+    course.semilogy(own["distance"], label="distance of the two orders")
+    course.semilogy(own["bound"], "C1:")
+    steps = range(start, len(own["bound"]))
+    course.semilogy(
+        steps, own["bound"][start:], "C1", label="lower bound (dotted: before it holds)"
+    )
+    course.axhline(own["eps"], color="0.6", linestyle=":", label="eps")
+    course.axvline(
+        own["impossible_from_step"], color="0.6", label="no retrained model is eps-near both"
+    )
+    course.set(xlabel="step of ascent", title="A then B against B then A, while U is unlearned")
+    course.set_ylabel("mean squared difference of predictions")
+    course.legend(fontsize="small")
+
+    scores = np.array(results["recency"]["forget_score"])
+    recency.semilogy(range(1, 5), scores.T, color="C0", linewidth=0.6, alpha=0.4)
+    recency.semilogy(range(1, 5), np.median(scores, axis=0), "o-", color="black", label="median")
+    recency.set(xlabel="position of the forget set among four stages", xticks=range(1, 5))
+    recency.set(
+        ylabel="increase of its error by unlearning", title="the last stage is forgotten least"
+    )
+    recency.legend(fontsize="small")
+
+    found = results["phases"]["size"]
+    image = size.pcolormesh(found["lr"], found["k"], np.log10(found["rate"]), shading="nearest")
+    figure.colorbar(image, ax=size, label="log10 of growth per step")
+    size.set(xscale="log", xlabel="step size", ylabel="forget rows", yticks=found["k"][4::5])
+    size.set_title("growth without a retain set")
+
+    found = results["phases"]["overlap"]
+    weights, rate = found["retain_weight"][1:], np.array(found["rate"])[:, 1:]  # without weight 0
+    most = rate.max()
+    image = overlap.pcolormesh(
+        weights, found["overlap"], rate, cmap="RdBu_r", vmin=-most, vmax=most, shading="nearest"
+    )
+    figure.colorbar(image, ax=overlap, label="growth of log difference per step", extend="min")
+    overlap.axvline(found["stops_at"], color="black", linestyle=":")
+    overlap.set(xscale="log", xlabel="retain weight (dotted: stops divergence at overlap 1)")
+    overlap.set(ylabel="overlap of forget and retain rows", title="growth against a retain set")
+    figure.savefig(path, dpi=110)
+
+
 def _draw(axes: Any, example: np.ndarray, title: str) -> None:
     axes.set_title(title, fontsize="x-small")
     axes.set_xticks([])

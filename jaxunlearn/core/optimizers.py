@@ -1,4 +1,4 @@
-"""What optax lacks: PyTorch's SGD with coupled weight decay, and the triangular schedule."""
+"""What optax lacks: PyTorch's SGD with coupled weight decay, and schedules that papers use."""
 
 import jax
 import optax
@@ -17,6 +17,37 @@ def triangular(peak: float | jax.Array, n_steps: int, peak_at: float = 0.2) -> o
     up = optax.schedules.linear_schedule(peak / (turn + 1), peak, turn)
     down = optax.schedules.linear_schedule(peak, 0.0, max(1, n_steps - turn))
     return optax.schedules.join_schedules([up, down], [turn])
+
+
+def warmup_stable_decay(
+    peak: float | jax.Array,
+    n_steps: int,
+    *,
+    warmup: float = 0.02,
+    decay: float = 0.02,
+    floor: float = 0.1,
+) -> optax.Schedule:
+    """Linear from 0 up to `peak`, constant, then linear down to `floor * peak` at `n_steps`.
+
+    As in the code of arXiv 2510.16629: with any warm-up the first update has learning rate 0.
+
+    Args:
+        peak: the constant value.
+        n_steps: length.
+        warmup: part of the length that goes up, rounded down to whole steps.
+        decay: part that goes down, rounded down.
+        floor: of the last value, relative to `peak`.
+    """
+    up, down = int(warmup * n_steps), int(decay * n_steps)
+    parts = [optax.schedules.constant_schedule(peak)]
+    boundaries = []
+    if up:
+        parts.insert(0, optax.schedules.linear_schedule(0.0, peak, up))
+        boundaries.append(up)
+    if down:
+        parts.append(optax.schedules.linear_schedule(peak, floor * peak, down))
+        boundaries.append(n_steps - down)
+    return optax.schedules.join_schedules(parts, boundaries)
 
 
 def sgd(

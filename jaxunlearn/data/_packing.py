@@ -9,6 +9,8 @@ import numpy as np
 
 from jaxunlearn.data._sequences import Sequences, round_up
 
+PREFIX = -1  # as `nn.decoder.PREFIX`
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,27 @@ class Packed:
     segments: Any
     labels: Any
     rows: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """N prompts, each followed in its row by J responses that do not see each other.
+
+    Attributes:
+        tokens: int32 [N, T]; 0 at padding.
+        positions: int32 [N, T]; every response goes on from its prompt.
+        segments: int32 [N, T], -1 for the prompt, which all read, 1, 2, .. J for the responses, 0
+            at padding.
+        where: int32 [N, J R], the positions whose logits predict response j, at j R and after.
+        labels: int32 [N, J R], the tokens of the responses; -1 at padding.
+    """
+
+    tokens: Any
+    positions: Any
+    segments: Any
+    where: Any
+    labels: Any
 
 
 class Bucket(NamedTuple):
@@ -87,6 +110,56 @@ def pack(sequences: Sequences, length: int) -> Packed:
             packed.labels[m, where] = sequences.labels[row, learned]
             start = place.stop
     return packed
+
+
+def tree(sequences: Sequences, n_responses: int) -> Tree:
+    """Joins the J responses to each question (`encode_responses`) behind one copy of its prompt.
+
+    A model gives each response the log-probability that it has alone, and reads the prompt once.
+
+    Args:
+        sequences: N J rows, response j to question n at n J + j.
+        n_responses: J.
+
+    Raises:
+        ValueError: the rows are no multiple of J, or responses of one question with other prompts.
+    """
+    sequences = jax.tree.map(np.asarray, sequences)
+    n_rows, n_labels = sequences.labels.shape
+    if n_responses < 1 or n_rows % n_responses:
+        raise ValueError(f"tree: {n_rows} rows are no multiple of n_responses = {n_responses}")
+    prompts, lengths = sequences.where[:, 0] + 1, sequences.lengths
+    groups = np.arange(n_rows).reshape(-1, n_responses)
+    # The last token of a response predicts nothing that is asked for: it is left out.
+    needed = prompts[groups[:, 0]] + (lengths - 1)[groups].sum(1)
+    shape = (len(groups), round_up(int(needed.max()), 8))
+    joined = Tree(
+        tokens=np.zeros(shape, np.int32),
+        positions=np.zeros(shape, np.int32),
+        segments=np.zeros(shape, np.int32),
+        where=np.zeros((len(groups), n_responses * n_labels), np.int32),
+        labels=sequences.labels.reshape(len(groups), -1),
+    )
+    for n, rows in enumerate(groups):
+        start = prompts[rows[0]]
+        prompt = sequences.tokens[rows[0], :start]
+        joined.tokens[n, :start], joined.positions[n, :start] = prompt, np.arange(start)
+        joined.segments[n, :start] = PREFIX
+        for j, row in enumerate(rows):
+            if (
+                prompts[row] != len(prompt)
+                or (sequences.tokens[row, : len(prompt)] != prompt).any()
+            ):
+                raise ValueError(f"tree: row {row} and row {rows[0]} have other prompts")
+            place = slice(start, start + lengths[row] - 1)
+            inside = slice(len(prompt), len(prompt) + lengths[row] - 1)
+            joined.tokens[n, place] = sequences.tokens[row, inside]
+            joined.positions[n, place] = np.arange(inside.start, inside.stop)
+            joined.segments[n, place] = j + 1
+            where = [len(prompt) - 1, *range(place.start, place.stop)]
+            joined.where[n, j * n_labels : j * n_labels + lengths[row]] = where
+            start = place.stop
+    return joined
 
 
 def buckets(sequences: Sequences, boundaries: Sequence[int], *, multiple: int = 8) -> list[Bucket]:

@@ -9,12 +9,12 @@ tokens are the response:
     sequences = text.encode(tokenizer, questions, template=template, max_tokens=512)
 
 `encode_responses` does so for several responses to each question, `prompts` for generation, and
-`pack` and `buckets` save padding. The tokenizer is a `tokenizers.Tokenizer`; nothing here loads
-one, and nothing is downloaded.
+`pack`, `tree` and `buckets` save work. The tokenizer is a `tokenizers.Tokenizer`; nothing here
+loads one, and nothing is downloaded.
 """
 
 from jaxunlearn.data._chat import SYSTEM, TEMPLATES, ChatTemplate, template_of
-from jaxunlearn.data._packing import Bucket, Packed, buckets, pack
+from jaxunlearn.data._packing import Bucket, Packed, Tree, buckets, pack, tree
 from jaxunlearn.data._questions import Question, gsm8k, jsonl, tofu
 from jaxunlearn.data._refusals import REFUSAL, refusals, superficial_prompts
 from jaxunlearn.data._sequences import Sequences, encode, encode_responses, prompts
@@ -28,6 +28,7 @@ __all__ = [
     "Packed",
     "Question",
     "Sequences",
+    "Tree",
     "buckets",
     "encode",
     "encode_responses",
@@ -39,4 +40,5 @@ __all__ = [
     "superficial_prompts",
     "template_of",
     "tofu",
+    "tree",
 ]

@@ -2,14 +2,19 @@
 
 Functions that bin or rank samples compute in NumPy float64, so that a result depends on the samples
 alone and not on a device's rounding.
+
+Language models have modules of their own: `tofu`, `muse` and `memorization` hold the measures of
+those benchmarks, `paths` those of the study of retrain equivalence.
 """
 
 from jaxunlearn.core.losses import margins
+from jaxunlearn.evaluate import memorization, muse, paths, tofu
 from jaxunlearn.evaluate._epsilon import forgetting_epsilon
 from jaxunlearn.evaluate._floor import noise_floor, standard_error
 from jaxunlearn.evaluate._klom import klom, renyi
 from jaxunlearn.evaluate._lds import lds
 from jaxunlearn.evaluate._membership import membership_auc
+from jaxunlearn.evaluate._rouge import rouge_l
 from jaxunlearn.evaluate._summary import accuracy, summary
 from jaxunlearn.evaluate._trajectory import Trajectory, trajectory
 from jaxunlearn.evaluate._two_samples import kolmogorov_smirnov, welch
@@ -24,10 +29,15 @@ __all__ = [
     "lds",
     "margins",
     "membership_auc",
+    "memorization",
+    "muse",
     "noise_floor",
+    "paths",
     "renyi",
+    "rouge_l",
     "standard_error",
     "summary",
+    "tofu",
     "trajectory",
     "ulira",
     "ulira_cheap",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LORA_TARGETS",
+    "PREFIX",
     "Cache",
     "Config",
     "Pretrained",
@@ -43,6 +44,8 @@ __all__ = [
     "init_cache",
     "shardings",
 ]
+
+PREFIX = -1  # the segment that every other segment of its row reads
 
 # What "On the Impossibility of Retrain Equivalence in Machine Unlearning" adapts: no keys, no head.
 LORA_TARGETS = r"layers/(q|v|o|gate|up|down)/kernel"
@@ -90,7 +93,8 @@ def decoder(config: Config, compute_dtype: str | None = None) -> Model:
     - `positions`: int32 [B, T]; by default real tokens are counted from 0.
     - `mask`: bool [B, T], True at real tokens; padding may be on either side. Logits at padding
       mean nothing, but are finite.
-    - `segments`: int32 [B, T] for packed rows: a token attends to its own segment only.
+    - `segments`: int32 [B, T] for several texts in a row: a token attends to those before it in
+      its own segment and in segment `PREFIX`, which all texts of the row begin with.
     - `cache`: a `Cache`; the tokens follow those in it, and the result is `(logits, cache)`.
     - `stop_at`: static; runs only the first layers and gives the residual stream [B, T, D] after
       them (after all of them, as transformers' last hidden state: normalised).
@@ -318,7 +322,7 @@ def _allowed(
     if cache is None:
         allowed = jnp.tril(jnp.ones((length, length), bool)) & real[:, None]
         if segments is not None:
-            allowed &= segments[:, :, None] == segments[:, None]
+            allowed &= (segments[:, :, None] == segments[:, None]) | (segments == PREFIX)[:, None]
         return allowed, None
     known = jax.lax.dynamic_update_slice_in_dim(cache.real, real, cache.used, axis=1)
     slots = jnp.arange(known.shape[1])

@@ -2,11 +2,12 @@
 
 A batch of sequences is anything with `tokens` int32 [B, T], `where` int32 [B, R] (the positions
 whose logits predict the response's tokens) and `labels` int32 [B, R] (these tokens, -1 at padding),
-such as `data.text.Sequences`. Only those R positions reach the output layer, which is the largest
-layer of a small model, and never more logits than a chunk's exist at once.
+such as `data.text.Sequences`. With `positions` and `segments` too a row holds several texts
+(`data.text.Tree`, `Packed`); without `where` a label belongs to each position. Only those R
+positions reach the output layer, which is the largest layer of a small model, and never more logits
+than a chunk's exist at once.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -26,8 +27,6 @@ class Sequences(Protocol):
 
     @property
     def tokens(self) -> jax.Array: ...  # noqa: D102
-    @property
-    def where(self) -> jax.Array: ...  # noqa: D102
     @property
     def labels(self) -> jax.Array: ...  # noqa: D102
 
@@ -52,8 +51,10 @@ class TokenStats(NamedTuple):
 
 def response_hidden(model: Model, params: Tree, batch: Sequences, **static: Any) -> jax.Array:
     """Hidden states that predict the response, [B, R, D]; `static` goes to `model.apply`."""
-    hidden, _ = model.apply(params, {}, batch.tokens, return_hidden=True, **static)
-    return jnp.take_along_axis(hidden, batch.where[..., None], axis=1)
+    rows = {name: getattr(batch, name, None) for name in ("positions", "segments")}
+    hidden, _ = model.apply(params, {}, batch.tokens, return_hidden=True, **rows, **static)
+    where = getattr(batch, "where", None)
+    return hidden if where is None else jnp.take_along_axis(hidden, where[..., None], axis=1)
 
 
 def response_logits(model: Model, params: Tree, batch: Sequences) -> jax.Array:
@@ -63,10 +64,17 @@ def response_logits(model: Model, params: Tree, batch: Sequences) -> jax.Array:
 
 def token_nll(model: Model, params: Tree, batch: Sequences, **static: Any) -> jax.Array:
     """-log p of every response token, float32 [B, R]; 0 at padding."""
+    return nll_and_hidden(model, params, batch, **static)[0]
+
+
+def nll_and_hidden(
+    model: Model, params: Tree, batch: Sequences, **static: Any
+) -> tuple[jax.Array, jax.Array]:
+    """`token_nll` [B, R] and the hidden states [B, R, D] that it comes from."""
     hidden = response_hidden(model, params, batch, **static)
     labels = batch.labels
     nll = chunked_nll(_output_weights(params), hidden.reshape(-1, hidden.shape[-1]), labels.ravel())
-    return jnp.where(labels >= 0, nll.reshape(labels.shape), 0.0)
+    return jnp.where(labels >= 0, nll.reshape(labels.shape), 0.0), hidden
 
 
 def sequence_nll(model: Model, params: Tree, batch: Sequences, **static: Any) -> jax.Array:
@@ -91,7 +99,8 @@ def token_stats(model: Model, params: Tree, batch: Sequences) -> TokenStats:
     rows = hidden.reshape(-1, hidden.shape[-1])
     parts = _in_chunks(chunk, weights.shape[0], rows, batch.labels.ravel())
     valid = batch.labels >= 0
-    return TokenStats(*(jnp.where(valid, part.reshape(shape), 0) for part in parts), valid)
+    logp, hit, mean, variance = (jnp.where(valid, part.reshape(shape), 0) for part in parts)
+    return TokenStats(logp, hit, mean, variance, valid)
 
 
 @jax.custom_vjp
@@ -152,6 +161,55 @@ def _nll_backward(kept: Any, g: jax.Array) -> tuple[Any, jax.Array, None]:
 
 
 chunked_nll.defvjp(_nll_forward, _nll_backward, symbolic_zeros=True)
+
+
+@jax.custom_vjp
+def chunked_kl(weights: jax.Array, hidden: jax.Array, reference: jax.Array) -> jax.Array:
+    """KL(reference || model) of next-token distributions, from hidden states, in chunks.
+
+    Both share the output layer, which must be frozen. As in `chunked_nll` the forward pass computes
+    what the gradient needs.
+
+    Args:
+        weights: the output layer, [V, D].
+        hidden: of the model, [N, D].
+        reference: of the model before unlearning, [N, D]; a constant.
+
+    Returns:
+        float32 [N].
+    """
+    return _kl_and_slope(weights, hidden, reference)[0]
+
+
+def _kl_and_slope(w: jax.Array, hidden: jax.Array, reference: jax.Array):
+    def chunk(hidden: jax.Array, reference: jax.Array) -> tuple[jax.Array, jax.Array]:
+        log_p, log_q = (jax.nn.log_softmax(_logits(w, x)) for x in (hidden, reference))
+        p, q = jnp.exp(log_p), jnp.exp(log_q)
+        slope = ((p - q).astype(w.dtype) @ w).astype(hidden.dtype)
+        return jnp.sum(q * (log_q - log_p), axis=-1), slope
+
+    return _in_chunks(chunk, 2 * w.shape[0], hidden, reference)
+
+
+def _kl_forward(weights: Any, hidden: Any, reference: Any) -> tuple[jax.Array, jax.Array]:
+    if weights.perturbed:
+        raise ValueError("chunked_kl: the output layer trains; only a frozen one is allowed")
+    return _kl_and_slope(weights.value, hidden.value, reference.value)
+
+
+def _kl_backward(slope: jax.Array, g: jax.Array) -> tuple[None, jax.Array, None]:
+    return None, (g[:, None] * slope).astype(slope.dtype), None
+
+
+chunked_kl.defvjp(_kl_forward, _kl_backward, symbolic_zeros=True)
+
+
+def mean_kl(params: Tree, hidden: jax.Array, reference: jax.Array, mask: jax.Array) -> jax.Array:
+    """KL(reference || model), the mean over a mask: hidden states [B, R, D], bool [B, R] -> []."""
+    width = hidden.shape[-1]
+    rows = (x.reshape(-1, width) for x in (hidden, reference))
+    kl = chunked_kl(_output_weights(params), *rows).reshape(mask.shape)
+    return jnp.sum(jnp.where(mask, kl, 0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def _output_weights(params: Tree) -> jax.Array:

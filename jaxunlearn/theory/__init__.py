@@ -1,5 +1,5 @@
 """Closed-form settings of the papers, in float64."""
 
-from jaxunlearn.theory import ridge
+from jaxunlearn.theory import linear, linear_study, ridge
 
-__all__ = ["ridge"]
+__all__ = ["linear", "linear_study", "ridge"]

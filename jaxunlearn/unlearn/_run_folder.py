@@ -136,14 +136,19 @@ def run_record(settings: Any, dataset: Dataset, forget: np.ndarray | None = None
         hashes["forget_sha256"] = tree.digest(forget)
     return {
         "settings": dataclasses.asdict(settings) | hashes,
-        "versions": {
-            "jaxunlearn": jaxunlearn.__version__,
-            "jax": jax.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "backend": jax.default_backend(),
-            "device": jax.devices()[0].device_kind,
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything whose change may change bits."""
+    return {
+        "jaxunlearn": jaxunlearn.__version__,
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
     }
 
 

@@ -1,0 +1,122 @@
+"""The safetensors format: a header of JSON, then raw tensors, read through memory maps.
+
+The package of that name gives NumPy no bfloat16 on every version, and no slices of it.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_MOST_HEADER = 100 * 2**20  # the format's own limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor in a file. Indexing reads what is asked for; nothing else stays in memory.
+
+    Attributes:
+        file: that holds it.
+        shape: as in the file, [out, in] for a matrix.
+        dtype: as in the file.
+        offset: of its first byte.
+    """
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        # A map of its own, so that the pages that were read are given back.
+        return np.array(np.memmap(self.file, self.dtype, "r", self.offset, self.shape)[index])
+
+
+def tensors(file: Path) -> dict[str, Stored]:
+    """The tensors of a file by name; only its header is read.
+
+    Raises:
+        ValueError: no safetensors file, one that is cut off, or a tensor that is not of floats.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if size < 8 or length > min(size - 8, _MOST_HEADER):
+            raise ValueError(f"{file}: cut off in its header, or no safetensors file")
+        try:
+            header = dict(json.loads(opened.read(length)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file}: no safetensors file; its header is not JSON") from error
+    header.pop("__metadata__", None)
+    return {name: _stored(file, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def _stored(file: Path, name: str, entry: Any, start: int, size: int) -> Stored:
+    try:
+        code, shape = entry["dtype"], tuple(map(int, entry["shape"]))
+        begin, end = map(int, entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: the header's entry of {name!r} is broken: {entry}") from error
+    if code not in _DTYPES:
+        raise ValueError(f"{file}: tensor {name!r} is {code}; read are {', '.join(_DTYPES)}")
+    if begin < 0 or end - begin != math.prod(shape) * _DTYPES[code].itemsize:
+        raise ValueError(
+            f"{file}: tensor {name!r} of {code}{list(shape)} has {end - begin} bytes, which does "
+            "not fit"
+        )
+    if start + end > size:
+        raise ValueError(
+            f"{file}: cut off; tensor {name!r} ends at byte {start + end}, the file has {size}"
+        )
+    return Stored(file, shape, _DTYPES[code], start + begin)
+
+
+def writable(dtype: Any, name: str) -> np.dtype:
+    """The type as the format has it.
+
+    Raises:
+        ValueError: not one of the float types.
+    """
+    if np.dtype(dtype) not in _CODES:
+        raise ValueError(f"{name!r} is {np.dtype(dtype)}; a file holds {', '.join(_DTYPES)}")
+    return np.dtype(dtype)
+
+
+def write(
+    file: IO[bytes],
+    layout: dict[str, tuple[tuple[int, ...], Any]],
+    arrays: Iterable[np.ndarray],
+) -> None:
+    """Writes a file, one tensor after another.
+
+    Args:
+        file: opened for writing.
+        layout: shape and dtype of each tensor by name.
+        arrays: their values, in the same order; they are taken one by one.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    end = 0
+    for name, (shape, dtype) in layout.items():
+        begin, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+        header[name] = {
+            "dtype": _CODES[np.dtype(dtype)],
+            "shape": list(shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    file.write(len(text).to_bytes(8, "little") + text)
+    for array in arrays:
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
