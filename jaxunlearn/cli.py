@@ -4,6 +4,7 @@ usage: jaxunlearn VERB [options]
 
   unlearn    many models forget by several methods, and retrained oracles judge them
   attribute  which training points a model's answers depend on: datamodels and TRAK
+  paths      language models trained in stages in different orders forget differently
 
 `jaxunlearn VERB --help` lists a verb's options.
 """
@@ -17,7 +18,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import jax
 import tyro
@@ -29,8 +30,10 @@ from jaxunlearn import __version__, plots
 from jaxunlearn.attribution import members
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import replacing
-from jaxunlearn.unlearn import BASELINES, METHODS, attribute, comparison
-from jaxunlearn.unlearn._run_folder import RunFolder
+from jaxunlearn.theory import linear_study
+from jaxunlearn.unlearn import BASELINES, METHODS, attribute, comparison, paths
+from jaxunlearn.unlearn._path_report import paths_table
+from jaxunlearn.unlearn._run_folder import RunFolder, versions
 from jaxunlearn.unlearn.comparison import NonFiniteError
 from jaxunlearn.unlearn.report import lds_table, table
 
@@ -189,6 +192,62 @@ class Attribute:
         return f"results.json, figure.png, datamodel.npz{with_trak} and settings.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """Trains a language model through the same stages in different orders, and lets each forget.
+
+    Attributes:
+        settings: what is studied.
+        theory: draw the linear theory instead, which needs no model: the theorem's bound, the
+            recency of four stages, and where ascent diverges.
+        place: where.
+    """
+
+    settings: Annotated[paths.Settings, tyro.conf.arg(name="")] = paths.Settings()
+    theory: bool = False
+    place: Annotated[Place, tyro.conf.arg(name="")] = Place()
+
+    def devices(self, count: int) -> Mesh:
+        """A mesh of so many devices, of one on a CPU: its cores share the work of one model."""
+        return mesh.make({"models": 1 if jax.default_backend() == "cpu" else count})
+
+    def prepare(self, **where: Any) -> "paths.Job | Theory":
+        """Checks everything that can be wrong."""
+        if not self.theory:
+            return paths.prepare(self.settings, **where)
+        if self.settings != paths.Settings():
+            raise ValueError("theory is given with settings of a study; it has none")
+        folder = RunFolder(where["out"], {"theory": "linear", "versions": versions()}, {}, False)
+        folder.begin()
+        return Theory(folder)
+
+    @staticmethod
+    def execute(job: "paths.Job | Theory", *, progress: comparison.Progress) -> dict[str, Any]:
+        """Runs the study, or computes the theory."""
+        if isinstance(job, Theory):
+            results = linear_study.report()
+            job.folder.write_json("results.json", results)
+            return results
+        return paths.execute(job, progress=progress)
+
+    @staticmethod
+    def show(job: "paths.Job | Theory", results: dict[str, Any], console: Console) -> str:
+        """Draws the figure and prints the table; returns what the folder holds."""
+        draw = plots.linear_theory if isinstance(job, Theory) else plots.paths
+        draw(results, job.folder.path / "figure.png")
+        if not isinstance(job, Theory):
+            console.print(paths_table(results))
+        return "results.json, figure.png and settings.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Theory:
+    """What the verb `paths` does with `--theory`."""
+
+    folder: RunFolder
+    phases: dict[str, float] = dataclasses.field(default_factory=lambda: {"theory": 1.0})
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line.
 
@@ -196,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0, 1 (a run failed), 2 (bad input, nothing written), 130 (interrupted).
     """
     argv = sys.argv[1:] if argv is None else argv
-    verbs = {"unlearn": Unlearn, "attribute": Attribute}
+    verbs = {"unlearn": Unlearn, "attribute": Attribute, "paths": Paths}
     if argv[:1] in (["--help"], ["-h"]):
         print(__doc__)
         return OK
@@ -209,7 +268,10 @@ def main(argv: list[str] | None = None) -> int:
     return _work(verb, argv)
 
 
-def _work(verb: Unlearn | Attribute, argv: list[str]) -> int:
+Verb: TypeAlias = Unlearn | Attribute | Paths
+
+
+def _work(verb: Verb, argv: list[str]) -> int:
     """Does what a verb does; returns the exit code. `argv` is kept with the results."""
     place = verb.place
     out = place.out or Path("runs") / time.strftime(f"{argv[0]}-%Y%m%d-%H%M%S")
@@ -253,7 +315,7 @@ def _work(verb: Unlearn | Attribute, argv: list[str]) -> int:
     return OK
 
 
-def _devices(verb: Unlearn | Attribute) -> Mesh:
+def _devices(verb: Verb) -> Mesh:
     """All devices, or in each process the wanted number; the processes find each other here."""
     place = verb.place
     wanted, others = place.devices, place.cluster.arguments()
@@ -287,7 +349,7 @@ def _chosen_methods(options: Unlearn) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _publish(verb: Unlearn | Attribute, job: Any) -> None:
+def _publish(verb: Verb, job: Any) -> None:
     """Shows the results and writes the requested JSON."""
     if not mesh.is_first():
         return

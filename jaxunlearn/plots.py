@@ -167,6 +167,53 @@ def influences(
     figure.savefig(path, dpi=110)
 
 
+def paths(results: dict[str, Any], path: str | os.PathLike) -> None:
+    """Draws a path study: forgetting of every path, and how far paths and retrained models differ.
+
+    One column for each loss. Lines are means over seeds; where there are several, bands reach from
+    the least to the largest.
+
+    Args:
+        results: of `unlearn.paths.execute`.
+        path: where the PNG goes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    losses, steps = results["losses"], results["checks"]
+    names = [" > ".join(order) for order in results["orders"]]
+    figure = Figure(figsize=(4 * len(losses) + 2, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(3, len(losses), squeeze=False, sharex=True, sharey="row")
+    for column, (loss, of_loss) in zip(grid.T, losses.items(), strict=True):
+        label = np.array(of_loss["label_logp"])  # paths, seeds, checks
+        fall, jeffreys = label[..., :1] - label, np.array(of_loss["jeffreys"])
+        retrained = np.moveaxis(np.array(of_loss["distance_to_retrained"]), 0, -1)
+        for i, name in enumerate(names):
+            _band(column[0], steps, fall[i], _COLORS[i % len(_COLORS)], name)
+            _band(column[2], steps, retrained[:, i], _COLORS[i % len(_COLORS)], name)
+        for i, j in itertools.combinations(range(len(names)), 2):
+            last = int(j == len(names) - 1 or i == len(names) - 1)
+            # Paths are drawn apart by whether the last one, often the recent one, is of the pair.
+            _band(column[1], steps, jeffreys[:, :, i, j].T, f"C{last}", None)
+        column[0].set_title(loss)
+        column[-1].set_xlabel("steps of unlearning")
+        column[1].set_yscale("log")
+        column[2].set_yscale("log")
+    grid[0, 0].set_ylabel("forget score (fall of log p)")
+    grid[1, 0].set_ylabel(f"Jeffreys divergence of pairs\n(orange: with {names[-1]})")
+    grid[2, 0].set_ylabel("logit distance to the retrained model")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=90)
+
+
+def _band(axes: Any, x: Any, values: np.ndarray, color: str, label: str | None) -> None:
+    """The mean of [seeds, T] as a line, and what lies between the seeds."""
+    axes.plot(x, values.mean(0), color=color, label=label)
+    if len(values) > 1:
+        axes.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
+
+
 def linear_theory(results: dict[str, Any], path: str | os.PathLike) -> None:
     """Draws the linear theory of stage orders: bound, recency and two phase diagrams.
 

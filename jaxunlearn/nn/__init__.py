@@ -1,5 +1,6 @@
 """Networks (Flax NNX definitions behind the common contract); no training code."""
 
+from jaxunlearn.nn import decoder, generate, likelihood, weights
 from jaxunlearn.nn._batch_norm import BatchNorm
 from jaxunlearn.nn._cnn import cnn
 from jaxunlearn.nn._mlp import mlp
@@ -15,11 +16,15 @@ __all__ = [
     "Conv",
     "cnn",
     "conv",
+    "decoder",
+    "generate",
+    "likelihood",
     "mlp",
     "multiply_adds",
     "normalised",
     "plain_convolutions",
     "resnet9",
     "small_cnn",
+    "weights",
     "wide_resnet",
 ]

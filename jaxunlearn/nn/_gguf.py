@@ -211,7 +211,7 @@ def _config(
 
 def _scaling(factors: np.ndarray, head_dim: int, theta: float) -> RopeScaling | None:
     """Llama 3's scaling, from what the frequency of each pair is divided by."""
-    if np.all(factors == 1):
+    if factors.shape == (head_dim // 2,) and np.all(factors == 1):
         return None
     # The file has the divisors only; all releases share the other three constants.
     scaling = RopeScaling(_shortest(float(factors.max())), low=1.0, high=4.0, context=8192)

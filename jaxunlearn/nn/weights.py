@@ -66,11 +66,11 @@ def read(
         state = "neither a folder nor a .gguf file" if path.exists() else "not there"
         raise ValueError(f"path is {str(path)!r}, which is {state}")
     own = _match(path, config, tensors, gguf=metadata is not None)
-    params = _load(config, own, dtype, mesh)
     if metadata is None:
         tokenizer, chat_template = _tokenizers.from_folder(path)
     else:
         tokenizer, chat_template = _tokenizers.from_gguf(metadata)
+    params = _load(config, own, dtype, mesh)  # last, the longest
     return decoder.Pretrained(config, params, tokenizer, chat_template)
 
 

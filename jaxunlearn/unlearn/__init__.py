@@ -1,6 +1,16 @@
 """Unlearning methods, and the job that compares them with retraining."""
 
-from jaxunlearn.unlearn import attribute, baselines, comparison, matching, methods, training
+from jaxunlearn.unlearn import (
+    attribute,
+    baselines,
+    comparison,
+    language,
+    matching,
+    methods,
+    objectives,
+    paths,
+    training,
+)
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn._scrub import Scrub, scrub
 from jaxunlearn.unlearn._ssd import SSD, ssd
@@ -16,8 +26,11 @@ __all__ = [
     "attribute",
     "baselines",
     "comparison",
+    "language",
     "matching",
     "methods",
+    "objectives",
+    "paths",
     "recipe",
     "scrub",
     "ssd",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich import box
+from rich.table import Table
 
 from jaxunlearn.core import adapters, keys, tree
 from jaxunlearn.core.tree import Tree
@@ -223,3 +225,29 @@ def _accuracy(job: Job, params: Tree) -> dict[str, Any]:
         "accuracy": correct / total,
         "interval": [low, high],
     }
+
+
+def paths_table(results: dict[str, Any]) -> Table:
+    """The results as a table, one row per path and loss; means over seeds."""
+    kept = [name for name in results["orders"][0] if name != results["forget"]]
+    out = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
+    out.title = f"unlearning {results['forget']}, {results['checks'][-1]} steps"
+    for header in ("loss", "path"):
+        out.add_column(header, no_wrap=True)
+    headers = [f"utility\n{name}" for name in kept]
+    for header in ("forget\nscore", *headers, "Jeffreys to\nother paths", "distance to\nretrained"):
+        out.add_column(header, justify="right", no_wrap=True)
+    for loss, row in results["losses"].items():
+        jeffreys = np.array(row["jeffreys"])[-1].mean(0)
+        retrained = np.array(row["distance_to_retrained"])[-1].mean(0)
+        for i, order in enumerate(results["orders"]):
+            out.add_row(
+                loss,
+                " > ".join(order),
+                f"{np.mean(row['forget_score'][i]):.3f}",
+                *(f"{np.mean(row['utility'][name][i]):.3f}" for name in kept),
+                f"{jeffreys[i].sum() / (len(jeffreys) - 1):.4f}",
+                f"{retrained[i]:.1f}",
+            )
+        out.add_section()
+    return out

@@ -1,0 +1,1 @@
+"""Retrain equivalence and the order of stages."""
