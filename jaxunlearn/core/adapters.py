@@ -127,7 +127,6 @@ def attach(
         ValueError: a pattern that matches nothing, a leaf that is no kernel, or a rank outside 1 to
             min(n, m).
     """
-    scale = alpha / rank**0.5 if rank_stabilized else alpha / rank
 
     def wrap(name: str, kernel: Any, chosen: bool) -> Any:
         if not chosen:
@@ -137,6 +136,7 @@ def attach(
         *stack, n, m = kernel.shape
         if not 1 <= rank <= min(n, m):
             raise ValueError(f"attach: rank is {rank}; {name} allows 1 to {min(n, m)}")
+        scale = alpha / rank**0.5 if rank_stabilized else alpha / rank
         a = jax.random.uniform(fold(key, "lora", name), (*stack, n, rank), minval=-1, maxval=1)
         b = jnp.zeros((*stack, rank, m), kernel.dtype)
         a = (a / n**0.5).astype(kernel.dtype)

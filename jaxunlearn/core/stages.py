@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -157,7 +157,7 @@ def run(
 
 
 def run_orders(
-    stage_of: Callable[[tuple], Stage] | Mapping[Hashable, Stage],
+    stage_of: Callable[[tuple], Stage] | Mapping[Any, Stage],
     orders: Iterable[tuple],
     state: TrainState,
     key: Key,

@@ -4,11 +4,12 @@ Functions that bin or rank samples compute in NumPy float64, so that a result de
 alone and not on a device's rounding.
 
 Language models have modules of their own: `tofu`, `muse` and `memorization` hold the measures of
-those benchmarks, `paths` those of the study of retrain equivalence.
+those benchmarks, `language` computes them of a model, `paths` those of the study of retrain
+equivalence.
 """
 
 from jaxunlearn.core.losses import margins
-from jaxunlearn.evaluate import memorization, muse, paths, tofu
+from jaxunlearn.evaluate import language, memorization, muse, paths, tofu
 from jaxunlearn.evaluate._epsilon import forgetting_epsilon
 from jaxunlearn.evaluate._floor import noise_floor, standard_error
 from jaxunlearn.evaluate._klom import klom, renyi
@@ -26,6 +27,7 @@ __all__ = [
     "forgetting_epsilon",
     "klom",
     "kolmogorov_smirnov",
+    "language",
     "lds",
     "margins",
     "membership_auc",

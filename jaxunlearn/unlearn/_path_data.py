@@ -96,10 +96,12 @@ class Encoder:
     Attributes:
         pretrained: the network.
         max_tokens: the most tokens of a text.
+        overlong: what happens to a question with its answer that has more, "error" or "drop".
     """
 
     pretrained: Pretrained
     max_tokens: int
+    overlong: str = "error"
 
     def __post_init__(self):
         context = self.pretrained.config.context
@@ -115,7 +117,7 @@ class Encoder:
 
     def sequences(self, of: list[text.Question]) -> text.Sequences:
         """Questions with their answers."""
-        return text.encode(self.pretrained.tokenizer, of, **self._options)
+        return text.encode(self.pretrained.tokenizer, of, **self._options, overlong=self.overlong)
 
     def phrases(self, of: list[text.Question]) -> text.Tree:
         """Every question with all refusal phrases, in one row."""

@@ -11,7 +11,6 @@ from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import text
 from jaxunlearn.evaluate.paths import refusal_phrases
 from jaxunlearn.nn import likelihood
-from jaxunlearn.unlearn import language
 from jaxunlearn.unlearn._path_data import Encoder
 
 _CHUNK = 8  # questions that are measured together
@@ -64,13 +63,13 @@ def measure(model: Model, params: Tree, probes: Probes) -> dict[str, Any]:
     """
     measured = {}
     for name, sequences in probes.responses.items():
-        nll, hidden = language.in_chunks(
+        nll, hidden = likelihood.in_chunks(
             lambda part: likelihood.nll_and_hidden(model, params, part), sequences, _CHUNK
         )
         measured |= {f"nll/{name}": nll.sum(-1), f"hidden/{name}": hidden}
     if probes.phrases is not None:
         n_phrases = len(refusal_phrases())
-        nll = language.in_chunks(
+        nll = likelihood.in_chunks(
             lambda part: likelihood.token_nll(model, params, part), probes.phrases, _CHUNK
         )
         nll = nll.reshape(*nll.shape[:-1], n_phrases, -1).sum(-1)

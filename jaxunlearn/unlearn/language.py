@@ -134,16 +134,6 @@ def steadiness(model: Model, layer: int) -> Objective:
 
 def reference_nll(model: Model, params: Tree, sequences: Any, chunk: int = 16) -> jax.Array:
     """NLL of every sequence under the model before unlearning, summed, [N]; made once."""
-    return in_chunks(lambda part: likelihood.sequence_nll(model, params, part), sequences, chunk)
-
-
-def in_chunks(function: Callable[[Any], Any], sequences: Any, chunk: int) -> Any:
-    """`function` of N rows, `chunk` at a time, in one compiled loop; leading axis N throughout."""
-    n = jax.tree.leaves(sequences)[0].shape[0]
-    size = min(chunk, n)
-    n_chunks = -(-n // size)
-    rows = jnp.minimum(jnp.arange(n_chunks * size), n - 1).reshape(n_chunks, size)
-    parts = jax.lax.map(
-        lambda rows: function(jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], sequences)), rows
+    return likelihood.in_chunks(
+        lambda part: likelihood.sequence_nll(model, params, part), sequences, chunk
     )
-    return jax.tree.map(lambda x: x.reshape(n_chunks * size, *x.shape[2:])[:n], parts)

@@ -12,7 +12,7 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core import tree
 from jaxunlearn.data import text
+from jaxunlearn.evaluate.paths import refusal_phrases
 from jaxunlearn.nn import decoder
 from jaxunlearn.unlearn import _path_data, _path_metrics, _path_report, _path_training
 from jaxunlearn.unlearn._path_data import Encoder, Part
@@ -39,7 +40,8 @@ class Settings:
         stages: the stages in their order without the forget stage's position, each
             `NAME=SOURCE[,n=N][,epochs=E]`; a SOURCE is `refusals`, `tofu:SPLIT`, `gsm8k:SPLIT`, or
             the path of a JSON-lines file with `question` and `answer`.
-        forget: name of the stage that is forgotten.
+        forget: name of the stage that is forgotten. If all its answers begin with "Sorry, I can not
+            assist", the forget score is that of refusal phrases, else of the answers themselves.
         orders: `insertions` (the forget stage at every position, the others in their order),
             `permutations` (all of them), or orders written as `a,b,c`.
         losses: of the unlearning: ga, npo, simnpo (summed, the paper's), simnpo_length.
@@ -54,6 +56,7 @@ class Settings:
         seeds: how many times everything is done, with other shuffles and adapters.
         seed: where all randomness comes from.
         max_tokens: the most tokens of a text.
+        overlong: what happens to a question with its answer that has more: `error` or `drop`.
         probe: how many questions of each stage are measured; those of the test split where the
             source is `gsm8k:train`, else of the stage itself.
         attempts: answers sampled for each measured question of a `gsm8k` stage, to count those that
@@ -83,6 +86,7 @@ class Settings:
     seeds: int = 1
     seed: int = 42
     max_tokens: int = 512
+    overlong: Literal["error", "drop"] = "error"
     probe: int = 24
     attempts: int = 0
     lane_width: int = 0
@@ -168,9 +172,10 @@ def prepare(
     }
     pretrained = decoder.from_pretrained(settings.model, dtype=jnp.float32)
     _path_training.check_rank(pretrained.params, settings)
-    encoder = Encoder(pretrained, settings.max_tokens)
+    encoder = Encoder(pretrained, settings.max_tokens, settings.overlong)
     sets = {name: encoder.sequences(found) for name, found in of_stage.items()}
-    refuses = parts[settings.forget].source == "refusals"
+    label = refusal_phrases()[0]
+    refuses = all(question.answer.startswith(label) for question in of_stage[settings.forget])
     asked = {
         name: _path_data.unseen(parts[name], data_dir) or found for name, found in of_stage.items()
     }

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxunlearn import nn
-from jaxunlearn.core import Stage, ema, loop, optimizers, stages, step, tree
+from jaxunlearn.core import Stage, ema, keys, loop, optimizers, stages, step, tree
 
 KEY = jax.random.key(11)
 
@@ -239,3 +239,61 @@ def test_a_trainable_pattern_without_a_match_is_an_error(setting):
     stage, state = setting
     with pytest.raises(ValueError, match="'head/.*' matches no parameter"):
         stages.run([stage("a", trainable="head/.*")], state, KEY)
+
+
+def test_a_stage_killed_in_the_middle_goes_on_from_its_last_block(setting, tmp_path):
+    stage, state = setting
+    by_name = {name: stage(name, block=2) for name in "ab"}
+    whole = stages.run_orders(by_name, [("a", "b")], state, KEY)
+    one_block = stages.run_orders({n: stage(n) for n in "ab"}, [("a", "b")], state, KEY)
+    assert tree.digest(whole["a", "b"]) == tree.digest(one_block["a", "b"])
+
+    def killed(prefix, done, total):
+        seen.append((prefix, done, total))
+        if prefix == ("a", "b") and done == 4:
+            raise KeyboardInterrupt
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        stages.run_orders(by_name, [("a", "b")], state, KEY, snapshots=tmp_path, callback=killed)
+    assert seen == [(("a",), i, 6) for i in (2, 4, 6)] + [(("a", "b"), i, 6) for i in (2, 4)]
+    seen = []
+    resumed = stages.run_orders(
+        by_name,
+        [("a", "b")],
+        state,
+        KEY,
+        snapshots=tmp_path,
+        callback=lambda *now: seen.append(now),
+    )
+    # The block of the kill was not on disk yet.
+    assert seen == [(("a",), 6, 6), (("a", "b"), 4, 6), (("a", "b"), 6, 6)]
+    for prefix in whole:
+        assert tree.digest(resumed[prefix]) == tree.digest(whole[prefix])
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_members_of_a_stage_train_together_as_they_would_alone(setting):
+    stage, state = setting
+    one = stage("a", optimizer=optax.adam(1e-2))
+    params = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), state.params)
+    start = stages.init_members(params)
+    together = stages.run([stages.of_members(one, 2)], start, KEY)
+    assert together.history[0].metrics["loss"].shape == (6, 2)
+    assert together.state.step.tolist() == [6, 6]
+    take, key = step.gradient_step(one.objective, one.optimizer), stages.stage_key(one, KEY, (), ())
+    for i in range(2):
+        alone = step.init_state(jax.tree.map(lambda p, i=i: p[i], params), one.optimizer)
+        for t in range(6):
+            batch = one.data(keys.fold(key, "data", "member", i), t)
+            alone, _ = take(alone, None, batch, KEY)
+        mine = jax.tree.map(lambda p, i=i: p[i], together.state.params)
+        chex.assert_trees_all_close(mine, alone.params, rtol=1e-4, atol=1e-5)
+    # The first member's bits are the same beside any others as long as their number is.
+    other = stages.init_members(jax.tree.map(lambda p: jnp.stack([p, -p]), state.params))
+    again = stages.run([stages.of_members(one, 2)], other, KEY)
+    first = [jax.tree.map(lambda p: p[0], s.state.params) for s in (together, again)]
+    chex.assert_trees_all_equal(*first)
+    with pytest.raises(ValueError, match="a: stops cannot be decided for several models"):
+        stop = loop.EarlyStop("loss", patience=1)
+        stages.of_members(dataclasses.replace(one, stops=(stop,)), 2)
