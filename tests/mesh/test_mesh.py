@@ -106,3 +106,12 @@ def test_bad_meshes():
     jax.devices()  # now JAX has started
     with pytest.raises(ValueError, match="start\\(\\) must come first"):
         mesh.start(jax.device_count() + 1)
+
+
+def test_meshes_and_micro_batches_do_not_change_a_step_of_a_language_model(tmp_path):
+    result = finish(start("language_steps", tmp_path / "model"))
+    whole = result.pop("whole")
+    for name, of_one in result.items():
+        assert of_one["gap"] < 1e-6, (name, of_one)
+        if "x" in name:  # every device read its own quarter
+            assert (of_one["devices"], of_one["shard"]) == (4, whole // 4), name

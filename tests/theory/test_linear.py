@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxunlearn import plots
-from jaxunlearn.theory import linear, linear_study
+from jaxunlearn.theory import _linear_retain, linear, linear_study
 
 D, K, LR = 30, 5, 0.02
 
@@ -268,9 +268,9 @@ def test_other_numbers_run_the_same_programs():
             linear._impossible_from_step,
             lambda s: linear.impossible_from_step(a, b, x, test, s * LR, s),
         ),
-        (linear._growth_rate, lambda s: linear.growth_rate(a, x, s * LR, test, s)),
+        (_linear_retain._growth_rate, lambda s: linear.growth_rate(a, x, s * LR, test, s)),
         (
-            linear._phase_diagram,
+            _linear_retain._phase_diagram,
             lambda s: linear.phase_diagram([a, b], [x, x], test, test, [s * LR], [s], s),
         ),
     ]

@@ -1,0 +1,94 @@
+"""Run by test_mesh.py in its own process: a step of a language model on several meshes."""
+
+import json
+import sys
+from pathlib import Path
+
+from jaxunlearn.core import mesh
+
+mesh.start(4)
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
+
+from jaxunlearn.core import adapters, step, tree  # noqa: E402
+from jaxunlearn.data import text  # noqa: E402
+from jaxunlearn.nn import decoder, likelihood  # noqa: E402
+from jaxunlearn.unlearn import language, objectives  # noqa: E402
+from tests import language as tiny  # noqa: E402
+
+KEY = jax.random.key(0)
+folder = tiny.save(Path(sys.argv[1]))
+whole = decoder.from_pretrained(folder, dtype=jnp.float32)
+questions = text.refusals(8)
+rows = text.encode(whole.tokenizer, questions, template=text.TEMPLATES["chatml"], max_tokens=200)
+reference = language.reference_nll(whole.model, whole.params, jax.tree.map(jnp.asarray, rows))
+losses = {"ga": language.LOCAL["ga"], "npo": language.LOCAL["npo"]}
+
+
+def update(loss, shape):
+    """What one step adds to the adapters, on a mesh of this shape."""
+    devices = mesh.make(dict(zip(("data", "model"), shape, strict=True)))
+    read = decoder.from_pretrained(folder, dtype=jnp.float32, mesh=devices)
+    params = adapters.attach(read.params, decoder.LORA_TARGETS, 2, 4.0, KEY)
+    # Fresh adapters only train one of their matrices in the first step.
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.01 if leaf.ndim == 3 and not leaf.any() else leaf, params
+    )
+    params = jax.device_put(params, decoder.shardings(params, devices))
+    own, base = adapters.split(params)
+    split = jax.NamedSharding(devices, P("data"))
+    batch = jax.device_put({"sequences": rows, "ref_nll": reference}, split)
+    optimizer = optax.sgd(1.0)
+    objective = language.on_base(language.forgetting(read.model, losses[loss]))
+    take = jax.jit(step.gradient_step(objective, optimizer))
+    after, _ = take(step.init_state(own, optimizer), base, batch, KEY)
+    moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after.params, own)
+    n_parts = len(read.params["layers"]["gate"]["kernel"].sharding.device_set)
+    shard = read.params["layers"]["gate"]["kernel"].addressable_shards[0].data.size
+    return tree.named(moved), {"devices": n_parts, "shard": shard}
+
+
+def gap(one, other):
+    """The largest difference of two steps, relative to the largest entry of a step."""
+    largest = max(np.abs(leaf).max() for leaf in one.values())
+    return float(max(np.abs(one[name] - other[name]).max() for name in one) / largest)
+
+
+result = {}
+for loss in losses:
+    alone, layout = update(loss, (1, 1))
+    for shape in ((2, 2), (4, 1)):
+        moved, layout = update(loss, shape)
+        result[f"{loss} {shape[0]}x{shape[1]}"] = {"gap": gap(alone, moved)} | layout
+result["whole"] = whole.params["layers"]["gate"]["kernel"].size
+
+# Micro-batches of a step: sums over the whole batch's counts.
+model, data = whole.model, jax.tree.map(jnp.asarray, rows)
+tokens = data.lengths.sum()
+
+
+def ascent(params, part):
+    nll = likelihood.sequence_nll(model, params, part)
+    return objectives.ascent(nll, part.lengths, denominator=tokens)
+
+
+def npo(params, part):
+    nll = likelihood.sequence_nll(model, params, part["rows"])
+    return objectives.npo(nll, part["ref"] + 0.5, beta=0.5, denominator=8)
+
+
+for name, loss, batch in (("ga", ascent, data), ("npo", npo, {"rows": data, "ref": reference})):
+    at_once = jax.jit(jax.grad(loss))(whole.params, batch)
+    for size in (1, 2, 4):
+        parts = jax.tree.map(lambda x, n=size: x.reshape(8 // n, n, *x.shape[1:]), batch)
+        _, summed = jax.jit(objectives.accumulate, static_argnums=0)(loss, whole.params, parts)
+        result[f"{name} by {size}"] = {
+            "gap": gap(
+                *({n: np.asarray(x) for n, x in tree.named(g).items()} for g in (at_once, summed))
+            )
+        }
+print(json.dumps(result))
