@@ -522,7 +522,6 @@ def _statistics(params, joined, chunk: int):
 def our_suite(joined: text.Tree, chunk: int) -> dict[str, np.ndarray]:
     """Seven metrics from one forward pass over prompts with all their responses."""
     stats = jax.device_get(_statistics(small()[0], joined, chunk))
-    stats = stats._replace(hit=stats.hit.astype(bool))
     shape = (N_QUESTIONS, N_RESPONSES, -1)
     parts = jax.tree.map(lambda x: np.moveaxis(x.reshape(shape), 1, 0), stats)
     answer, paraphrase, *false = (

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.core import tree
+from jaxunlearn.core import products, tree
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.tree import Tree
 
@@ -43,7 +43,7 @@ class LowRank:
     scale: jax.Array
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
-        return x @ self.base + _thin_product(x, self.lora_a, self.lora_b, self.scale)
+        return x @ self.base + products.thin(x, self.lora_a, self.lora_b, self.scale)
 
     def astype(self, dtype: Any) -> "LowRank":
         """All four in another type."""
@@ -65,40 +65,6 @@ class LowRank:
         scale = jnp.asarray(self.scale, jnp.float32)[..., None, None]
         update = scale * (self.lora_a.astype(jnp.float32) @ self.lora_b.astype(jnp.float32))
         return (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
-
-
-@jax.custom_vjp
-def _thin_product(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
-    """`scale x a b`: [..., n], [n, r], [r, m], [] -> [..., m]; reverse-mode derivatives only."""
-    return (x @ a * scale) @ b
-
-
-def _thin_forward(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array):
-    inner = x @ a
-    return (inner * scale) @ b, (x, a, b, scale, inner)
-
-
-def _thin_backward(kept: tuple, g: jax.Array):
-    x, a, b, scale, inner = kept
-    d_inner = g @ b.T
-    d_scale = jnp.sum(d_inner * inner).astype(scale.dtype)
-    d_inner = d_inner * scale
-    d_b = _over_rows(inner * scale, g)
-    return d_inner @ a.T, _over_rows(d_inner, x).T, d_b, d_scale
-
-
-def _over_rows(thin: jax.Array, wide: jax.Array) -> jax.Array:
-    """thin^T wide, summed over all leading axes: [..., r], [..., m] -> [r, m].
-
-    Left to itself, XLA on a CPU turns this product around, and transposes the wide matrix and
-    whatever computes it (measured: a third of a training step). The barrier hides that `left` is a
-    transpose.
-    """
-    left = jax.lax.optimization_barrier(thin.reshape(-1, thin.shape[-1]).T)
-    return left @ wide.reshape(-1, wide.shape[-1])
-
-
-_thin_product.defvjp(_thin_forward, _thin_backward)
 
 
 def attach(

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxunlearn.core import products
+from jaxunlearn.core.adapters import LowRank
+
 
 class Linear(nnx.Module):
     """`x @ kernel + bias`, computed in the type of `x`."""
@@ -15,5 +18,6 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(n_out)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel.get_value().astype(x.dtype)
+        kernel = self.kernel.get_value().astype(x.dtype)
+        y = x @ kernel if isinstance(kernel, LowRank) else products.dense(x, kernel)
         return y if self.bias is None else y + self.bias.get_value().astype(x.dtype)

@@ -100,6 +100,7 @@ def decoder(config: Config, compute_dtype: str | None = None) -> Model:
       them (after all of them, as transformers' last hidden state: normalised).
     - `return_hidden`: static; gives the hidden state [B, T, D] that the output layer reads.
     - `remat`: static; recomputes each layer in the backward pass instead of keeping what is inside.
+    - `unroll`: static; layers per turn of the loop over them: faster on a CPU, slower to compile.
 
     Args:
         config: of the network.
@@ -141,6 +142,7 @@ def decoder(config: Config, compute_dtype: str | None = None) -> Model:
         stop_at: int | None = None,
         return_hidden: bool = False,
         remat: bool = False,
+        unroll: int = 1,
     ) -> tuple[Any, Tree]:
         del train, key  # no dropout
         _check(config, tokens, positions, mask, segments, cache, stop_at)
@@ -162,7 +164,7 @@ def decoder(config: Config, compute_dtype: str | None = None) -> Model:
             stack = jax.tree.map(lambda leaf: leaf[:stop_at], stack)
         keys_values = None if cache is None else (cache.keys, cache.values)
         x, keys_values = jax.lax.scan(
-            jax.checkpoint(layer) if remat else layer, x, (stack, keys_values)
+            jax.checkpoint(layer) if remat else layer, x, (stack, keys_values), unroll=unroll
         )
         if stop_at is None or stop_at == config.n_layers:
             x = rms_norm(x, params["norm"]["scale"], config.eps)

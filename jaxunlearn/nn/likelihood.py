@@ -99,8 +99,9 @@ def token_stats(model: Model, params: Tree, batch: Sequences) -> TokenStats:
     rows = hidden.reshape(-1, hidden.shape[-1])
     parts = _in_chunks(chunk, weights.shape[0], rows, batch.labels.ravel())
     valid = batch.labels >= 0
-    logp, hit, mean, variance = (jnp.where(valid, part.reshape(shape), 0) for part in parts)
-    return TokenStats(logp, hit, mean, variance, valid)
+    logp, hit, mean, variance = (part.reshape(shape) for part in parts)
+    logp, mean, variance = (jnp.where(valid, part, 0.0) for part in (logp, mean, variance))
+    return TokenStats(logp, hit & valid, mean, variance, valid)
 
 
 def in_chunks(function: Callable[[Any], Any], sequences: Any, chunk: int) -> Any:
