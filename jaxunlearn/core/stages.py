@@ -235,10 +235,21 @@ def of_members(stage: Stage, n_members: int) -> Stage:
     """
     if stage.stops:
         raise ValueError(f"Stage {stage.name}: stops cannot be decided for several models at once")
-    inner, check = stage.wrap or (lambda step: step), stage.evaluate
+    check = stage.evaluate
+    return dataclasses.replace(
+        stage,
+        data=_OfMembers(as_source(stage.data), n_members),
+        optimizer=_optimizer_of_members(stage.optimizer),
+        wrap=_wrap_of_members(stage.wrap, n_members),
+        evaluate=None if check is None else _evaluate_of_members(check),
+    )
 
-    def wrap(step: Step) -> Step:
-        one = inner(step)
+
+# The same functions give the same functions, so that equal stages share their program.
+@functools.lru_cache(maxsize=64)
+def _wrap_of_members(wrap: Callable[[Step], Step] | None, n_members: int) -> Callable[[Step], Step]:
+    def wrap_many(step: Step) -> Step:
+        one = step if wrap is None else wrap(step)
 
         def many(state: Any, shared: Any, batch: Any, key: Key):
             own = jax.vmap(lambda i: fold(key, "member", i))(jnp.arange(n_members))
@@ -246,14 +257,17 @@ def of_members(stage: Stage, n_members: int) -> Stage:
 
         return many
 
-    optimizer = optax.GradientTransformation(jax.vmap(stage.optimizer.init), stage.optimizer.update)
-    return dataclasses.replace(
-        stage,
-        data=_OfMembers(as_source(stage.data), n_members),
-        optimizer=optimizer,
-        wrap=wrap,
-        evaluate=check and (lambda state, shared: jax.vmap(check, (0, None))(state, shared)),
-    )
+    return wrap_many
+
+
+@functools.lru_cache(maxsize=64)
+def _optimizer_of_members(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    return optax.GradientTransformation(jax.vmap(optimizer.init), optimizer.update)
+
+
+@functools.lru_cache(maxsize=64)
+def _evaluate_of_members(check: Evaluate) -> Evaluate:
+    return jax.vmap(check, in_axes=(0, None))
 
 
 def init_members(params: tree.Tree, stats: tree.Tree | None = None) -> TrainState:

@@ -297,7 +297,7 @@ def _check(
             raise ValueError(
                 f"{name} has shape {list(value.shape)}; tokens have {list(tokens.shape)}"
             )
-    if tokens.shape[1] > config.context:
+    if segments is None and tokens.shape[1] > config.context:  # of several texts each fits
         raise ValueError(
             f"tokens has {tokens.shape[1]} positions; the context of this network is "
             f"{config.context}"

@@ -35,20 +35,18 @@ def report(job: Job, paths: dict[tuple[str, ...], Tree], runs: dict[str, Any]) -
         paths: adapters of every order, and of those without the forget stage, leading axis seeds.
         runs: what `_path_training.forget` returns.
     """
-    s, n_checks = job.settings, runs["measured"]["nll/" + job.settings.forget].shape[1]
-    shape = (len(job.orders), len(s.losses), s.seeds)
+    s, shape = job.settings, (len(job.orders), len(job.settings.losses), job.settings.seeds)
     measured = {
         name: value.reshape(*shape, *value.shape[1:])
         for name, value in tree.named(runs["measured"]).items()
     }
     retrained = _retrained(job, paths)
     n_steps = runs["losses"].shape[1]
-    at = [*range(0, n_steps, s.every), n_steps][:n_checks]
     results = {
         "orders": [list(order) for order in job.orders],
         "forget": s.forget,
         "stage_runs": len(job.prefixes),
-        "checks": at,
+        "checks": [*range(0, n_steps, s.every), n_steps],
         "losses": {},
     }
     for number, loss in enumerate(s.losses):
@@ -87,7 +85,7 @@ def _of_loss(job: Job, measured: dict[str, np.ndarray], retrained: dict) -> dict
             for name in logp
             if name != s.forget
         },
-        "recency": [measures.recency(scores[:, i])._asdict() for i in range(n_seeds)],
+        "recency": [_recency(scores[:, i]) for i in range(n_seeds)],
     }
     out |= _divergences(job, measured, retrained)
     if {"C", "U", "R"} == set(job.parts) and s.forget == "U":
@@ -97,6 +95,12 @@ def _of_loss(job: Job, measured: dict[str, np.ndarray], retrained: dict) -> dict
             for p in range(n_paths)
         ]
     return out
+
+
+def _recency(scores: np.ndarray) -> dict[str, Any]:
+    """The slowest path, and the second smallest score over its own (None if that is not > 0)."""
+    slowest, ratio = measures.recency(scores)
+    return {"slowest": slowest, "ratio": ratio if np.isfinite(ratio) else None}
 
 
 def _divergences(job: Job, measured: dict[str, np.ndarray], retrained: dict) -> dict[str, Any]:

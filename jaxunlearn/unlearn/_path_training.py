@@ -132,11 +132,16 @@ def _stage(job: Job, name: str) -> Stage:
         name,
         objective,
         source,
-        optax.adamw(warmup_stable_decay(s.learning_rate, n_steps), weight_decay=0.0),
+        _adamw(s.learning_rate, n_steps),
         n_steps,
         block=source.steps_per_epoch,
     )
     return stages.of_members(stage, s.seeds)
+
+
+@functools.lru_cache(maxsize=64)  # the same optimizer is the same program, compiled once
+def _adamw(learning_rate: float, n_steps: int) -> optax.GradientTransformation:
+    return optax.adamw(warmup_stable_decay(learning_rate, n_steps), weight_decay=0.0)
 
 
 class _How(NamedTuple):
@@ -177,7 +182,7 @@ def _forgetting(model: Model, how: _How) -> Callable[[Any, Any], dict[str, Any]]
         arrays = {"sequences": forget, "ref_nll": reference}
         source = batches(arrays, np.arange(n), how.batch_size)
         n_steps = how.epochs * source.steps_per_epoch
-        optimizer = optax.adamw(warmup_stable_decay(how.learning_rate, n_steps), weight_decay=0.0)
+        optimizer = _adamw(how.learning_rate, n_steps)
         step = gradient_step(objective, optimizer)
         state = init_state(own, optimizer)
         measured, losses_ = [jax.tree.map(lambda x: x[None], evaluate(state, reads))], []

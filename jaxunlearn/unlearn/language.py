@@ -34,6 +34,7 @@ LOCAL: dict[str, LocalLoss] = {
 }
 
 
+@functools.cache  # the same function is the same program, compiled once
 def on_base(objective: Objective) -> Objective:
     """Lets an objective see all parameters while `shared` holds those that do not train.
 

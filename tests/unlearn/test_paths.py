@@ -146,7 +146,7 @@ def test_a_run_of_unlearning_is_the_plain_loop(study):
     )
     probe = jax.tree.map(jnp.asarray, job.probes.responses["a"])
     np.testing.assert_allclose(
-        runs["measured"]["nll/a"][number][-1],
+        runs["measured"]["nll"]["a"][number][-1],
         likelihood.sequence_nll(model, adapters.merge(after), probe),
         rtol=1e-4,
     )
@@ -171,6 +171,7 @@ def test_a_killed_study_resumes_to_the_same_results(study, settings, tmp_path):
         paths.prepare(other, out=tmp_path / "out", resume=True)
 
 
+@pytest.mark.slow
 def test_seeds_and_lanes(study, settings, tmp_path):
     """Two seeds in lanes of three: every seed has shuffles of its own; widths agree."""
     few = dataclasses.replace(
@@ -188,6 +189,7 @@ def test_seeds_and_lanes(study, settings, tmp_path):
     np.testing.assert_allclose(alone["losses"]["ga"]["forget_score"], ga, rtol=2e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_superficial_and_deep_forgetting_are_told_apart(settings, tmp_path):
     own = dataclasses.replace(
         settings,
