@@ -208,8 +208,8 @@ class Paths:
     place: Annotated[Place, tyro.conf.arg(name="")] = Place()
 
     def devices(self, count: int) -> Mesh:
-        """A mesh of so many devices, of one on a CPU: its cores share the work of one model."""
-        return mesh.make({"models": 1 if jax.default_backend() == "cpu" else count})
+        """A mesh of so many devices."""
+        return paths.devices(self.settings, count)
 
     def prepare(self, **where: Any) -> "paths.Job | Theory":
         """Checks everything that can be wrong."""

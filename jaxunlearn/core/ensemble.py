@@ -115,7 +115,8 @@ def run(
     Args:
         fn: a pure function of one model that returns a pytree of arrays with names: dicts,
             NamedTuples, dataclasses.
-        shared: what all members read; stored once per device.
+        shared: what all members read; stored once per device, but for arrays that are laid over
+            `mesh` already (a large network split over a further axis): they stay as they are.
         members: pytree with a leading axis of N members (keys, initial parameters, index tables).
         width: models per lane, W; the last lane is padded and the padding dropped.
         mode: see `lanes`.
@@ -152,7 +153,7 @@ def run(
     report = callback or (lambda done: None)
     report(done)
     missing = [i for i in range(n_lanes) if i not in there]
-    shared = meshes.place(shared, jax.NamedSharding(mesh, PartitionSpec()))
+    shared = _placed(shared, mesh)
     by_lane = jax.NamedSharding(mesh, PartitionSpec("models"))
     members = jax.tree.map(np.asarray, _pack_keys(members))
     for number, group in enumerate(_groups(missing, mesh.shape["models"])):
@@ -177,6 +178,17 @@ def run(
     if sink is not None:
         return {}
     return jax.tree.map(lambda *rows: np.concatenate(rows), *(finished[i] for i in range(n_lanes)))
+
+
+def _placed(shared: Any, mesh: Mesh) -> Any:
+    whole = jax.NamedSharding(mesh, PartitionSpec())
+
+    def put(leaf: Any) -> Any:
+        own = getattr(leaf, "sharding", None)
+        laid = isinstance(own, jax.NamedSharding) and own.mesh == mesh
+        return leaf if laid else meshes.place(leaf, whole)
+
+    return jax.tree.map(put, shared)
 
 
 @jax.tree_util.register_dataclass

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -63,6 +64,7 @@ class Settings:
             are right (the paper: 5); 0: none.
         lane_width: runs of unlearning computed together; 0: one on a CPU, else as many as the
             memory holds by a rough estimate.
+        model_shards: devices that each copy of the network is split over.
         remat: recompute layers in the backward pass, for longer texts in the same memory.
     """
 
@@ -90,6 +92,7 @@ class Settings:
     probe: int = 24
     attempts: int = 0
     lane_width: int = 0
+    model_shards: int = 1
     remat: bool = False
 
 
@@ -141,6 +144,21 @@ class Job:
         return shares | {"unlearning": 2.0 * len(self.members) * forget, "evaluation": forget}
 
 
+def devices(settings: Settings, n_devices: int) -> Mesh:
+    """A mesh for the settings: an axis `models`, and with `model_shards` an axis `model`.
+
+    On a CPU one device is enough: its cores share the work of one network.
+    """
+    shards = settings.model_shards
+    if jax.default_backend() == "cpu":
+        n_devices = min(n_devices, shards)
+    if shards < 1 or n_devices % shards:
+        raise ValueError(
+            f"model_shards is {shards}; it must be at least 1 and divide the {n_devices} devices"
+        )
+    return meshes.make({"models": n_devices // shards} | ({"model": shards} if shards > 1 else {}))
+
+
 def prepare(
     settings: Settings,
     *,
@@ -155,7 +173,7 @@ def prepare(
         settings: of the study.
         out: output folder, new or (with `resume`) that of the same study.
         resume: go on with the study in `out`, if there is one.
-        mesh: with an axis `models`; by default one device.
+        mesh: from `devices`; by default one device.
         data_dir: folder with `tofu/` and `gsm8k/`; by default `$TOFU_DIR` and `$GSM8K_DIR`.
 
     Raises:
@@ -170,7 +188,8 @@ def prepare(
     of_stage = {
         name: _path_data.questions(part, settings.seed, data_dir) for name, part in parts.items()
     }
-    pretrained = decoder.from_pretrained(settings.model, dtype=jnp.float32)
+    split = mesh if mesh is not None and "model" in mesh.shape else None
+    pretrained = decoder.from_pretrained(settings.model, dtype=jnp.float32, mesh=split)
     _path_training.check_rank(pretrained.params, settings)
     encoder = Encoder(pretrained, settings.max_tokens, settings.overlong)
     sets = {name: encoder.sequences(found) for name, found in of_stage.items()}

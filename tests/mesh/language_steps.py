@@ -1,5 +1,6 @@
 """Run by test_mesh.py in its own process: a step of a language model on several meshes."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 from jaxunlearn.core import adapters, step, tree  # noqa: E402
 from jaxunlearn.data import text  # noqa: E402
 from jaxunlearn.nn import decoder, likelihood  # noqa: E402
-from jaxunlearn.unlearn import language, objectives  # noqa: E402
+from jaxunlearn.unlearn import language, objectives, paths  # noqa: E402
 from tests import language as tiny  # noqa: E402
 
 KEY = jax.random.key(0)
@@ -53,42 +54,78 @@ def update(loss, shape):
 
 
 def gap(one, other):
-    """The largest difference of two steps, relative to the largest entry of a step."""
-    largest = max(np.abs(leaf).max() for leaf in one.values())
-    return float(max(np.abs(one[name] - other[name]).max() for name in one) / largest)
+    """The length of the difference of two steps, relative to that of a step."""
+    of = lambda step: np.sqrt(sum(np.square(leaf, dtype=float).sum() for leaf in step.values()))  # noqa: E731
+    return float(of({name: one[name] - other[name] for name in one}) / of(one))
 
 
-result = {}
-for loss in losses:
-    alone, layout = update(loss, (1, 1))
+def meshes(loss):
+    """Steps on three meshes, and how the network lay on them."""
+    alone, _ = update(loss, (1, 1))
     for shape in ((2, 2), (4, 1)):
         moved, layout = update(loss, shape)
         result[f"{loss} {shape[0]}x{shape[1]}"] = {"gap": gap(alone, moved)} | layout
-result["whole"] = whole.params["layers"]["gate"]["kernel"].size
-
-# Micro-batches of a step: sums over the whole batch's counts.
-model, data = whole.model, jax.tree.map(jnp.asarray, rows)
-tokens = data.lengths.sum()
+    result["whole"] = whole.params["layers"]["gate"]["kernel"].size
 
 
-def ascent(params, part):
-    nll = likelihood.sequence_nll(model, params, part)
-    return objectives.ascent(nll, part.lengths, denominator=tokens)
+def micro_batches():
+    """Micro-batches of a step: sums over the whole batch's counts."""
+    model, data = whole.model, jax.tree.map(jnp.asarray, rows)
+    tokens = data.lengths.sum()
+
+    def ascent(params, part):
+        nll = likelihood.sequence_nll(model, params, part)
+        return objectives.ascent(nll, part.lengths, denominator=tokens)
+
+    def npo(params, part):
+        nll = likelihood.sequence_nll(model, params, part["rows"])
+        return objectives.npo(nll, part["ref"] + 0.5, beta=0.5, denominator=8)
+
+    for name, loss, batch in (("ga", ascent, data), ("npo", npo, {"rows": data, "ref": reference})):
+        at_once = jax.jit(jax.grad(loss))(whole.params, batch)
+        for size in (1, 2, 4):
+            parts = jax.tree.map(lambda x, n=size: x.reshape(8 // n, n, *x.shape[1:]), batch)
+            _, summed = jax.jit(objectives.accumulate, static_argnums=0)(loss, whole.params, parts)
+            result[f"{name} by {size}"] = {
+                "gap": gap(
+                    *(
+                        {n: np.asarray(x) for n, x in tree.named(g).items()}
+                        for g in (at_once, summed)
+                    )
+                )
+            }
 
 
-def npo(params, part):
-    nll = likelihood.sequence_nll(model, params, part["rows"])
-    return objectives.npo(nll, part["ref"] + 0.5, beta=0.5, denominator=8)
+def whole_study():
+    """A study whose network is split over two devices, against one on a single device."""
+    study = paths.Settings(
+        model=str(folder),
+        stages=("a=compliance:C,n=4", "u=refusals,n=4"),
+        forget="u",
+        losses=("ga",),
+        rank=2,
+        alpha=4.0,
+        learning_rate=1e-3,
+        batch_size=2,
+        unlearn_batch_size=2,
+        unlearn_learning_rate=1e-3,
+        max_tokens=200,
+        probe=2,
+    )
+    scores = []
+    for shards in (1, 2):
+        own = dataclasses.replace(study, model_shards=shards)
+        out = Path(sys.argv[1]) / f"study-{shards}"
+        done = paths.execute(paths.prepare(own, out=out, mesh=paths.devices(own, 2)))
+        scores.append(done["losses"]["ga"])
+    result["study"] = [np.ravel(of_one["answer_logp"]["u"]).tolist() for of_one in scores]
 
 
-for name, loss, batch in (("ga", ascent, data), ("npo", npo, {"rows": data, "ref": reference})):
-    at_once = jax.jit(jax.grad(loss))(whole.params, batch)
-    for size in (1, 2, 4):
-        parts = jax.tree.map(lambda x, n=size: x.reshape(8 // n, n, *x.shape[1:]), batch)
-        _, summed = jax.jit(objectives.accumulate, static_argnums=0)(loss, whole.params, parts)
-        result[f"{name} by {size}"] = {
-            "gap": gap(
-                *({n: np.asarray(x) for n, x in tree.named(g).items()} for g in (at_once, summed))
-            )
-        }
+result: dict = {}
+if sys.argv[2] == "steps":
+    meshes("ga")
+    micro_batches()
+else:
+    meshes("npo")
+    whole_study()
 print(json.dumps(result))

@@ -108,9 +108,11 @@ def test_bad_meshes():
         mesh.start(jax.device_count() + 1)
 
 
-def test_meshes_and_micro_batches_do_not_change_a_step_of_a_language_model(tmp_path):
-    result = finish(start("language_steps", tmp_path / "model"))
+@pytest.mark.parametrize("part", ["steps", pytest.param("study", marks=pytest.mark.slow)])
+def test_meshes_and_micro_batches_do_not_change_a_step_of_a_language_model(part, tmp_path):
+    result = finish(start("language_steps", tmp_path / "model", part))
     whole = result.pop("whole")
+    np.testing.assert_allclose(*result.pop("study", (0, 0)), rtol=1e-3)
     for name, of_one in result.items():
         assert of_one["gap"] < 1e-6, (name, of_one)
         if "x" in name:  # every device read its own quarter
