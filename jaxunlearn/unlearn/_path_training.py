@@ -160,10 +160,10 @@ class _How(NamedTuple):
 @functools.lru_cache(maxsize=16)  # the same function is the same program, compiled once
 def _forgetting(model: Model, how: _How) -> Callable[[Any, Any], dict[str, Any]]:
     """A function of one run of unlearning: a path, a loss, a seed."""
-    losses = {name: language.LOCAL[name] for name in how.losses}
+    of_name = {name: language.LOCAL[name] for name in how.losses}
 
     def objective(params, stats, shared, batch, key):
-        loss = language.one_of(losses, shared["loss"])
+        loss = language.one_of(of_name, shared["loss"])
         full = tree.combine(params, shared["frozen"])
         return language.forgetting(model, loss, remat=how.remat)(full, stats, None, batch, key)
 
@@ -184,32 +184,28 @@ def _forgetting(model: Model, how: _How) -> Callable[[Any, Any], dict[str, Any]]
         n_steps = how.epochs * source.steps_per_epoch
         optimizer = _adamw(how.learning_rate, n_steps)
         step = gradient_step(objective, optimizer)
-        state = init_state(own, optimizer)
-        measured, losses_ = [jax.tree.map(lambda x: x[None], evaluate(state, reads))], []
-        rest = n_steps % how.every
         key = keys.fold(member["key"], "steps")
-        if n_steps >= how.every:
-            result = loop.run(
-                step,
-                state,
-                reads,
-                source,
-                key,
-                n_steps - rest,
-                evaluate=evaluate,
-                every=how.every,
-            )
-            state = result.state
-            measured.append(result.checks)
-            losses_.append(result.metrics["loss"])
-        if rest:  # the last interval is a shorter one
-            state, metrics = loop.scan(step, state, reads, source, key, rest, first=n_steps - rest)
-            measured.append(jax.tree.map(lambda x: x[None], evaluate(state, reads)))
-            losses_.append(metrics["loss"])
-        joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *measured)
+
+        def interval(carry: Any, bounds: jax.Array) -> tuple[Any, Any]:
+            """Measures, then takes the steps up to the next measurement."""
+
+            def take(t: jax.Array, carry: Any) -> Any:
+                state, losses = carry
+                state, metrics = loop.scan(step, state, reads, source, key, 1, first=t)
+                return state, losses.at[t].set(metrics["loss"][0])
+
+            seen = evaluate(carry[0], reads)
+            return jax.lax.fori_loop(bounds[0], bounds[1], take, carry), seen
+
+        # The last interval may be a shorter one, and no step follows the last measurement; all of
+        # them are one program.
+        edges = np.array([*range(0, n_steps, how.every), n_steps, n_steps])
+        start = (init_state(own, optimizer), jnp.zeros(n_steps))
+        bounds = jnp.stack([edges[:-1], edges[1:]], axis=1)
+        (state, losses), measured = jax.lax.scan(interval, start, bounds)
         return {
-            "measured": joined,
-            "losses": jnp.concatenate(losses_),
+            "measured": measured,
+            "losses": losses,
             "adapter": tree.nested(tree.named(state.params)),
         }
 

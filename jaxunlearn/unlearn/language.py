@@ -48,24 +48,27 @@ def on_base(objective: Objective) -> Objective:
 
 
 @functools.cache
-def fine_tuning(model: Model, *, remat: bool = False) -> Objective:
-    """Token-mean cross-entropy of responses, over the whole batch (`objectives.descent`)."""
+def fine_tuning(model: Model, **static: Any) -> Objective:
+    """Token-mean cross-entropy of responses, over the whole batch (`objectives.descent`).
+
+    Switches of the network (`remat`, `unroll`) are passed on, here and in `forgetting`.
+    """
 
     def objective(params, stats, shared, batch, key):
         del shared, key
-        nll = likelihood.sequence_nll(model, params, batch, remat=remat)
+        nll = likelihood.sequence_nll(model, params, batch, **static)
         return objectives.descent(nll, batch.lengths), (stats, {})
 
     return objective
 
 
-def forgetting(model: Model, loss: LocalLoss, *, remat: bool = False) -> Objective:
+def forgetting(model: Model, loss: LocalLoss, **static: Any) -> Objective:
     """A local loss on batches `{"sequences": Sequences, "ref_nll": [B]}` of the forget set."""
 
     def objective(params, stats, shared, batch, key):
         del shared, key
         sequences = batch["sequences"]
-        nll = likelihood.sequence_nll(model, params, sequences, remat=remat)
+        nll = likelihood.sequence_nll(model, params, sequences, **static)
         return loss(nll, sequences.lengths, batch["ref_nll"]), (stats, {})
 
     return objective
