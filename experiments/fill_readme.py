@@ -23,7 +23,6 @@ def filled(text: str) -> str:
         ("experiments/dmm/images.json", _dmm_images()),
         ("experiments/dmm/mixture.json", _dmm_mixture()),
         ("experiments/dmm/convex.json", _dmm_convex()),
-        ("experiments/retrain_equivalence/smollm2.json", _smollm2()),
         ("benchmarks/results", _benchmarks()),
     ):
         begin, end = f"<!-- table: {mark} -->\n", "\n<!-- end of table -->"
@@ -51,33 +50,6 @@ def _baselines() -> str:
             lines.append(_line(forget, name, *klom, *accuracy, f"{row['cost']:.3f}"))
         floor = [f"{result['floor'][group]['mean']:.2f}" for group in report.GROUPS]
         lines.append(_line(forget, "*floor*", *floor, "", "", "", ""))
-    return "\n".join(lines)
-
-
-def _smollm2() -> str:
-    results = _read("experiments/retrain_equivalence/smollm2.json")
-    kept = [name for name in results["orders"][0] if name != results["forget"]]
-    headers = ["loss", "path", "label before", "forget score", *(f"utility {n}" for n in kept)]
-    headers += ["Jeffreys to other paths", "distance to retrained: before", "after"]
-    lines = [_line(*headers), "|---" * len(headers) + "|"]
-    for loss, row in results["losses"].items():
-        n_others = len(results["orders"]) - 1
-        for i, order in enumerate(results["orders"]):
-            retrained = [
-                _mean(check[seed][i] for seed in range(len(check)))
-                for check in (row["distance_to_retrained"][0], row["distance_to_retrained"][-1])
-            ]
-            lines.append(
-                _line(
-                    loss,
-                    " > ".join(order),
-                    f"{_mean(seed[0] for seed in row['label_logp'][i]):.2f}",
-                    f"{_mean(row['forget_score'][i]):.3f}",
-                    *(f"{_mean(row['utility'][name][i]):.3f}" for name in kept),
-                    f"{_mean(sum(seed[i]) / n_others for seed in row['jeffreys'][-1]):.3f}",
-                    *(f"{value:.0f}" for value in retrained),
-                )
-            )
     return "\n".join(lines)
 
 

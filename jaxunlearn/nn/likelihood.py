@@ -107,8 +107,8 @@ def token_stats(model: Model, params: Tree, batch: Sequences) -> TokenStats:
 def in_chunks(function: Callable[[Any], Any], sequences: Any, chunk: int) -> Any:
     """`function` of N rows, `chunk` at a time, in one compiled loop; leading axis N throughout."""
     n = jax.tree.leaves(sequences)[0].shape[0]
-    size = min(chunk, n)
-    n_chunks = -(-n // size)
+    n_chunks = -(-n // chunk)
+    size = -(-n // n_chunks)  # chunks of equal size: as few rows as can be are computed twice
     rows = jnp.minimum(jnp.arange(n_chunks * size), n - 1).reshape(n_chunks, size)
     parts = jax.lax.map(
         lambda rows: function(jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], sequences)), rows

@@ -24,6 +24,8 @@ from jaxunlearn.unlearn import (  # noqa: E402
 )
 from tests import language as tiny  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("study")  # one process trains it for all
+
 OF_STAGE = {"a": "ab", "b": "cd", "c": "ef"}
 
 
@@ -95,8 +97,8 @@ def test_results_have_every_path_loss_and_check(study):
     # All losses begin at the same models, and gradient ascent forgets.
     first = [np.array(results["losses"][name]["label_logp"])[..., 0] for name in ("ga", "npo")]
     np.testing.assert_array_equal(*first)
-    assert np.min(results["losses"]["ga"]["forget_score"]) > 0
-    # The path with the forget stage last is its own retrained model plus one stage: near to it.
+    answers = np.array(results["losses"]["ga"]["answer_logp"]["u"])
+    assert (answers[..., -1] < answers[..., 0]).all()
     assert results["seconds"]["unlearning"]["run"] > 0
     json.dumps(results, allow_nan=False)
 
@@ -155,7 +157,7 @@ def test_a_run_of_unlearning_is_the_plain_loop(study):
 
 def test_a_killed_study_resumes_to_the_same_results(study, settings, tmp_path):
     _, whole, _ = study
-    for stop_at in (("a+u", 2), ("unlearning", 5)):
+    for stop_at in (("a+u+b", 2), ("unlearning", 5)):
 
         def stop(phase, done, total, stop_at=stop_at):
             if (phase, done) == stop_at:
