@@ -23,6 +23,7 @@ def filled(text: str) -> str:
         ("experiments/dmm/images.json", _dmm_images()),
         ("experiments/dmm/mixture.json", _dmm_mixture()),
         ("experiments/dmm/convex.json", _dmm_convex()),
+        ("experiments/retrain_equivalence/tiny.json", _tiny()),
         ("benchmarks/results", _benchmarks()),
     ):
         begin, end = f"<!-- table: {mark} -->\n", "\n<!-- end of table -->"
@@ -50,6 +51,18 @@ def _baselines() -> str:
             lines.append(_line(forget, name, *klom, *accuracy, f"{row['cost']:.3f}"))
         floor = [f"{result['floor'][group]['mean']:.2f}" for group in report.GROUPS]
         lines.append(_line(forget, "*floor*", *floor, "", "", "", ""))
+    return "\n".join(lines)
+
+
+def _tiny() -> str:
+    results = _read("experiments/retrain_equivalence/tiny.json")
+    positions = [f"p = {p}" for p in range(1, 5)]
+    lines = [_line("loss", *positions, "p = 4 slowest", "p = 1 / p = 4"), "|---" * 7 + "|"]
+    for loss, found in results["recency"].items():
+        scores = [row["forget"][loss] for row in results["seeds"]]
+        medians = [f"{statistics.median(of_path):.3f}" for of_path in zip(*scores, strict=True)]
+        slowest = f"{found['p4']} of {len(scores)}"
+        lines.append(_line(loss, *medians, slowest, f"{found['ratio']:.1f}"))
     return "\n".join(lines)
 
 
