@@ -8,7 +8,8 @@ runs), then GA, NPO and SimNPO from every path (12 runs).
 
 Hardware: 2-core CPU. Time, by arithmetic: 173,000 training tokens of stages and 55,000 of
 unlearning at 150 tokens a second (25 minutes), 60 measurements of 7 seconds (7 minutes), sampled
-answers of 17 models (6 minutes). Interrupted, it goes on where it was.
+answers of 17 models (6 minutes). The first runs of unlearning took 200 seconds each, so that it is
+rather an hour and a quarter. Interrupted, it goes on where it was.
 
 What differs from the paper: SmolLM2-135M-Instruct (weights of 4 bits, computed in float32) in place
 of base models of 1 to 14 billion parameters; 40 to 80 questions a stage in place of 4,000 to 8,000;

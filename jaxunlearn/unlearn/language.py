@@ -26,7 +26,7 @@ LocalLoss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 # `simnpo_length` is SimNPO as its authors normalise it.
 LOCAL: dict[str, LocalLoss] = {
     "ga": lambda nll, lengths, ref: objectives.ascent(nll, lengths),
-    "npo": lambda nll, lengths, ref: objectives.npo(nll, ref, beta=0.5),
+    "npo": lambda nll, lengths, ref: objectives.npo(nll, ref, beta=0.5, counted=lengths > 0),
     "simnpo": lambda nll, lengths, ref: objectives.simnpo(
         nll, lengths, beta=1.0, length_normalized=False
     ),

@@ -259,26 +259,26 @@ def test_answers_of_gsm8k(text, wanted):
             r"before_logp has shape \[2\]; \[N, P",
         ),
         (lambda: paths.tofu_utility([np.nan], [0.0]), "before_logp is nan"),
-        (lambda: paths.jeffreys(np.ones((2, 3)), np.ones((2, 4)), np.ones(2)), "logits_q"),  # type: ignore
-        (lambda: paths.jeffreys(np.ones((2, 3)), np.ones((2, 3)), np.ones(3)), r"mask \[3\]"),  # type: ignore
+        (lambda: paths.jeffreys(np.ones((2, 3)), np.ones((2, 4)), np.ones(2)), "logits_q"),
+        (lambda: paths.jeffreys(np.ones((2, 3)), np.ones((2, 3)), np.ones(3)), r"mask \[3\]"),
         (
-            lambda: paths.logit_distance(np.ones((2, 3)), np.ones((2, 3)), np.zeros(2)),  # type: ignore
+            lambda: paths.logit_distance(np.ones((2, 3)), np.ones((2, 3)), np.zeros(2)),
             "logit_distance: mask has no position",
         ),
         (lambda: paths.kl_sampled(np.ones(2), np.ones(3), np.ones(2)), "all three need one shape"),
         (lambda: paths.kl_sampled(np.ones(2), np.ones(2), np.zeros(2)), "mask has no position"),
         (lambda: paths.kl_sampled(np.ones(1), np.ones(1), np.ones(1), alpha=np.inf), "alpha is"),
-        (lambda: paths.jeffreys_matrix(np.ones((1, 2, 3)), np.ones(2)), "models has 1"),  # type: ignore
+        (lambda: paths.jeffreys_matrix(np.ones((1, 2, 3)), np.ones(2)), "models has 1"),
         (lambda: paths.deep_or_superficial(FALL, FALL, FALL[1:]), "logp_r has shape"),
-        (lambda: paths.deep_or_superficial([1.0], [1.0], [1.0]), "1 step"),  # type: ignore
+        (lambda: paths.deep_or_superficial([1.0], [1.0], [1.0]), "1 step"),
         (lambda: paths.deep_or_superficial(FALL, FALL, FALL, share=0), "share is 0"),
-        (lambda: paths.growth_rate([1.0, 0.0]), "the least is 0.0"),  # type: ignore
-        (lambda: paths.growth_rate([1.0]), "distance has 1 values"),  # type: ignore
-        (lambda: paths.growth_rate([1.0, 2.0], [1, 1]), "steps is"),  # type: ignore
-        (lambda: paths.recency([1.0]), "scores has 1 path"),  # type: ignore
+        (lambda: paths.growth_rate([1.0, 0.0]), "the least is 0.0"),
+        (lambda: paths.growth_rate([1.0]), "distance has 1 values"),
+        (lambda: paths.growth_rate([1.0, 2.0], [1, 1]), "steps is"),
+        (lambda: paths.recency([1.0]), "scores has 1 path"),
         (lambda: paths.accuracy_interval(3, 2), "correct is 3, total is 2"),
         (lambda: paths.accuracy_interval(0, 0), "total is 0"),
-        (lambda: paths.accuracy_interval(0.5, 2), "correct is 0.5"),  # type: ignore
+        (lambda: paths.accuracy_interval(0.5, 2), "correct is 0.5"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -174,12 +174,12 @@ def test_privleak_of_a_model_that_remembers_and_of_one_that_forgot_too_much():
         (lambda: muse.privleak(0.5, np.nan), "retrain_auc is nan"),
         (lambda: muse.privleak(0.5, 0.0), "retrain_auc is 0.0; .* divided by 0"),
         (lambda: muse.privleak(0.5, 1.0, orientation="open-unlearning"), "retrain_auc is 1.0"),
-        (lambda: muse.privleak(0.5, 0.5, orientation="ou"), "orientation is 'ou'; it must be"),  # type: ignore
+        (lambda: muse.privleak(0.5, 0.5, orientation="ou"), "orientation is 'ou'; it must be"),
         (lambda: muse.privleak_auc([], [1.0]), "forget has shape"),
         (lambda: muse.privleak_auc([1.0], [np.nan]), "holdout is nan"),
         (lambda: memorization.auc([[1.0]], [1.0]), r"members has shape \[1, 1\]; \[N\]"),
         (lambda: rouge_l("ab", ["a", "b"], stem=False), "predictions is 'ab'; a sequence of str"),
-        (lambda: rouge_l(["a"], [None], stem=False), "references is"),  # type: ignore
+        (lambda: rouge_l(["a"], [None], stem=False), "references is"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -131,7 +131,7 @@ def test_model_utility_refuses(parts, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: tofu.truth_ratio([1.0], [[1.0]], mean="foo"), "mean is 'foo'; it must be geom"),  # type: ignore
+        (lambda: tofu.truth_ratio([1.0], [[1.0]], mean="foo"), "mean is 'foo'; it must be geom"),
         (lambda: tofu.truth_ratio([1.0], [1.0]), r"perturbed_nll has shape \[1\]; \[B, J\]"),
         (lambda: tofu.truth_ratio([1.0, 2.0], [[1.0]]), "paraphrase_nll has 2 rows and pert.* 1"),
         (lambda: tofu.truth_ratio([np.nan], [[1.0]]), r"paraphrase_nll is nan at \[0\]"),
