@@ -76,12 +76,9 @@ def forget(job: Job, paths: dict[tuple[str, ...], Tree], progress: Progress) -> 
         "adapter": jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_member),
         "loss": jnp.array([loss for _, loss, _ in job.members]),
         "key": jnp.stack([keys.fold(root, seed) for _, _, seed in job.members]),
+        "ref_nll": _references(job, paths),
     }
-    shared = {
-        "base": frozen_part(job),
-        "forget": jax.tree.map(jnp.asarray, job.sets[s.forget]),
-        "probes": jax.tree.map(jnp.asarray, job.probes),
-    }
+    shared = _shared(job) | {"probes": jax.tree.map(jnp.asarray, job.probes)}
     how = _How(
         s.losses,
         s.unlearn_learning_rate,
@@ -102,6 +99,34 @@ def forget(job: Job, paths: dict[tuple[str, ...], Tree], progress: Progress) -> 
         check=functools.partial(_check_finite, job),
         callback=ticking(job.folder, "unlearning", len(job.members), progress),
     )
+
+
+def _references(job: Job, paths: dict[tuple[str, ...], Tree]) -> Any:
+    """NLLs of the forget set before unlearning, [members, N]: of a path, whatever its losses.
+
+    Zeros where no loss reads them.
+    """
+    s = job.settings
+    places = sorted({(p, seed) for p, _, seed in job.members})
+    number = [places.index((p, seed)) for p, _, seed in job.members]
+    if not language.READ_REFERENCE.intersection(s.losses):
+        return np.zeros((len(number), job.sets[s.forget].tokens.shape[0]), np.float32)
+    of_place = [jax.tree.map(lambda x, i=i: x[i], paths[job.orders[p]]) for p, i in places]
+    found = ensemble.run(
+        _referencing(job.pretrained.model, s.unlearn_batch_size),
+        _shared(job),
+        {"adapter": jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_place)},
+        width=_lane_width(job),
+        mesh=job.mesh,
+        store=job.folder.lanes("references"),
+    )
+    return found["ref_nll"][np.array(number)]
+
+
+def _shared(job: Job) -> dict[str, Any]:
+    """What every run of unlearning reads."""
+    forget = jax.tree.map(jnp.asarray, job.sets[job.settings.forget])
+    return {"base": frozen_part(job), "forget": forget}
 
 
 def frozen_part(job: Job) -> Tree:
@@ -158,6 +183,15 @@ class _How(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)  # the same function is the same program, compiled once
+def _referencing(model: Model, chunk: int) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    def one(shared, member):
+        before = tree.combine(member["adapter"], shared["base"])
+        return {"ref_nll": language.reference_nll(model, before, shared["forget"], chunk)}
+
+    return one
+
+
+@functools.lru_cache(maxsize=16)
 def _forgetting(model: Model, how: _How) -> Callable[[Any, Any], dict[str, Any]]:
     """A function of one run of unlearning: a path, a loss, a seed."""
     of_name = {name: language.LOCAL[name] for name in how.losses}
@@ -176,11 +210,8 @@ def _forgetting(model: Model, how: _How) -> Callable[[Any, Any], dict[str, Any]]
         key = keys.fold(member["key"], "adapter")
         own, frozen = adapters.split(_adapted(before, how.rank, how.alpha, key))
         reads = {"frozen": frozen, "loss": member["loss"], "probes": shared["probes"]}
-        forget = shared["forget"]
-        reference = language.reference_nll(model, before, forget, how.batch_size)
-        n = forget.tokens.shape[0]
-        arrays = {"sequences": forget, "ref_nll": reference}
-        source = batches(arrays, np.arange(n), how.batch_size)
+        arrays = {"sequences": shared["forget"], "ref_nll": member["ref_nll"]}
+        source = batches(arrays, np.arange(len(member["ref_nll"])), how.batch_size)
         n_steps = how.epochs * source.steps_per_epoch
         optimizer = _adamw(how.learning_rate, n_steps)
         step = gradient_step(objective, optimizer)

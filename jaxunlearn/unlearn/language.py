@@ -33,6 +33,8 @@ LOCAL: dict[str, LocalLoss] = {
     "simnpo_length": lambda nll, lengths, ref: objectives.simnpo(nll, lengths, beta=1.0),
 }
 
+READ_REFERENCE = frozenset({"npo"})  # those of LOCAL that read `ref_nll`
+
 
 @functools.cache  # the same function is the same program, compiled once
 def on_base(objective: Objective) -> Objective:

@@ -141,6 +141,9 @@ def test_a_run_of_unlearning_is_the_plain_loop(study):
     np.testing.assert_allclose(nll, likelihood.sequence_nll(model, merged, data), rtol=1e-5)
     total = float(jnp.sum(nll) / jnp.sum(data.lengths))
     assert abs(runs["losses"][number][0] + total) < 0.3 * total
+    # A fresh adapter changes nothing, so NPO begins at its reference, whatever the path.
+    npo = [n for n, (_, loss, _) in enumerate(job.members) if s.losses[loss] == "npo"]
+    np.testing.assert_allclose(runs["losses"][npo, 0], 4 * np.log(2), rtol=1e-5)
     # The last measurement is that of the adapters that are returned.
     after = adapters.load(
         _path_training.with_fresh(before, job, number),
