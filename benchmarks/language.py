@@ -129,26 +129,27 @@ def with_threads(n: int, call: Callable, *args: Any) -> Any:
 
 
 def _objectives(model: Any) -> dict[str, Any]:
-    ga = language.forgetting(model, language.LOCAL["ga"])
+    unrolled = dict(unroll=CONFIG.n_layers)
+    ga = language.forgetting(model, language.LOCAL["ga"], **unrolled)
     return {
         "GA": {"forget": (1.0, ga)},
         "SimNPO": {
             "forget": (1.0, language.forgetting(model, lambda nll, lengths, ref: objectives.simnpo(
                 nll, lengths, beta=0.1
-            ))),
+            ), **unrolled)),
         },
         "NPO": {
             "forget": (1.0, language.forgetting(model, lambda nll, lengths, ref: objectives.npo(
                 nll, ref, beta=0.1
-            ))),
+            ), **unrolled)),
         },
         "GradDiff-KL": {
             "forget": (1.0, ga),
-            "retain": (1.0, language.kl_to_reference(model)),
+            "retain": (1.0, language.kl_to_reference(model, **unrolled)),
         },
         "RMU": {
-            "forget": (1.0, language.misdirection(model, LAYER)),
-            "retain": (1.0, language.steadiness(model, LAYER)),
+            "forget": (1.0, language.misdirection(model, LAYER, **unrolled)),
+            "retain": (1.0, language.steadiness(model, LAYER, **unrolled)),
         },
     }  # fmt: skip
 
@@ -174,15 +175,15 @@ def trainer(method: str, n_steps: int):
 def _references(params, forget, retain, control, method: str):
     """What a method reads of the model before unlearning, made once."""
     model = decoder.decoder(CONFIG)
-    ref_nll = language.reference_nll(model, params, forget, BATCH)
-    data = {"forget": {"sequences": forget, "ref_nll": ref_nll}}
-    if method == "GradDiff-KL":
-        before = functools.partial(likelihood.response_hidden, model, params)
-    elif method == "RMU":
-        data["forget"]["control"] = jnp.broadcast_to(control, (len(ref_nll), len(control)))
+    data = {"forget": {"sequences": forget}}
+    if method == "RMU":
+        data["forget"]["control"] = jnp.broadcast_to(control, (N_TEXTS, len(control)))
         before = lambda part: model.apply(params, {}, part.tokens, stop_at=LAYER)[0]  # noqa: E731
     else:
-        return data
+        data["forget"]["ref_nll"] = language.reference_nll(model, params, forget, BATCH)
+        before = functools.partial(likelihood.response_hidden, model, params)
+        if method != "GradDiff-KL":
+            return data
     hidden = likelihood.in_chunks(before, retain, BATCH)
     return data | {"retain": {"sequences": retain, "hidden": hidden}}
 
@@ -194,6 +195,8 @@ def _control() -> jax.Array:
 def our_steps(method: str, forget: Texts, retain: Texts) -> Callable[..., Any]:
     """Our side: `call(n_steps, devices, callback)` gives the losses."""
     params, _ = small()
+    if method == "RMU":
+        params = decoder.first_layers(params, LAYER)
     arrays = jax.tree.map(jnp.asarray, (forget.ours, retain.ours))
     data = in_order(_references(params, *arrays, _control(), method=method), BATCH)
     kl = method == "GradDiff-KL"  # the cached hidden states need a frozen output layer

@@ -24,6 +24,7 @@ def filled(text: str) -> str:
         ("experiments/dmm/mixture.json", _dmm_mixture()),
         ("experiments/dmm/convex.json", _dmm_convex()),
         ("experiments/retrain_equivalence/tiny.json", _tiny()),
+        ("experiments/retrain_equivalence/smollm2.json", _smollm2()),
         ("benchmarks/results", _benchmarks()),
     ):
         begin, end = f"<!-- table: {mark} -->\n", "\n<!-- end of table -->"
@@ -63,6 +64,36 @@ def _tiny() -> str:
         medians = [f"{statistics.median(of_path):.3f}" for of_path in zip(*scores, strict=True)]
         slowest = f"{found['p4']} of {len(scores)}"
         lines.append(_line(loss, *medians, slowest, f"{found['ratio']:.1f}"))
+    return "\n".join(lines)
+
+
+def _smollm2() -> str:
+    results = _read("experiments/retrain_equivalence/smollm2.json")
+    kept = [name for name in results["orders"][0] if name != results["forget"]]
+    headers = ["loss", "path", "phrases before", "forget score", "answers before", "their fall"]
+    headers += [f"utility {n}" for n in kept]
+    headers += ["Jeffreys to other paths", "distance to retrained: before", "after"]
+    lines = [_line(*headers), "|---" * len(headers) + "|"]
+    for loss, row in results["losses"].items():
+        n_others, answers = len(results["orders"]) - 1, row["answer_logp"][results["forget"]]
+        for i, order in enumerate(results["orders"]):
+            retrained = [
+                _mean(check[seed][i] for seed in range(len(check)))
+                for check in (row["distance_to_retrained"][0], row["distance_to_retrained"][-1])
+            ]
+            lines.append(
+                _line(
+                    loss,
+                    " > ".join(order),
+                    f"{_mean(seed[0] for seed in row['label_logp'][i]):.2f}",
+                    f"{_mean(row['forget_score'][i]):.3f}",
+                    f"{_mean(seed[0] for seed in answers[i]):.2f}",
+                    f"{_mean(seed[0] - seed[-1] for seed in answers[i]):.3f}",
+                    *(f"{_mean(row['utility'][name][i]):.3f}" for name in kept),
+                    f"{_mean(sum(seed[i]) / n_others for seed in row['jeffreys'][-1]):.3f}",
+                    *(f"{value:.0f}" for value in retrained),
+                )
+            )
     return "\n".join(lines)
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "Pretrained",
     "RopeScaling",
     "decoder",
+    "first_layers",
     "from_hugging_face",
     "from_pretrained",
     "head",
@@ -182,6 +183,17 @@ def head(params: Tree, hidden: jax.Array) -> jax.Array:
         table = params["embed"]["table"].astype(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
     return (hidden @ params["head"]["kernel"].astype(hidden.dtype)).astype(jnp.float32)
+
+
+def first_layers(params: Tree, n: int) -> Tree:
+    """The part of the parameters that `stop_at=n` reads, for n below the number of layers.
+
+    Who trains only these spends no gradients and no optimizer state on the layers above.
+    """
+    return {
+        "embed": params["embed"],
+        "layers": jax.tree.map(lambda leaf: leaf[:n], params["layers"]),
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,19 +21,22 @@ from jaxunlearn.unlearn import _path_training
 from jaxunlearn.unlearn._path_metrics import measure
 
 if TYPE_CHECKING:
-    from jaxunlearn.unlearn.paths import Job
+    from jaxunlearn.unlearn.paths import Job, Progress
 
 _POSITIONS = 512  # of the retain answers, at which outputs of models are compared
 _SAMPLED_TOKENS = 160  # of an answer to a GSM8K question
 
 
-def report(job: Job, paths: dict[tuple[str, ...], Tree], runs: dict[str, Any]) -> dict[str, Any]:
+def report(
+    job: Job, paths: dict[tuple[str, ...], Tree], runs: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
     """Everything that a study shows, JSON-like.
 
     Args:
         job: the study.
         paths: adapters of every order, and of those without the forget stage, leading axis seeds.
         runs: what `_path_training.forget` returns.
+        progress: called as models have answered.
     """
     s, shape = job.settings, (len(job.orders), len(job.settings.losses), job.settings.seeds)
     measured = {
@@ -53,7 +56,7 @@ def report(job: Job, paths: dict[tuple[str, ...], Tree], runs: dict[str, Any]) -
         of_loss = {name: value[:, number] for name, value in measured.items()}
         results["losses"][loss] = _of_loss(job, of_loss, retrained)
     if s.attempts:
-        results["accuracy"] = _accuracies(job, paths, runs)
+        results["accuracy"] = _accuracies(job, paths, runs, progress)
     return results | {"seconds": job.folder.seconds} | job.record
 
 
@@ -183,13 +186,30 @@ def _retrained(job: Job, paths: dict[tuple[str, ...], Tree]) -> dict[tuple[str, 
     return found
 
 
-def _accuracies(job: Job, paths: dict[tuple[str, ...], Tree], runs: dict[str, Any]) -> Any:
-    """Accuracy on GSM8K questions by sampling, before unlearning and after, per path."""
+def _accuracies(
+    job: Job, paths: dict[tuple[str, ...], Tree], runs: dict[str, Any], progress: Progress
+) -> Any:
+    """Accuracy on GSM8K questions by sampling, before unlearning and after, per path.
+
+    Written down model by model: a killed study goes on with the next.
+    """
     s, frozen = job.settings, _path_training.frozen_part(job)
+    store, numbers = job.folder.lanes("answers"), itertools.count()
+    total = len(paths) * s.seeds + len(job.members)
+
+    def accuracy(params: Tree) -> dict[str, Any]:
+        number = next(numbers)
+        progress("evaluation", number, total)
+        if number not in store:
+            store.write(number, {"right": _right_answers(job, adapters.merge(params))})
+        right = store.read(number)["right"]
+        correct, n = int(right.sum()), len(right)
+        interval = list(measures.accuracy_interval(correct, n))
+        return {"correct": correct, "total": n, "accuracy": correct / n, "interval": interval}
+
     before = {
         "+".join(order): [
-            _accuracy(job, adapters.merge(tree.combine(_member(own, seed), frozen)))
-            for seed in range(s.seeds)
+            accuracy(tree.combine(_member(own, seed), frozen)) for seed in range(s.seeds)
         ]
         for order, own in paths.items()
     }
@@ -199,9 +219,7 @@ def _accuracies(job: Job, paths: dict[tuple[str, ...], Tree], runs: dict[str, An
         start = tree.combine(_member(paths[order], seed), frozen)
         with_fresh = _path_training.with_fresh(start, job, number)
         params = adapters.load(with_fresh, _member(runs["adapter"], number))
-        after[s.losses[loss]].setdefault("+".join(order), []).append(
-            _accuracy(job, adapters.merge(params))
-        )
+        after[s.losses[loss]].setdefault("+".join(order), []).append(accuracy(params))
     return {"before": before, "after": after}
 
 
@@ -209,10 +227,10 @@ def _member(stacked: Tree, number: int) -> Tree:
     return jax.tree.map(lambda x: jnp.asarray(x)[number], stacked)
 
 
-def _accuracy(job: Job, params: Tree) -> dict[str, Any]:
-    """Right answers among all attempts, with Wilson's 95 % interval."""
+def _right_answers(job: Job, params: Tree) -> np.ndarray:
+    """Which of all attempts end with the right number, bool [attempts of all questions]."""
     s, decode = job.settings, job.pretrained.tokenizer.decode  # type: ignore[union-attr]
-    correct = total = 0
+    right = []
     for prompts, mask, finals in job.sampled:
         room = min(_SAMPLED_TOKENS, job.pretrained.config.context - prompts.shape[1])
         for attempt in range(s.attempts):
@@ -220,15 +238,8 @@ def _accuracy(job: Job, params: Tree) -> dict[str, Any]:
             tokens = generate(job.pretrained.config, params, prompts, mask, room, key=key)
             for answer, final in zip(np.asarray(tokens), finals, strict=True):
                 said = measures.gsm8k_answer(decode(answer.tolist()))
-                correct += said is not None and said == float(final)
-                total += 1
-    low, high = measures.accuracy_interval(correct, total)
-    return {
-        "correct": correct,
-        "total": total,
-        "accuracy": correct / total,
-        "interval": [low, high],
-    }
+                right.append(said is not None and said == float(final))
+    return np.array(right)
 
 
 def paths_table(results: dict[str, Any]) -> Table:

@@ -53,7 +53,7 @@ def on_base(objective: Objective) -> Objective:
 def fine_tuning(model: Model, **static: Any) -> Objective:
     """Token-mean cross-entropy of responses, over the whole batch (`objectives.descent`).
 
-    Switches of the network (`remat`, `unroll`) are passed on, here and in `forgetting`.
+    Switches of the network (`remat`, `unroll`) are passed on, here and by the others below.
     """
 
     def objective(params, stats, shared, batch, key):
@@ -89,7 +89,7 @@ def one_of(losses: Mapping[str, LocalLoss], number: jax.Array) -> LocalLoss:
     return loss
 
 
-def kl_to_reference(model: Model) -> Objective:
+def kl_to_reference(model: Model, **static: Any) -> Objective:
     """KL(reference || model) at the response positions of retain data.
 
     The batch is `{"sequences": Sequences, "hidden": [B, R, D]}`, the hidden states of the model
@@ -100,31 +100,31 @@ def kl_to_reference(model: Model) -> Objective:
     def objective(params, stats, shared, batch, key):
         del shared, key
         sequences, reference = batch["sequences"], batch["hidden"]
-        hidden = likelihood.response_hidden(model, params, sequences)
+        hidden = likelihood.response_hidden(model, params, sequences, **static)
         value = likelihood.mean_kl(params, hidden, reference, sequences.labels >= 0)
         return value, (stats, {})
 
     return objective
 
 
-def misdirection(model: Model, layer: int) -> Objective:
+def misdirection(model: Model, layer: int, **static: Any) -> Objective:
     """RMU on forget data: the hidden state after `layer` layers is pushed to a fixed vector.
 
     The batch is `{"sequences": Sequences, "control": [B, D]}`, of one topic, whose
     `objectives.control_vector` stands in every row. Later layers and the output layer are not
-    computed.
+    computed, nor needed: `decoder.first_layers` of the parameters are enough to train.
     """
 
     def objective(params, stats, shared, batch, key):
         del shared, key
-        hidden, _ = model.apply(params, {}, batch["sequences"].tokens, stop_at=layer)
+        hidden, _ = model.apply(params, {}, batch["sequences"].tokens, stop_at=layer, **static)
         value = objectives.rmu(hidden, batch["control"][0])
         return value, (stats, {})
 
     return objective
 
 
-def steadiness(model: Model, layer: int) -> Objective:
+def steadiness(model: Model, layer: int, **static: Any) -> Objective:
     """RMU on retain data: the hidden state after `layer` layers stays what it was.
 
     The batch is `{"sequences": Sequences, "hidden": [B, T, D]}`, of the model before unlearning.
@@ -132,7 +132,7 @@ def steadiness(model: Model, layer: int) -> Objective:
 
     def objective(params, stats, shared, batch, key):
         del shared, key
-        hidden, _ = model.apply(params, {}, batch["sequences"].tokens, stop_at=layer)
+        hidden, _ = model.apply(params, {}, batch["sequences"].tokens, stop_at=layer, **static)
         return objectives.rmu_retain(hidden, batch["hidden"]), (stats, {})
 
     return objective

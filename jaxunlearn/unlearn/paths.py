@@ -232,7 +232,7 @@ def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -
     paths = _path_training.train_stages(job, progress)
     runs = _path_training.forget(job, paths, progress)
     progress("evaluation", 0, 1)
-    results = _path_report.report(job, paths, runs)
+    results = _path_report.report(job, paths, runs, progress)
     job.folder.write_json("results.json", results)
     progress("evaluation", 1, 1)
     return results
