@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.core import products
 from jaxunlearn.core.adapters import LowRank
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.tree import Tree
@@ -123,7 +124,7 @@ def chunked_nll(weights: jax.Array, hidden: jax.Array, labels: jax.Array) -> jax
     Under differentiation the forward pass computes, beside the loss, what the gradient of `hidden`
     needs (`softmax weights - weights[label]`, of the size of `hidden`), so that nothing is computed
     twice as long as the output layer is frozen. Its own gradient, where one is asked for, computes
-    the logits once more.
+    the logits once more, unless there is one chunk.
 
     Args:
         weights: the output layer, [V, D].
@@ -145,15 +146,20 @@ def chunked_nll(weights: jax.Array, hidden: jax.Array, labels: jax.Array) -> jax
 def _nll_forward(weights: Any, hidden: Any, labels: Any) -> tuple[jax.Array, Any]:
     trains_weights, w, h, y = weights.perturbed, weights.value, hidden.value, labels.value
 
-    def chunk(hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def chunk(hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
         logits, labels = _logits(w, hidden), jnp.maximum(labels, 0)
         own = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
         log_z = jax.nn.logsumexp(logits, axis=-1)
-        p = jnp.exp(logits - log_z[:, None]).astype(w.dtype)
-        return log_z - own, (p @ w - w[labels]).astype(hidden.dtype)
+        p = jnp.exp(logits - log_z[:, None])
+        slope = (p.astype(w.dtype) @ w - w[labels]).astype(hidden.dtype)
+        return log_z - own, slope, log_z, p
 
-    nll, slope = _in_chunks(chunk, w.shape[0], h, y)
-    return nll, (slope, (w, h, y) if trains_weights else None, jnp.zeros((0,), w.dtype))
+    if trains_weights and _n_chunks(h.shape[0], w.shape[0]) == 1:
+        nll, slope, log_z, p = chunk(h, y)  # one chunk's probabilities may be kept
+    else:
+        nll, slope, log_z = _in_chunks(lambda *rows: chunk(*rows)[:3], w.shape[0], h, y)
+        p = None
+    return nll, (slope, (w, h, y, log_z, p) if trains_weights else None, jnp.zeros((0,), w.dtype))
 
 
 def _nll_backward(kept: Any, g: jax.Array) -> tuple[Any, jax.Array, None]:
@@ -161,15 +167,16 @@ def _nll_backward(kept: Any, g: jax.Array) -> tuple[Any, jax.Array, None]:
     d_hidden = (g[:, None] * slope).astype(slope.dtype)
     if inputs is None:
         return None, d_hidden, None
-    w, h, y = inputs
+    w, h, y, log_z, p = inputs
 
-    def chunk(hidden: jax.Array, labels: jax.Array, g: jax.Array) -> jax.Array:
-        p = jax.nn.softmax(_logits(w, hidden), axis=-1)
-        p = p - jax.nn.one_hot(jnp.maximum(labels, 0), w.shape[0], dtype=p.dtype)
-        return (g[:, None] * p).T @ hidden.astype(jnp.float32)
+    def chunk(hidden: jax.Array, log_z: jax.Array, g: jax.Array) -> jax.Array:
+        own = jnp.exp(_logits(w, hidden) - log_z[:, None]) if p is None else p
+        return products.over_rows(hidden.astype(jnp.float32), g[:, None] * own)
 
-    total = jnp.zeros(w.shape, jnp.float32)
-    d_weights = _in_chunks(chunk, w.shape[0], h, y, g, total=total)
+    total = jnp.zeros(w.shape[::-1], jnp.float32)
+    total = _in_chunks(chunk, w.shape[0], h, log_z, g, total=total)
+    of_labels = g[:, None] * h.astype(jnp.float32)
+    d_weights = total.T.at[jnp.maximum(y, 0)].add(-of_labels)
     return d_weights.astype(like.dtype), d_hidden, None
 
 
@@ -238,12 +245,16 @@ def _logits(weights: jax.Array, hidden: jax.Array) -> jax.Array:
     return jnp.einsum("nd,vd->nv", hidden, table, preferred_element_type=jnp.float32)
 
 
+def _n_chunks(n: int, vocabulary: int) -> int:
+    return max(1, -(-n * vocabulary // _LOGITS))
+
+
 def _in_chunks(
     function: Callable, vocabulary: int, *rows: jax.Array, total: jax.Array | None = None
 ) -> Any:
     """`function` of chunks of rows [N, ...], its results joined, or summed onto `total`."""
     n = rows[0].shape[0]
-    n_chunks = max(1, -(-n * vocabulary // _LOGITS))
+    n_chunks = _n_chunks(n, vocabulary)
     if n_chunks == 1:
         return function(*rows) if total is None else total + function(*rows)
     size = -(-n // n_chunks)
