@@ -1,20 +1,15 @@
-"""Language models: steps of unlearning, a sweep over paths, an evaluation suite, a real network.
+"""Language models: steps of unlearning, and an evaluation suite.
 
 The small network is a Llama with random weights; texts of at most 96 tokens are padded to it, about
 half of their tokens being prompt. Both sides take the same steps on the same batches, which lie in
-memory; a call of ours is one compiled program (of the sweep: a few). The rows of SmolLM2-135M are
-there if SMOLLM2_GGUF names its file.
+memory; a call of ours is one compiled program.
 """
 
 import copy
 import dataclasses
 import functools
-import importlib.util
-import os
-import sys
 import time
-from collections.abc import Callable, Hashable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +18,9 @@ import numpy as np
 import optax
 import torch
 
-from benchmarks.harness import Measured, Row, agree, best_of, measure, with_peak
+from benchmarks.harness import Measured, Row, agree, best_of, measure
 from benchmarks.peers import torch_language
-from jaxunlearn.core import Stage, adapters, ensemble, loop, mesh, stages, tree
+from jaxunlearn.core import ensemble, loop, mesh, tree
 from jaxunlearn.core.step import gradient_step, init_state, weighted_sum
 from jaxunlearn.data import text
 from jaxunlearn.evaluate import memorization, tofu
@@ -40,14 +35,7 @@ CONFIG = decoder.Config(
 LENGTH, N_TEXTS, BATCH, STEPS, LR = 96, 256, 16, 16, 1e-4
 LAYER = 2  # that RMU steers: a third of the way up, as 7 of 32
 RANK, ALPHA = 8, 16.0
-ORDERS = tuple(
-    ("instruct", "tofu", "math")[:p] + ("forget",) + ("instruct", "tofu", "math")[p:]
-    for p in range(4)
-)
-SWEEP_STEPS = (6, 6)  # of a stage, of unlearning
 N_QUESTIONS, N_RESPONSES = 64, 7  # the answer, its paraphrase, five false ones
-PROMPT, NEW = 256, 64  # tokens that SmolLM2 reads, and that it adds
-GGUF = os.environ.get("SMOLLM2_GGUF")
 
 
 class Texts(NamedTuple):
@@ -352,140 +340,6 @@ def steps() -> Iterator[Row]:
             yield Row(name, ours, measured, "PyTorch, as published", gap, note=note)
 
 
-# The sweep
-
-
-@functools.cache
-def _sweep_parts() -> tuple[Any, Any, Any]:
-    """The stages' own adapter, the frozen rest, and the adapter that unlearning begins with."""
-    params, _ = small()
-    attach = functools.partial(adapters.attach, params, decoder.LORA_TARGETS, RANK, ALPHA)
-    own, frozen = adapters.split(attach(jax.random.key(3)))
-    return own, frozen, adapters.split(attach(jax.random.key(4)))[0]
-
-
-@functools.cache  # the same object is the same program
-def _fine_tuning():
-    objective = language.on_base(language.fine_tuning(decoder.decoder(CONFIG)))
-    return objective, optax.adamw(LR, weight_decay=0.0)
-
-
-@functools.cache
-def forgetter(n_steps: int):
-    """A run of unlearning with a fresh adapter on top of a path's own; its losses."""
-    model = decoder.decoder(CONFIG)
-    losses = {name: language.LOCAL[name] for name in torch_language.LOCAL}
-    optimizer = optax.adamw(LR, weight_decay=0.0)
-
-    def objective(params, stats, shared, batch, key):
-        loss = language.one_of(losses, shared["loss"])
-        full = tree.combine(params, shared["frozen"])
-        return language.forgetting(model, loss)(full, stats, None, batch, key)
-
-    take = gradient_step(objective, optimizer)
-
-    def one(shared, member):
-        before = tree.combine(member["adapter"], shared["base"])
-        key = jax.random.key(4)
-        adapted = adapters.attach(before, decoder.LORA_TARGETS, RANK, ALPHA, key)
-        own, frozen = adapters.split(adapted)
-        data = in_order({"sequences": shared["forget"], "ref_nll": member["ref_nll"]}, BATCH)
-        reads = {"frozen": frozen, "loss": member["loss"]}
-        state = init_state(own, optimizer)
-        _, metrics = loop.scan(take, state, reads, data, key, n_steps)
-        return {"loss": metrics["loss"]}
-
-    return one
-
-
-@jax.jit
-def _reference(frozen, own, sequences):
-    params = tree.combine(own, frozen)
-    return language.reference_nll(decoder.decoder(CONFIG), params, sequences, BATCH)
-
-
-def our_sweep(sets: dict[str, Texts], n_steps: tuple[int, int]) -> Callable[..., np.ndarray]:
-    """Our side: `call(width, devices)` gives the losses of unlearning, [paths times losses]."""
-    own, frozen, _ = _sweep_parts()
-    objective, optimizer = _fine_tuning()
-    arrays = {name: jax.tree.map(jnp.asarray, one.ours) for name, one in sets.items()}
-    stage_of: dict[Hashable, Stage] = {
-        name: Stage(name, objective, in_order(one, BATCH), optimizer, n_steps[0])
-        for name, one in arrays.items()
-    }
-    n_losses = len(torch_language.LOCAL)
-
-    def call(width: int, devices: Any) -> np.ndarray:
-        trained = stages.run_orders(
-            stage_of, ORDERS, init_state(own, optax.identity()), jax.random.key(0), shared=frozen
-        )
-        paths = [trained[order].params for order in ORDERS]
-        forget = arrays["forget"]
-        ref_nll = [_reference(frozen, path, forget) for path in paths]
-        number = np.repeat(np.arange(len(paths)), n_losses)
-        members = {
-            "adapter": jax.tree.map(lambda *x: np.stack(x)[number], *paths),
-            "ref_nll": np.stack(ref_nll)[number],
-            "loss": np.tile(np.arange(n_losses), len(paths)),
-        }
-        shared = {"base": frozen, "forget": forget}
-        done = ensemble.run(forgetter(n_steps[1]), shared, members, width=width, mesh=devices)
-        return done["loss"]
-
-    return call
-
-
-def sweep() -> Iterator[Row]:
-    """Four paths through four stages, then twelve runs of unlearning, all with LoRA."""
-    n = BATCH * max(SWEEP_STEPS)
-    sets = {name: random_texts(n, seed) for seed, name in enumerate(ORDERS[0])}
-    own, _, fresh = _sweep_parts()
-    both = [{name: np.asarray(x) for name, x in tree.named(part).items()} for part in (own, fresh)]
-
-    def peer(n_steps: tuple[int, int]) -> np.ndarray:
-        theirs = {
-            name: {part: one.peer[part] for part in ("tokens", "labels")}
-            for name, one in sets.items()
-        }
-        return torch_language.sweep(
-            small()[1], theirs, ORDERS, "forget", both, ALPHA / RANK, n_steps, BATCH, LR
-        )
-
-    short = (1, 2)
-    all_devices, one_device = mesh.make(), mesh.make({"models": 1})
-    ways = {
-        f"width 1 on {jax.device_count()} devices": (1, all_devices),
-        f"width 3 on {jax.device_count()} devices": (3, all_devices),
-        "width 4 on 1 device": (4, one_device),
-    }
-    theirs = peer(short)
-    gap = max(agree("sweep", our_sweep(sets, short)(*way), theirs, 1e-2) for way in ways.values())
-    mine = our_sweep(sets, SWEEP_STEPS)
-    calls = {name: functools.partial(mine, *way) for name, way in ways.items()}
-    ours = best_of(calls, repeats=1)
-    again = measure(calls[ours.note], repeats=2)
-    ours = compiled(dataclasses.replace(ours, steady=again.steady, spread=again.spread))
-    few = {
-        f"{n} threads": functools.partial(with_threads, n, peer, (1, 1)) for n in thread_counts()
-    }
-    whole = {
-        f"{n} threads": functools.partial(with_threads, n, peer, SWEEP_STEPS)
-        for n in thread_counts()
-    }
-    yield Row(
-        f"4 paths x 3 losses, LoRA of rank {RANK}: stages of {SWEEP_STEPS[0]} steps, then "
-        f"{SWEEP_STEPS[1]} steps of unlearning",
-        ours,
-        trials(few, whole, repeats=2),
-        "PyTorch, one after the other",
-        gap,
-        2.0,
-        note="13 runs of a stage for the 16 that the peer takes; the output layer sees response "
-        "positions only; lanes over one base; references made once on both sides. The first call "
-        "is of the quickest configuration and holds its compilation, but for what others shared",
-    )
-
-
 # Evaluation
 
 
@@ -574,120 +428,7 @@ def suite() -> Iterator[Row]:
     )
 
 
-# SmolLM2
-
-
-def side(name: str) -> Callable[[], Any]:
-    """Loading SmolLM2, "ours" or "peer"."""
-    file = GGUF or ""
-    if name == "peer":
-        return functools.partial(torch_language.load_gguf, file)
-    return lambda: jax.block_until_ready(decoder.from_pretrained(file).params)
-
-
-def smollm2() -> Iterator[Row]:
-    """Loading, reading, writing and a training step of a real network."""
-    if not GGUF or not Path(GGUF).is_file():
-        print("SMOLLM2_GGUF names no file: the rows of SmolLM2 are left out", file=sys.stderr)
-        return
-    loaded = decoder.from_pretrained(GGUF)
-    config, params = dataclasses.replace(loaded.config, eos=()), loaded.params
-    rng = np.random.default_rng(6)
-    tokens = rng.integers(0, config.vocabulary, (8, PROMPT)).astype(np.int32)
-    mask = np.ones(tokens.shape, bool)
-    if importlib.util.find_spec("accelerate"):
-        yield _loading(config, params, tokens[:1, :32])
-    else:
-        print("transformers reads GGUF with accelerate only: no row of loading", file=sys.stderr)
-    net = torch_language.network(config, params).eval()
-
-    def writing(batch: int, length: int, n_tokens: int) -> tuple[Callable, dict[str, Callable]]:
-        own = jnp.asarray(tokens[:batch, :length]), jnp.asarray(mask[:batch, :length])
-        theirs = torch.tensor(tokens[:batch, :length]).long()
-        return (
-            lambda: generate(config, params, *own, n_tokens).block_until_ready(),
-            {
-                f"{n} threads": functools.partial(
-                    with_threads, n, torch_language.generate, net, theirs, n_tokens
-                )
-                for n in thread_counts()
-            },
-        )
-
-    for batch, length, n_tokens, what in (
-        (4, PROMPT, 1, f"reads 4 x {PROMPT} tokens"),
-        (1, 16, NEW, f"writes {NEW} tokens, batch 1"),
-        (8, 16, NEW, f"writes {NEW} tokens, batch 8"),
-    ):
-        mine, theirs = writing(batch, length, n_tokens)
-        few, others = writing(batch, min(length, 32), min(8, n_tokens))
-        written = np.asarray(few())
-        gap = agree(what, written, others[f"{mesh.cores()} threads"]().numpy(), 0.0)
-        n = batch * (length if n_tokens == 1 else n_tokens)
-        ours, peer = compiled(measure(mine, repeats=2)), trials(others, theirs, repeats=2)
-        speeds = ", ".join(f"{n / one.steady:.0f} tokens/s" for one in (ours, peer))
-        yield Row(
-            f"SmolLM2-135M {what}", ours, peer, "transformers", gap,
-            note=f"{speeds} of ours and the peer; gap: of the first tokens",
-        )  # fmt: skip
-    yield _smollm2_step(config, params, net)
-
-
-def _loading(config: decoder.Config, params: Any, tokens: np.ndarray) -> Row:
-    model = decoder.decoder(config)
-    mine = jax.jit(lambda params, tokens: model.apply(params, {}, tokens)[0])(params, tokens)
-    with torch.inference_mode():
-        theirs = torch_language.logits_of(side("peer")().eval(), torch.tensor(tokens).long())
-    gap = agree("SmolLM2, logits", mine, theirs.numpy(), 2e-2)
-    ours, peer = (
-        with_peak(measure(side(name), repeats=2), "benchmarks.language", name)
-        for name in ("ours", "peer")
-    )
-    note = "each with its own reader; ours reads the tokenizer too; gap: of logits"
-    name = "SmolLM2-135M: GGUF to float32 weights"
-    return Row(name, ours, peer, "transformers", gap, note=note)
-
-
-def _smollm2_step(config: decoder.Config, params: Any, net: Any, n_steps: int = 2) -> Row:
-    data = random_texts(8, 7, config.vocabulary)
-    model = decoder.decoder(config)
-    adapted = adapters.attach(params, decoder.LORA_TARGETS, RANK, ALPHA, jax.random.key(8))
-    own, frozen = adapters.split(adapted)
-    optimizer = optax.adamw(LR, weight_decay=0.0)
-    take = gradient_step(language.on_base(language.fine_tuning(model)), optimizer)
-
-    @jax.jit
-    def train(own, frozen, arrays):
-        state, source = init_state(own, optimizer), in_order(arrays, 8)
-        return loop.scan(take, state, frozen, source, jax.random.key(0), n_steps)[1]["loss"]
-
-    arrays = jax.tree.map(jnp.asarray, data.ours)
-    start = {name: np.asarray(x) for name, x in tree.named(own).items()}
-    torch_language.attach(net, start, ALPHA / RANK)
-    theirs = {name: data.peer[name] for name in ("tokens", "labels")}
-    before = {name: p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
-
-    def peer() -> list[float]:
-        net.load_state_dict(before, strict=False)
-        return torch_language.train(net, torch_language.descent, theirs, n_steps, 8, LR)
-
-    mine = lambda: train(own, frozen, arrays).block_until_ready()  # noqa: E731
-    started = time.perf_counter()
-    losses = mine()
-    first = time.perf_counter() - started  # with its compilation
-    gap = agree("SmolLM2, LoRA", losses, peer(), 1e-3)
-    calls = {f"{n} threads": functools.partial(with_threads, n, peer) for n in thread_counts()}
-    return Row(
-        f"SmolLM2-135M: {n_steps} LoRA steps of rank {RANK}, batch 8 x {LENGTH}",
-        compiled(dataclasses.replace(measure(mine, repeats=1), first=first)),
-        best_of(calls, repeats=1),
-        "PyTorch, transformers",
-        gap,
-        note=HEAD,
-    )
-
-
 def rows() -> Iterator[Row]:
     """The rows of the table, as they are measured."""
-    for part in (steps, sweep, suite, smollm2):
+    for part in (steps, suite):
         yield from part()

@@ -12,7 +12,7 @@ from rich.console import Console
 from jaxunlearn.unlearn import report
 
 ROOT = Path(__file__).parent.parent
-BENCHMARKS = ("ensemble", "klom", "images", "dmm")
+BENCHMARKS = ("ensemble", "klom", "images", "dmm", "language", "paths", "smollm2")
 
 
 def filled(text: str) -> str:

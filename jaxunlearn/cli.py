@@ -109,7 +109,8 @@ class Place:
         resume: go on with the run in `out`, if there is one.
         json: also write the results to this file.
         data_dir: folder of prepared data sets; by default `$TFDS_DATA_DIR`, else
-            `~/tensorflow_datasets`.
+            `~/tensorflow_datasets`. Of texts, one that holds `tofu/` and `gsm8k/`; by default
+            `$TOFU_DIR` and `$GSM8K_DIR`.
         devices: devices to use in each process; by default all, and on a CPU one per core (several
             processes on one CPU do not know of each other: give it there).
         cluster: several processes.

@@ -30,7 +30,9 @@ def kl_divergence(logits: jax.Array, teacher_logits: jax.Array, temperature=1.0)
     """
     log_p = jax.nn.log_softmax(teacher_logits / temperature)
     log_q = jax.nn.log_softmax(logits / temperature)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1) * temperature**2
+    p = jnp.exp(log_p)
+    gap = jnp.where(p > 0, log_p - log_q, 0)  # what both rule out (-inf) adds nothing
+    return jnp.sum(p * gap, axis=-1) * temperature**2
 
 
 def margins(logits: jax.Array, labels: jax.Array) -> jax.Array:

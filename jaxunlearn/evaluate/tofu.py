@@ -131,22 +131,21 @@ def forget_quality(unlearned_ratio: np.ndarray, retain_ratio: np.ndarray) -> flo
 
 
 def model_utility(parts: Mapping[str, float]) -> float:
-    """Harmonic mean of the nine `PARTS`: it is high only if all of them are, and 0 if one is 0.
+    """Harmonic mean of the nine parts: it is high only if all of them are, and 0 if one is 0.
 
     Args:
-        parts: one number in [0, 1] for each name in `PARTS`, as the module's docstring says.
+        parts: nine numbers in [0, 1], by any names (those in `PARTS`, or a logger's own).
 
     Raises:
-        ValueError: a part that is missing, unknown, NaN or outside [0, 1].
+        ValueError: not nine of them, or one that is NaN or outside [0, 1].
     """
-    wrong = sorted(set(PARTS) ^ set(parts))
-    if wrong:
+    if len(parts) != len(PARTS):
         raise ValueError(
-            f"model_utility: parts lack or should not have {wrong}; exactly {list(PARTS)} are "
-            "needed"
+            f"model_utility: parts has {len(parts)} entries, {sorted(parts)}; nine are needed, "
+            f"such as {list(PARTS)}"
         )
-    values = np.asarray([parts[name] for name in PARTS], np.float64)
-    for name, value in zip(PARTS, values, strict=True):
+    values = np.asarray(list(parts.values()), np.float64)
+    for name, value in zip(parts, values, strict=True):
         if not 0 <= value <= 1 + 1e-6:  # a mean of ones may round up
             raise ValueError(f"model_utility: parts[{name!r}] is {value}; it must lie in [0, 1]")
     with np.errstate(divide="ignore", over="ignore"):

@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxunlearn.nn._decoder_config import Config, RopeScaling
@@ -98,14 +99,19 @@ class Block(nnx.Module):
 
 
 def attend(
-    q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, allowed_BTS: jax.Array
+    q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, allowed_BTS: jax.Array | None = None
 ) -> jax.Array:
-    """Softmax attention; query head i reads key/value head i // (H / K). Softmax in float32."""
+    """Softmax attention; query head i reads key/value head i // (H / K). Softmax in float32.
+
+    Without `allowed_BTS` every token reads all slots.
+    """
     batch, length, n_heads, head_dim = q_BTHh.shape
     n_kv = k_BSKh.shape[2]
     q = q_BTHh.reshape(batch, length, n_kv, n_heads // n_kv, head_dim)
     scores = jnp.einsum("btkgh,bskh->bkgts", q, k_BSKh, preferred_element_type=jnp.float32)
-    scores = jnp.where(allowed_BTS[:, None, None], scores * head_dim**-0.5, _MASKED)
+    scores = scores * head_dim**-0.5
+    if allowed_BTS is not None:
+        scores = jnp.where(allowed_BTS[:, None, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKh.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v_BSKh).reshape(q_BTHh.shape)
 
@@ -124,16 +130,21 @@ def rotate(x_BTNh: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Arra
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
     """Radians per position of each pair, float32 [h / 2]: theta^(-2 i / h), scaled as Llama 3's.
+
+    Constants of a program, computed on the host: XLA's powers are off by a few units in the last
+    place, which positions beyond 4,000 turn into angles that are off by 1e-3.
 
     With `scaling`, wavelengths below `context / high` keep their frequency, those above
     `context / low` have it divided by `factor`, and those between are interpolated.
     """
-    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1) / np.float32(theta) ** exponents
     if scaling is None:
         return frequencies
-    wavelengths = 2 * math.pi / frequencies
+    wavelengths = np.float32(2 * math.pi) / frequencies
     kept = (scaling.context / wavelengths - scaling.low) / (scaling.high - scaling.low)
-    kept = jnp.clip(kept, 0.0, 1.0)
-    return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+    kept = np.clip(kept, 0.0, 1.0)
+    scaled = kept * frequencies + (1 - kept) * frequencies / scaling.factor
+    return scaled.astype(np.float32)

@@ -190,6 +190,10 @@ def _refuse_what_is_not_computed(config: Mapping[str, Any]) -> None:
 def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Base and scaling, from `rope_parameters` (transformers 5) or from the two older entries."""
     nested = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if any(isinstance(value, Mapping) for value in nested.values()):  # by type of layer
+        if len(nested) > 1:
+            raise ValueError(f"config: rope_parameters differ between {sorted(nested)}")
+        nested = dict(next(iter(nested.values())))
     theta = nested.get("rope_theta", config.get("rope_theta", 1e4))
     kind = nested.get("rope_type", nested.get("type", "default"))
     if kind == "default":

@@ -213,14 +213,20 @@ def _scaling(factors: np.ndarray, head_dim: int, theta: float) -> RopeScaling | 
     """Llama 3's scaling, from what the frequency of each pair is divided by."""
     if factors.shape == (head_dim // 2,) and np.all(factors == 1):
         return None
-    # The file has the divisors only; all releases share the other three constants.
-    scaling = RopeScaling(_shortest(float(factors.max())), low=1.0, high=4.0, context=8192)
-    plain, scaled = (rope_frequencies(head_dim, theta, one) for one in (None, scaling))
-    if factors.shape != plain.shape or not np.allclose(factors, plain / scaled, rtol=1e-4, atol=0):
-        raise ValueError(
-            "tensor 'rope_freqs.weight' is not Llama 3's scaling (low 1, high 4, context 8192)"
-        )
-    return scaling
+    # The file has the divisors only. All releases share low and high, and a context of 8192, which
+    # is tried first; the factor is the largest divisor, where some pair is scaled in full.
+    plain = rope_frequencies(head_dim, theta, None)
+    tried = [_shortest(float(factors.max())), *(2.0**i for i in range(1, 9))]
+    for context in (8192, *(2**i for i in range(4, 21))):
+        for factor in tried:
+            scaling = RopeScaling(factor, low=1.0, high=4.0, context=context)
+            divisors = plain / rope_frequencies(head_dim, theta, scaling)
+            if factors.shape == plain.shape and np.allclose(factors, divisors, rtol=1e-4, atol=0):
+                return scaling
+    raise ValueError(
+        "tensor 'rope_freqs.weight' is not Llama 3's scaling (low 1, high 4, a context of 8192 or "
+        "another power of two)"
+    )
 
 
 def _shortest(value: float) -> float:

@@ -117,7 +117,13 @@ class Encoder:
 
     def sequences(self, of: list[text.Question]) -> text.Sequences:
         """Questions with their answers."""
-        return text.encode(self.pretrained.tokenizer, of, **self._options, overlong=self.overlong)
+        found = text.encode(self.pretrained.tokenizer, of, **self._options, overlong=self.overlong)
+        most, known = int(found.tokens.max()), self.pretrained.config.vocabulary
+        if most >= known:
+            raise ValueError(
+                f"the tokenizer gives the token {most}; the network knows 0 to {known - 1}"
+            )
+        return found
 
     def phrases(self, of: list[text.Question]) -> text.Tree:
         """Every question with all refusal phrases, in one row."""

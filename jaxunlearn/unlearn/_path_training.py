@@ -88,6 +88,7 @@ def forget(job: Job, paths: dict[tuple[str, ...], Tree], progress: Progress) -> 
         s.rank,
         s.alpha,
         s.remat,
+        _lane_width(job) == 1,
     )
     return ensemble.run(
         _forgetting(job.pretrained.model, how),
@@ -180,6 +181,7 @@ class _How(NamedTuple):
     rank: int
     alpha: float
     remat: bool
+    merged: bool  # a lane of one keeps its path merged: nothing to share, and faster steps
 
 
 @functools.lru_cache(maxsize=16)  # the same function is the same program, compiled once
@@ -206,7 +208,8 @@ def _forgetting(model: Model, how: _How) -> Callable[[Any, Any], dict[str, Any]]
 
     def one(shared, member):
         before = tree.combine(member["adapter"], shared["base"])
-        # A fresh adapter on top of the path's own, which is frozen: as if that one were merged.
+        before = adapters.merge(before) if how.merged else before
+        # A fresh adapter on top of the path's own, which is frozen, merged or not.
         key = keys.fold(member["key"], "adapter")
         own, frozen = adapters.split(_adapted(before, how.rank, how.alpha, key))
         reads = {"frozen": frozen, "loss": member["loss"], "probes": shared["probes"]}

@@ -26,7 +26,8 @@ def kl_retain(
     """
     same_shape("kl_retain", 3, logits=logits, ref_logits=ref_logits)
     fits("kl_retain", "mask", mask, "logits", logits)
-    kl = losses.kl_divergence(real(logits), jax.lax.stop_gradient(real(ref_logits)))
+    logits, ref_logits = (at(mask, x) for x in (logits, ref_logits))
+    kl = losses.kl_divergence(logits, jax.lax.stop_gradient(ref_logits))
     return mean(kl, mask, denominator)
 
 
@@ -96,7 +97,8 @@ def undial(
     same_shape("undial", 3, logits=logits, teacher_logits=teacher_logits)
     fits("undial", "labels", labels, "logits", logits)
     fits("undial", "valid", valid, "logits", logits)
-    lowered = real(teacher_logits) - beta * _is_label("undial", labels, logits)
+    logits, teacher_logits = (at(valid, x) for x in (logits, teacher_logits))
+    lowered = teacher_logits - beta * _is_label("undial", labels, logits)
     return mean(_soft_cross_entropy(logits, jax.nn.softmax(lowered)), valid, denominator)
 
 
@@ -120,7 +122,8 @@ def ce_u(
     fits("ce_u", "labels", labels, "logits", logits)
     if logits.shape[-1] < 2:
         raise ValueError(f"ce_u: logits have shape {logits.shape}; the last axis needs V >= 2")
-    others = jnp.where(_is_label("ce_u", labels, logits), -jnp.inf, real(logits))
+    logits = at(valid, logits)
+    others = jnp.where(_is_label("ce_u", labels, logits), -jnp.inf, logits)
     cross_entropy = _soft_cross_entropy(logits, jax.nn.softmax(others))
     return mean(cross_entropy, without_first(valid, ignore_first), denominator)
 
@@ -144,7 +147,7 @@ def pdu_forget(logits: jax.Array, valid: jax.Array | None = None, *, denominator
     """
     same_shape("pdu_forget", 3, logits=logits)
     fits("pdu_forget", "valid", valid, "logits", logits)
-    logits = real(logits)
+    logits = at(valid, logits)
     gap = jnp.max(logits, axis=-1) - jnp.mean(logits, axis=-1)
     return mean(jnp.square(gap), valid, denominator)
 
@@ -277,6 +280,11 @@ def where(counted: jax.Array, values: jax.Array) -> jax.Array:
     is taken out before the loss is computed from it.
     """
     return jnp.where(jnp.asarray(counted, bool), real(values), 0)
+
+
+def at(counted: jax.Array | None, logits: jax.Array) -> jax.Array:
+    """`where` for logits [..., V] at positions [...]; without positions all of them count."""
+    return real(logits) if counted is None else where(jnp.asarray(counted)[..., None], logits)
 
 
 def real(values: jax.Array) -> jax.Array:

@@ -39,7 +39,8 @@ class Settings:
     Attributes:
         model: folder of a base model in Hugging Face's form, or a `.gguf` file.
         stages: the stages in their order without the forget stage's position, each
-            `NAME=SOURCE[,n=N][,epochs=E]`; a SOURCE is `refusals`, `tofu:SPLIT`, `gsm8k:SPLIT`, or
+            `NAME=SOURCE[,n=N][,epochs=E]`; a SOURCE is `refusals`, `compliance:C` (or `U`, `R`),
+            `tofu:SPLIT`, `gsm8k:SPLIT`, or
             the path of a JSON-lines file with `question` and `answer`.
         forget: name of the stage that is forgotten. If all its answers begin with "Sorry, I can not
             assist", the forget score is that of refusal phrases, else of the answers themselves.
@@ -252,7 +253,14 @@ def _sampled(
     for name in stages if settings.attempts else ():
         of_stage = asked[name][: settings.probe]
         finals = [question.extra["final"] for question in of_stage]
-        found.append((*encoder.prompts(of_stage), finals))
+        prompts, mask = encoder.prompts(of_stage)
+        context = encoder.pretrained.config.context
+        if prompts.shape[1] >= context:
+            raise ValueError(
+                f"a question of stage {name} has {prompts.shape[1]} tokens, which leaves no room "
+                f"for an answer: the context is {context}"
+            )
+        found.append((prompts, mask, finals))
     return found
 
 

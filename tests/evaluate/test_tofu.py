@@ -111,13 +111,14 @@ def test_model_utility_of_a_zero_and_of_equal_parts():
     assert tofu.model_utility(FULL) == pytest.approx(0.5)
     assert tofu.model_utility(FULL | {"retain_rouge": 0.0}) == 0
     assert len(tofu.PARTS) == 9
+    assert tofu.model_utility({str(i): 0.25 for i in range(9)}) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({k: v for k, v in FULL.items() if k != "retain_rouge"}, "retain_rouge"),
-        (FULL | {"forget_rouge": 0.5}, "forget_rouge"),
+        ({k: v for k, v in FULL.items() if k != "retain_rouge"}, "parts has 8 entries"),
+        (FULL | {"forget_rouge": 0.5}, "parts has 10 entries, .*forget_rouge"),
         (FULL | {"world_facts_rouge": np.nan}, "world_facts_rouge.*nan"),
         (FULL | {"world_facts_rouge": 50.0}, r"50.0; it must lie in \[0, 1\]"),
         (FULL | {"world_facts_rouge": -0.1}, "-0.1"),

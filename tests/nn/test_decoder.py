@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxunlearn.core import adapters, mesh, tree
 from jaxunlearn.nn import decoder, likelihood
+from jaxunlearn.nn._decoder_block import rope_frequencies, rotation
 from jaxunlearn.nn.generate import generate
 
 CONFIG = decoder.Config(
@@ -172,6 +173,10 @@ def test_a_prompt_longer_than_the_context_is_refused(params):
         (dict(use_sliding_window=True, sliding_window=4096, max_window_layers=0), "window"),
         (dict(rope_scaling={"rope_type": "yarn", "factor": 4.0}), "rope_type is 'yarn'"),
         (dict(rope_scaling={"rope_type": "llama3", "factor": 4.0}), "low_freq_factor is missing"),
+        (
+            dict(rope_parameters={"a": {"rope_theta": 1e4}, "b": {"rope_theta": 1e6}}),
+            r"rope_parameters differ between \['a', 'b'\]",
+        ),
         (dict(num_key_value_heads=3), "no multiple of n_kv_heads 3"),
         (dict(vocab_size=None), "vocab_size is None"),
         (dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
@@ -285,3 +290,13 @@ def test_a_second_call_compiles_nothing(params, tokens):
     run = jax.jit(chex.assert_max_traces(lambda p, t: MODEL.apply(p, {}, t)[0], n=1))
     run(params, tokens)
     run(params, tokens + 1)
+
+
+def test_angles_of_far_positions_are_exact_in_a_compiled_program():
+    config = dataclasses.replace(CONFIG, head_dim=64, rope_theta=5e5)
+    positions = jnp.array([[1, 4097, 32768, 131071]])
+    frequencies = rope_frequencies(64, 5e5, None)
+    angles = np.asarray(positions, np.float32)[..., None] * frequencies
+    cos, sin = jax.jit(lambda at: rotation(at, config))(positions)
+    np.testing.assert_allclose(cos, np.cos(angles.astype(np.float64)), atol=1e-6)
+    np.testing.assert_allclose(sin, np.sin(angles.astype(np.float64)), atol=1e-6)

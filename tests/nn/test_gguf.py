@@ -78,6 +78,21 @@ def test_block_of_a_quantised_tensor(tmp_path):
         np.testing.assert_array_equal(packed["blk.1.attn_k.weight"][index], rows[index])
 
 
+@pytest.mark.parametrize(("head_dim", "theta", "context"), [(32, 5e5, 64), (8, 1e4, 8192)])
+def test_gguf_with_another_context_or_no_pair_scaled_in_full(tmp_path, head_dim, theta, context):
+    scaling = decoder.RopeScaling(8.0, 1.0, 4.0, context)
+    config = dataclasses.replace(SCALED, head_dim=head_dim, rope_theta=theta, rope_scaling=scaling)
+    plain, scaled = (rope_frequencies(head_dim, theta, one) for one in (None, scaling))
+    file = write_gguf(
+        tmp_path / "it.gguf",
+        config,
+        random_params(config),
+        change=lambda t: t.update({"rope_freqs.weight": plain / scaled}),
+    )
+    read = decoder.from_pretrained(file).config
+    np.testing.assert_array_equal(rope_frequencies(head_dim, theta, read.rope_scaling), scaled)
+
+
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_gguf_with_llama_3_scaling(tmp_path, factor):
     scaling = decoder.RopeScaling(factor, 1.0, 4.0, 8192)

@@ -616,3 +616,27 @@ SQUARE = np.ones((2, 3), int)
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("loss", ["kl_retain", "undial", "ce_u", "pdu_forget"])
+def test_logits_that_do_not_count_may_be_anything(loss):
+    """NaN at masked positions reaches neither the value nor the gradient."""
+    logits, other = jax.random.normal(jax.random.key(0), (2, 2, 4, 5))
+    labels, mask = jnp.ones((2, 4), int), jnp.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
+    calls = {
+        "kl_retain": lambda x: obj.kl_retain(x, other, mask),
+        "undial": lambda x: obj.undial(x, other, labels, mask, beta=2.0),
+        "ce_u": lambda x: obj.ce_u(x, labels, mask),
+        "pdu_forget": lambda x: obj.pdu_forget(x, mask),
+    }
+    want = jax.value_and_grad(calls[loss])(logits)
+    broken = jnp.where(mask[..., None], logits, jnp.nan)
+    got = jax.value_and_grad(calls[loss])(broken)
+    np.testing.assert_array_equal(got[0], want[0])
+    np.testing.assert_array_equal(got[1], want[1])
+
+
+def test_kl_of_words_that_both_rule_out():
+    logits = jax.random.normal(jax.random.key(0), (1, 2, 5)).at[..., 3].set(-jnp.inf)
+    value, gradient = jax.value_and_grad(lambda x: obj.kl_retain(2 * x, logits))(logits)
+    assert np.isfinite(value) and value > 0 and np.isfinite(gradient).all()

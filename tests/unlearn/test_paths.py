@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ pytest.importorskip("tokenizers")
 from jaxunlearn import plots  # noqa: E402
 from jaxunlearn.core import adapters, stages, tree  # noqa: E402
 from jaxunlearn.data import text  # noqa: E402
-from jaxunlearn.nn import decoder, likelihood  # noqa: E402
+from jaxunlearn.nn import decoder, likelihood, weights  # noqa: E402
 from jaxunlearn.unlearn import (  # noqa: E402
     _path_data,
     _path_report,
@@ -248,6 +249,44 @@ def test_an_empty_response_or_a_folder_without_a_model_is_refused(settings, tmp_
         )
     with pytest.raises(ValueError, match="without config.json"):
         paths.prepare(dataclasses.replace(settings, model=str(tmp_path)), out=tmp_path / "out")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_network_is_refused(settings, tmp_path):
+    own = tiny.config(vocabulary=40)
+    params, _ = decoder.decoder(own).init(jax.random.key(0))
+    weights.save(tmp_path / "model", own, params, tokenizer=tiny.tokenizer())
+    changed = dataclasses.replace(settings, model=str(tmp_path / "model"))
+    with pytest.raises(ValueError, match=r"the tokenizer gives the token \d+; .* knows 0 to 39"):
+        paths.prepare(changed, out=tmp_path / "out")
+
+
+@pytest.mark.data
+def test_sampled_answers_are_kept_model_by_model(settings, tmp_path):
+    if "GSM8K_DIR" not in os.environ:
+        pytest.skip("GSM8K_DIR is not set")
+    few = dataclasses.replace(
+        settings,
+        model=str(tiny.save(tmp_path / "model", context=2048)),  # its tokens are short
+        stages=("a=gsm8k:train,n=2", "u=refusals,n=2"),
+        losses=("ga",),
+        max_tokens=1500,
+        probe=1,
+        attempts=1,
+    )
+    seen = []
+
+    def stop(phase, done, total):
+        seen.append((phase, done, total))
+        if (phase, done) == ("evaluation", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        paths.execute(paths.prepare(few, out=tmp_path / "out"), progress=stop)
+    assert seen[-1] == ("evaluation", 2, 5)  # two paths, one without the stage, two that forgot
+    job = paths.prepare(few, out=tmp_path / "out", resume=True)
+    assert 1 in job.folder.lanes("answers") and 2 not in job.folder.lanes("answers")
+    accuracy = paths.execute(job)["accuracy"]
+    assert all(one["total"] == 1 for own in accuracy["before"].values() for one in own)
 
 
 def test_parts_are_parsed():

@@ -1,0 +1,1 @@
+"""Exact unlearning: sharded, sliced training in several orders (S3T), and SISA."""

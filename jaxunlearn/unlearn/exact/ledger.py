@@ -1,0 +1,176 @@
+"""An append-only ledger of deletions: chained by checksums, on disk before the answer.
+
+A file of JSON lines. Every entry holds the checksum of the one before and its own, so that a change
+anywhere is found and named. Writers hold an exclusive lock; an entry counts once its line, with its
+end, is on disk. What a writer that was killed left behind of a line is cut off by the next one.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn.core.checkpoint import DamagedError
+
+_START = "0" * 64  # what the first entry has for the checksum before it
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line.
+
+    Attributes:
+        number: counted from 0.
+        time: UTC, ISO 8601.
+        who: who asked.
+        what: the kind of entry.
+        data: what it says, JSON-like.
+        before: checksum of the entry before.
+        checksum: SHA-256 of all of the above.
+    """
+
+    number: int
+    time: str
+    who: str
+    what: str
+    data: dict[str, Any]
+    before: str
+    checksum: str
+
+
+class Ledger:
+    """A reader that knows all entries up to some point, and can add to them.
+
+    Attributes:
+        path: the file.
+        entries: those read so far.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.entries: list[Entry] = []
+        self._end = 0  # of the last whole entry, in bytes
+
+    @property
+    def head(self) -> str:
+        """The checksum of the last entry read."""
+        return self.entries[-1].checksum if self.entries else _START
+
+    def refresh(self) -> list[Entry]:
+        """Reads what was added since the last look, and returns it; checks the chain.
+
+        Also checks that the last known entry is still where it was: a ledger only grows.
+
+        Raises:
+            DamagedError: an entry was changed, cut off, or does not follow the one before.
+        """
+        with self.path.open("rb", buffering=0) as file:
+            return self._read(file)
+
+    def append(self, what: str, data: dict[str, Any], who: str) -> Entry:
+        """Adds an entry, and returns it once it is on disk; for use under `writing`.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk; the ledger is as before.
+        """
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+        entry = _signed(Entry(len(self.entries), now, who, what, data, self.head, ""))
+        line = (json.dumps(dataclasses.asdict(entry), ensure_ascii=False) + "\n").encode()
+        with self.path.open("r+b" if self.path.exists() else "w+b", buffering=0) as file:
+            try:
+                file.truncate(self._end)  # what a killed writer left
+                file.seek(self._end)
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    file.truncate(self._end)
+                error.filename = str(self.path)
+                raise
+        if self._end == 0:
+            _sync_folder(self.path.parent)
+        self.entries.append(entry)
+        self._end += len(line)
+        return entry
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Holds the exclusive lock of writers, with everything read that others wrote."""
+        with self.path.with_suffix(".lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.path.exists():
+                self.refresh()
+            yield
+
+    def _read(self, file: Any) -> list[Entry]:
+        size = os.fstat(file.fileno()).st_size
+        if size < self._end:
+            raise DamagedError(
+                f"{self.path} is damaged: it ends at byte {size}, but entry "
+                f"{len(self.entries) - 1} ended at {self._end}"
+            )
+        if self.entries:
+            self._check_known_end(file)
+        file.seek(self._end)
+        found: list[Entry] = []
+        *lines, rest = file.read().split(b"\n")
+        for line in lines:
+            found.append(self._parsed(line))
+            self.entries.append(found[-1])
+            self._end += len(line) + 1
+        # A line without its end was never acknowledged, unless only the end is what is wrong.
+        if rest and _entry_of(rest[:-1]) is not None:
+            raise DamagedError(
+                f"{self.path} is damaged: entry {len(self.entries)} has no end, at byte "
+                f"{self._end + len(rest) - 1}"
+            )
+        return found
+
+    def _check_known_end(self, file: Any) -> None:
+        last = self.entries[-1]
+        line = (json.dumps(dataclasses.asdict(last), ensure_ascii=False) + "\n").encode()
+        file.seek(self._end - len(line))
+        if file.read(len(line)) != line:
+            raise DamagedError(f"{self.path} is damaged: entry {last.number} was changed")
+
+    def _parsed(self, line: bytes) -> Entry:
+        number, entry = len(self.entries), _entry_of(line)
+        where = f"{self.path} is damaged: entry {number}, at byte {self._end},"
+        if entry is None:
+            raise DamagedError(f"{where} is no entry")
+        if _signed(entry).checksum != entry.checksum:
+            raise DamagedError(f"{where} has another checksum than its contents")
+        if entry.number != number or entry.before != self.head:
+            raise DamagedError(f"{where} does not follow the entry before it")
+        return entry
+
+
+def _signed(entry: Entry) -> Entry:
+    fields = dataclasses.asdict(entry)
+    del fields["checksum"]
+    text = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return dataclasses.replace(entry, checksum=hashlib.sha256(text.encode()).hexdigest())
+
+
+def _entry_of(line: bytes) -> Entry | None:
+    try:
+        return Entry(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+
+
+def _sync_folder(path: Path) -> None:
+    """A new file's name is on disk once its folder is."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,304 @@
+"""Training slice by slice, from the top layers down (S3T, section 3.2).
+
+Stage j of an order trains the adapters of the j-th group of layers from the top (and the output
+layer, where that is new) on the first j slices of the order. Groups above are frozen and active,
+the layers below have no adapters yet: all that is under the stage's group is the base, the same
+for every order, shard and epoch, and may be evaluated once (`Plan.cached`).
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxunlearn.core import adapters, ensemble, keys, loop, tree
+from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.step import gradient_step, init_state
+from jaxunlearn.core.tree import Tree
+from jaxunlearn.data import batches
+from jaxunlearn.unlearn.exact.networks import Network
+from jaxunlearn.unlearn.exact.plan import Plan, Prefix
+
+Stage = dict[str, Any]  # `adapter`: matrices of one group by name, `head`: the output layer
+Progress = Callable[[int, int, int], None]  # level, prefixes trained, prefixes in all
+
+
+class Slices(NamedTuple):
+    """Examples in the places of their slices.
+
+    Attributes:
+        examples: pytree of arrays [m L capacity, ...]; slice s of shard a begins at
+            (a L + s) capacity.
+        present: bool [m L capacity], places that hold an example.
+    """
+
+    examples: Any
+    present: np.ndarray
+
+
+def arrange(plan: Plan, examples: Any, places: np.ndarray) -> Slices:
+    """Puts examples into their slices.
+
+    An example's place depends on the examples of its own slice alone: they stand in the order in
+    which they are given.
+
+    Args:
+        plan: the plan.
+        examples: pytree of arrays [n, ...].
+        places: int [n], a L + s for slice s of shard a; -1 leaves an example out.
+
+    Raises:
+        ValueError: a place that does not exist, or a slice with more examples than its capacity.
+    """
+    places, n_places = np.asarray(places), plan.n_shards * plan.n_slices
+    if places.size and not (-1 <= places.min() and places.max() < n_places):
+        raise ValueError(f"places are {places.min()} to {places.max()}; -1 to {n_places - 1} only")
+    counts = np.bincount(places[places >= 0], minlength=n_places)
+    if counts.max() > plan.capacity:
+        full = int(counts.argmax())
+        raise ValueError(
+            f"slice {full % plan.n_slices} of shard {full // plan.n_slices} has {counts.max()} "
+            f"examples; the plan's capacity is {plan.capacity}"
+        )
+    source = np.full((n_places, plan.capacity), -1)
+    for place in range(n_places):
+        own = np.flatnonzero(places == place)
+        source[place, : len(own)] = own
+    present = source.ravel() >= 0
+
+    def put(array: Any) -> np.ndarray:
+        array = np.asarray(array)
+        # What a place without an example holds is 0, not a neighbour's.
+        own = array[np.maximum(source.ravel(), 0)]
+        own[~present] = 0
+        return own
+
+    return Slices(jax.tree.map(put, examples), present)
+
+
+def train(
+    network: Network,
+    base: Tree,
+    plan: Plan,
+    slices: Slices,
+    *,
+    only: Iterable[Prefix] | None = None,
+    mesh: Mesh | None = None,
+    folder: str | os.PathLike | None = None,
+    progress: Progress | None = None,
+) -> dict[Prefix, Stage]:
+    """Trains every prefix of every order once, level by level, in lanes over one base.
+
+    Bits depend on the plan, the base and the slices of the prefix: not on other slices, on `only`,
+    on the number of devices, or on where a run was interrupted.
+
+    Args:
+        network: what is trained.
+        base: its parameters before; the head's are where every order begins.
+        plan: the plan.
+        slices: see `arrange`.
+        only: prefixes to train, with all of their own prefixes; by default those of all orders.
+        mesh: devices that share the lanes.
+        folder: for finished lanes, to resume from; for one base, plan and set of slices.
+        progress: called as lanes finish.
+
+    Returns:
+        What each stage trained, by prefix; see `assembled`.
+
+    Raises:
+        ValueError: more layers than the network has.
+    """
+    check_layers(network, plan)
+    wanted = (
+        None
+        if only is None
+        else {(shard, order[:level]) for shard, order in only for level in range(1, len(order) + 1)}
+    )
+    trained: dict[Prefix, Stage] = {}
+    for level in range(1, plan.n_slices + 1):
+        todo = [p for p in plan.prefixes(level) if wanted is None or p in wanted]
+        if not todo:
+            break
+        store = None if folder is None else BlockStore(Path(folder) / f"level-{level}")
+        report = progress and functools.partial(_report, progress, level, len(todo))
+        found = ensemble.run(
+            _stage(network, plan, level),
+            _shared(network, base, plan, slices, level),
+            _members(network, base, plan, todo, trained),
+            width=plan.lane_width,
+            mesh=mesh,
+            store=store,
+            check=functools.partial(_check_finite, todo),
+            callback=report,
+        )
+        for i, prefix in enumerate(todo):
+            trained[prefix] = jax.tree.map(lambda leaf, i=i: leaf[i], found["stage"])
+    return trained
+
+
+def assembled(plan: Plan, trained: dict[Prefix, Stage], shard: int, order: int) -> Stage:
+    """One order as it is stored: a single adapter, of which every prefix is a part, and L heads.
+
+    Returns:
+        `adapter`: matrices by name, [L layers_per_slice, ...] from the lowest adapted layer up;
+        `heads`: the output layer after each stage, leading axis L (if it trains).
+    """
+    whole = plan.orders[shard][order]
+    stages = [trained[shard, whole[:level]] for level in range(1, plan.n_slices + 1)]
+    out: Stage = {"adapter": _stacked([stage["adapter"] for stage in stages])}
+    if "head" in stages[0]:
+        heads = [stage["head"] for stage in stages]
+        out["heads"] = jax.tree.map(lambda *leaves: np.stack(leaves), *heads)
+    return out
+
+
+def check_layers(network: Network, plan: Plan) -> None:
+    """Raises a ValueError if the network has fewer layers than the plan's stages train."""
+    needed = plan.n_slices * plan.layers_per_slice
+    if needed > network.n_layers:
+        raise ValueError(
+            f"layers_per_slice is {plan.layers_per_slice}; {plan.n_slices} slices need {needed} "
+            f"layers, and the network has {network.n_layers}"
+        )
+
+
+def window(network: Network, base: Tree, plan: Plan, first: int, last: int, key: jax.Array) -> Tree:
+    """Layers `first` to `last` of the base with fresh adapters on them."""
+    layers = {"layers": jax.tree.map(lambda leaf: leaf[first:last], base["layers"])}
+    recipe = plan.recipe
+    return adapters.attach(
+        layers, network.targets, recipe.rank, recipe.alpha, key, rank_stabilized=True
+    )
+
+
+def _stacked(groups: list[Tree]) -> Tree:
+    """Groups of layers, the topmost first, as one stack from the bottom up."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves[::-1]), *groups)
+
+
+def _shared(network: Network, base: Tree, plan: Plan, slices: Slices, level: int) -> Tree:
+    """What all prefixes of a level read: the base from their group up, and the examples."""
+    first = network.n_layers - level * plan.layers_per_slice
+    examples = jax.tree.map(jnp.asarray, slices.examples)
+    shared = {"base": base, "y": examples, "weight": jnp.asarray(slices.present, jnp.float32)}
+    if plan.cached:
+        shared["x"] = _below(network, plan.capacity, first)(base, examples["x"])
+    else:
+        shared["x"] = examples["x"]
+    shared["y"] = {name: leaf for name, leaf in examples.items() if name != "x"}
+    return shared
+
+
+@functools.lru_cache(maxsize=64)
+def _below(network: Network, capacity: int, stop_at: int) -> Callable[[Tree, jax.Array], jax.Array]:
+    """The residual streams of all examples, slice by slice: a slice's do not depend on others."""
+
+    @jax.jit
+    def below(base: Tree, x: jax.Array) -> jax.Array:
+        by_slice = x.reshape(-1, capacity, *x.shape[1:])
+        hidden = jax.lax.map(lambda own: network.below(base, own, stop_at), by_slice)
+        return hidden.reshape(-1, *hidden.shape[2:])
+
+    return below
+
+
+def _members(
+    network: Network, base: Tree, plan: Plan, todo: list[Prefix], trained: dict[Prefix, Stage]
+) -> Tree:
+    """Of every prefix: its places, its key, the groups above, the head it begins with."""
+    root = keys.fold(jax.random.key(plan.seed), "exact")
+    places = np.array([[shard * plan.n_slices + s for s in order] for shard, order in todo])
+    rows = places[..., None] * plan.capacity + np.arange(plan.capacity)
+    members: dict[str, Any] = {
+        "rows": rows.reshape(len(todo), -1),
+        "key": jnp.stack([keys.fold(root, shard, *order) for shard, order in todo]),
+    }
+    before = [
+        [trained[shard, order[:level]] for level in range(1, len(order))] for shard, order in todo
+    ]
+    if before[0]:
+        above = [_stacked([stage["adapter"] for stage in own]) for own in before]
+        members["above"] = jax.tree.map(lambda *leaves: np.stack(leaves), *above)
+    if network.trains_head:
+        heads = [own[-1]["head"] if own else base["head"] for own in before]
+        members["head"] = jax.tree.map(lambda *leaves: np.stack(leaves), *heads)
+    return members
+
+
+@functools.lru_cache(maxsize=64)  # the same function is the same program, compiled once
+def _stage(network: Network, plan: Plan, level: int) -> Callable[[Any, Any], Tree]:
+    """A function of one prefix of `level` slices: the stage that reads the last of them."""
+    first = network.n_layers - level * plan.layers_per_slice
+    last = first + plan.layers_per_slice
+    n_steps = plan.n_steps(level)
+    optimizer = optax.adamw(
+        optax.linear_schedule(plan.recipe.learning_rate, 0.0, n_steps), weight_decay=0.0
+    )
+
+    def objective(params, stats, shared, batch, key):
+        del key
+        x = batch["x"]
+        if not plan.cached:
+            x = jax.lax.stop_gradient(network.below(shared["base"], x, first))
+        group = tree.combine(params["adapter"], shared["group"])
+        x, _ = network.model.apply(group, {}, x, start_at=first, stop_at=last)
+        outer = shared["outer"] | ({"head": params["head"]} if network.trains_head else {})
+        outputs, _ = network.model.apply(outer, {}, x, start_at=last)
+        sums, counts = network.losses(outputs, batch["y"])
+        weight = batch["weight"]
+        loss = jnp.sum(weight * sums) / jnp.maximum(jnp.sum(weight * counts), 1)
+        return loss, (stats, {})
+
+    def one(shared, member):
+        base = shared["base"]
+        fresh = window(network, base, plan, first, last, keys.fold(member["key"], "adapter"))
+        own, group = adapters.split(fresh)
+        outer = base | _above(network, base, plan, last, member.get("above"))
+        params = {"adapter": own} | ({"head": member["head"]} if network.trains_head else {})
+        reads = {"base": base, "group": group, "outer": outer}
+        arrays = {name: shared[name] for name in ("x", "y", "weight")}
+        source = batches(arrays, member["rows"], plan.recipe.batch_size)
+        state, metrics = loop.scan(
+            gradient_step(objective, optimizer),
+            init_state(params, optimizer),
+            reads,
+            source,
+            keys.fold(member["key"], "steps"),
+            n_steps,
+        )
+        stage = {"adapter": tree.nested(tree.named(state.params["adapter"]))}
+        if network.trains_head:
+            stage["head"] = state.params["head"]
+        return {"stage": stage, "losses": metrics["loss"]}
+
+    return one
+
+
+def _above(network: Network, base: Tree, plan: Plan, first: int, above: Tree | None) -> Tree:
+    """The layers from `first` up, with the adapters that were trained before."""
+    if above is None:
+        return {"layers": jax.tree.map(lambda leaf: leaf[first:], base["layers"])}
+    fresh = window(network, base, plan, first, network.n_layers, jax.random.key(0))
+    return adapters.load(fresh, above)
+
+
+def _report(progress: Progress, level: int, total: int, done: int) -> None:
+    progress(level, done, total)
+
+
+def _check_finite(todo: list[Prefix], lane: dict[str, Any], first: int) -> None:
+    for number, losses in enumerate(lane["losses"], first):
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if len(bad):
+            shard, order = todo[number]
+            raise ArithmeticError(
+                f"the loss of shard {shard}, slices {list(order)}, is {losses[bad[0]]} at step "
+                f"{bad[0]} of {len(losses)}"
+            )

@@ -1,0 +1,153 @@
+"""The store on disk: what is deleted is not served, and nothing broken is let through."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxunlearn.core.checkpoint import DamagedError
+from jaxunlearn.nn import vit
+from jaxunlearn.unlearn.exact import ledger, orders, plan, service
+
+CONFIG = vit.Config((4, 4, 1), 2, width=8, n_layers=4, n_heads=2, mlp_width=16, n_classes=2)
+RECIPE = plan.Recipe(rank=2, alpha=2.0, learning_rate=1e-2, epochs=1, batch_size=4)
+PLAN = plan.make(2, orders.cyclic(2, 2), 16, recipe=RECIPE, layers_per_slice=2, lane_width=4)
+IDS = [f"image-{i}" for i in range(32)]
+EXAMPLES = {
+    "x": np.random.default_rng(0).normal(size=(32, 4, 4, 1)).astype(np.float32),
+    "y": (np.arange(32) % 2).astype(np.int32),
+}
+
+
+@pytest.fixture
+def store(tmp_path):
+    base = jax.device_get(vit.vit(CONFIG).init(jax.random.key(0))[0])
+    made = service.create(tmp_path / "store", PLAN, CONFIG, base, IDS, who="test")
+    made.train(EXAMPLES)
+    return made
+
+
+def of_place(place):
+    return [name for name in IDS if service.place_of(PLAN, name) == place]
+
+
+def test_a_deletion_is_effective_for_every_reader_and_survives(store):
+    other = service.Service(store.folder)
+    before = other.predict(EXAMPLES["x"])
+    victim, same_slice = of_place(3)[:2]
+    (outcome,) = store.delete([victim], who="someone")
+    assert (outcome.shard, outcome.slice, outcome.repeated) == (1, 1, False)
+    after = other.predict(EXAMPLES["x"])  # no reload: it looks at the ledger
+    assert np.abs(after - before).max() > 0
+    np.testing.assert_array_equal(service.Service(store.folder).predict(EXAMPLES["x"]), after)
+    assert other.status()["stages_left"] == [[2, 2], [1, 0]]
+    assert store.delete([victim])[0].repeated
+    assert len(store.ledger.entries) == 3  # repeating wrote nothing
+    store.delete([same_slice])
+    np.testing.assert_array_equal(other.predict(EXAMPLES["x"]), after)
+    assert other.ledger.entries[2].who == "someone"
+
+
+def test_dead_shards_do_not_answer_and_repair_brings_them_back(store):
+    reader = service.Service(store.folder)
+    gone = [of_place(place)[0] for place in range(4)]
+    store.delete(gone[2:])
+    assert store.status()["serves"]["depth"] == [2, 0]
+    reader.predict(EXAMPLES["x"])
+    store.delete(gone)
+    with pytest.raises(ValueError, match="no shard is alive"):
+        reader.predict(EXAMPLES["x"])
+    assert store.status()["needs_retraining"]
+    assert store.repair(EXAMPLES) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert reader.status()["stages_left"] == [[2, 2], [2, 2]]
+    # As if they had never been there: a store whose examples are without them has the same bits.
+    changed = EXAMPLES | {"y": np.where(np.isin(IDS, gone), 1 - EXAMPLES["y"], EXAMPLES["y"])}
+    assert reader.verify(changed)["prefix"] == [0, 0, 2]
+    store.delete([of_place(0)[1]])  # counts against the new generation
+    assert store.repair(EXAMPLES) == [(0, 0), (0, 1)]
+
+
+def test_verify_finds_other_data(store):
+    assert store.verify(EXAMPLES)["orders"] == 4
+    assert store.verify(EXAMPLES, (1, 1, 1))["prefix"] == [1, 1, 1]
+    with pytest.raises(DamagedError, match="stage 1 is not what training gives"):
+        store.verify(EXAMPLES | {"y": 1 - EXAMPLES["y"]})
+    with pytest.raises(ValueError, match="has 2 stages left"):
+        store.verify(EXAMPLES, (0, 0, 3))
+
+
+def test_any_changed_byte_is_found_and_named(store):
+    store.delete([of_place(0)[0]])
+    for file in [store.folder / "ledger.jsonl", *(store.folder / "orders").iterdir()]:
+        whole = file.read_bytes()
+        for at in np.linspace(0, len(whole) - 1, 12).astype(int):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            with pytest.raises(DamagedError, match=file.name):
+                service.Service(store.folder).verify()
+        file.write_bytes(whole)
+    service.Service(store.folder).verify()
+
+
+def test_a_torn_line_was_never_acknowledged(store):
+    file = store.folder / "ledger.jsonl"
+    whole = file.read_bytes()
+    store.delete([of_place(0)[0]])
+    line = file.read_bytes()[len(whole) :]
+    for cut in (1, len(line) // 2, len(line) - 2):
+        file.write_bytes(whole + line[:cut])
+        opened = service.Service(store.folder)
+        assert opened.status()["deleted"] == 0
+        opened.delete([of_place(1)[0]])
+        assert service.Service(store.folder).status()["deleted"] == 1
+    file.write_bytes(whole)
+    with pytest.raises(DamagedError, match="it ends at byte"):
+        store.refresh()
+
+
+def test_a_full_disk_deletes_nothing(store, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    before = (store.folder / "ledger.jsonl").read_bytes()
+    monkeypatch.setattr(ledger.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.delete([of_place(0)[0]])
+    monkeypatch.undo()
+    assert (store.folder / "ledger.jsonl").read_bytes() == before
+    assert service.Service(store.folder).status()["deleted"] == 0
+    assert not store.delete([of_place(0)[0]])[0].repeated
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["image-99"], "id 'image-99' is unknown"),
+        (["image-1", "nothing"], "id 'nothing' is unknown"),
+        ([" image-1"], "printable text without blanks"),
+        ([7], "id is 7"),
+        ([], "ids is empty"),
+    ],
+)
+def test_bad_ids_delete_nothing(store, ids, message):
+    with pytest.raises(ValueError, match=message):
+        store.delete(ids)
+    assert store.status()["deleted"] == 0
+
+
+def test_stores_that_cannot_be_made(tmp_path):
+    base = jax.device_get(vit.vit(CONFIG).init(jax.random.key(0))[0])
+
+    def make(ids, folder="new", **options):
+        return service.create(tmp_path / folder, PLAN, CONFIG, base, ids, **options)
+
+    with pytest.raises(ValueError, match="id 'a' is there twice"):
+        make(["a", "b", "a"])
+    with pytest.raises(ValueError, match="groups has 1 entries; there are 2 ids"):
+        make(["a", "b"], groups=["g"])
+    with pytest.raises(ValueError, match="capacity is 16"):
+        make(IDS, groups=["one"] * 32)
+    assert not (tmp_path / "new").exists()
+    make(["a", "b"], groups=["g", "g"])
+    with pytest.raises(ValueError, match="holds something already"):
+        make(["a"])
+    with pytest.raises(ValueError, match="which holds no store"):
+        service.Service(tmp_path)

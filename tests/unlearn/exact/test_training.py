@@ -1,0 +1,218 @@
+"""Exactness: what is served after deletions is, bit for bit, a run that never saw the slices."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxunlearn.core import tree
+from jaxunlearn.nn import vit
+from jaxunlearn.unlearn.exact import deletion, networks, orders, plan, serving, training
+
+CONFIG = vit.Config((8, 8, 1), 4, width=16, n_layers=7, n_heads=2, mlp_width=32, n_classes=3)
+NETWORK = networks.of_vit(CONFIG)
+RECIPE = plan.Recipe(rank=2, alpha=4.0, learning_rate=1e-2, epochs=2, batch_size=4)
+PLAN = plan.make(2, orders.cyclic(3, 3), 9, recipe=RECIPE, layers_per_slice=2, lane_width=3, seed=1)
+N = 45
+
+
+@functools.cache
+def base():
+    return jax.device_get(vit.vit(CONFIG).init(jax.random.key(0))[0])
+
+
+def examples(seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, N).astype(np.int32)
+    x = rng.normal(size=(N, 8, 8, 1)).astype(np.float32) + y[:, None, None, None]
+    return {"x": x, "y": y}
+
+
+PLACES = np.random.default_rng(7).permutation(np.arange(N) % 6)
+
+
+def run(data, places, of=PLAN, **options):
+    slices = training.arrange(of, data, places)
+    return training.train(NETWORK, base(), of, slices, **options)
+
+
+@functools.cache
+def whole():
+    return run(examples(), PLACES)
+
+
+def weights_of(trained, of=PLAN):
+    return serving.stacked(
+        [
+            [training.assembled(of, trained, shard, order) for order in range(of.budget)]
+            for shard in range(of.n_shards)
+        ]
+    )
+
+
+def served_bits(trained, deleted):
+    """Digest of what is served: adapters that are on, and heads."""
+    served = deletion.served(deletion.surviving(PLAN.table, deleted))
+    own = serving.chosen(PLAN, NETWORK, weights_of(trained), served)
+    bits = []
+    for shard, depth in enumerate(served.depth):
+        if depth:
+            part = jax.tree.map(lambda leaf, shard=shard: leaf[shard], own)
+            on = part["on"].astype(bool)
+            adapter = jax.tree.map(lambda leaf, on=on: leaf[on], part["adapter"])
+            bits.append(tree.digest({"adapter": adapter, "head": part["head"]}))
+        else:
+            bits.append("dead")
+    return bits
+
+
+def test_a_prefix_is_trained_once_from_its_parents():
+    trained = whole()
+    assert len(trained) == 2 * (3 + 3 + 3)
+    for stage in trained.values():
+        for name, leaf in tree.named(stage["adapter"]).items():
+            assert leaf.shape[0] == 2, name  # a group of layers
+            if name.endswith("lora_b"):
+                assert np.abs(leaf).max() > 0
+        assert not np.array_equal(stage["head"]["kernel"], base()["head"]["kernel"])
+    whole_plan = plan.make(1, orders.cyclic(3, 6), 9, recipe=RECIPE, layers_per_slice=2)
+    assert [len(whole_plan.prefixes(level)) for level in (1, 2, 3)] == [3, 6, 6]
+
+
+@pytest.mark.parametrize("slices", range(1, 6))
+def test_every_set_of_deleted_slices_is_as_if_it_had_never_been(slices):
+    """Some sets of so many of the six slices; the other run has neither their data nor size."""
+    trained = whole()
+    for gone in some_sets(slices):
+        deleted = np.isin(np.arange(6), gone).reshape(2, 3)
+        never = run(examples(), np.where(np.isin(PLACES, gone), -1, PLACES))
+        assert served_bits(trained, deleted) == served_bits(never, deleted)
+
+
+def some_sets(n):
+    """About three; the slow test has all."""
+    every = list(itertools.combinations(range(6), n))
+    return every[:: max(1, len(every) // 3)]
+
+
+@pytest.mark.slow
+def test_every_set_of_deleted_slices():
+    trained = whole()
+    for n in range(1, 6):
+        for gone in itertools.combinations(range(6), n):
+            deleted = np.isin(np.arange(6), gone).reshape(2, 3)
+            never = run(examples(), np.where(np.isin(PLACES, gone), -1, PLACES))
+            assert served_bits(trained, deleted) == served_bits(never, deleted)
+
+
+def test_labels_and_sizes_of_a_deleted_slice_change_nothing():
+    trained = whole()
+    deleted = np.zeros((2, 3), bool)
+    deleted[1, 2] = True
+    other = examples()
+    other["y"] = np.where(PLACES == 5, (other["y"] + 1) % 3, other["y"]).astype(np.int32)
+    other["x"] = np.where(PLACES[:, None, None, None] == 5, 100.0, other["x"]).astype(np.float32)
+    smaller = np.where((PLACES == 5) & (np.arange(N) % 2 == 0), -1, PLACES)
+    for changed in (run(other, PLACES), run(examples(), smaller)):
+        assert served_bits(changed, deleted) == served_bits(trained, deleted)
+        assert served_bits(changed, ~deleted & False) != served_bits(trained, ~deleted & False)
+
+
+def test_one_prefix_alone_has_the_same_bits_wherever_it_stood_in_its_lane():
+    trained = whole()
+    for prefix in [(0, (1, 2, 0)), (1, (2, 0)), (1, (0,))]:
+        alone = run(examples(), PLACES, only=[prefix])
+        assert set(alone) == {(prefix[0], prefix[1][:n]) for n in range(1, len(prefix[1]) + 1)}
+        for key, stage in alone.items():
+            assert tree.digest(stage) == tree.digest(trained[key])
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path):
+    def stop(level, done, total):
+        if (level, done) == (2, 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(examples(), PLACES, folder=tmp_path, progress=stop)
+    seen = []
+    resumed = run(examples(), PLACES, folder=tmp_path, progress=lambda *now: seen.append(now))
+    assert (1, 6, 6) in seen and (1, 3, 6) not in seen  # the first level was read
+    assert tree.digest({str(k): v for k, v in resumed.items()}) == tree.digest(
+        {str(k): v for k, v in whole().items()}
+    )
+
+
+def test_the_cache_changes_no_more_than_rounding():
+    import dataclasses
+
+    uncached = dataclasses.replace(PLAN, cached=False)
+    own = run(examples(), PLACES, of=uncached, only=[(0, (0, 1))])
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=2e-2, atol=1e-3),
+        own[0, (0, 1)],
+        whole()[0, (0, 1)],
+    )
+
+
+def test_depths_are_served_by_one_program():
+    weights, x = weights_of(whole()), examples()["x"][:10]
+    program = serving.outputs(NETWORK, PLAN)
+    every = serving.all_outputs(NETWORK, PLAN, base(), weights, x, chunk=10)
+    assert every.shape == (2, 3, 3, 10, 3)
+    before = program._cache_size()
+    for gone in ([], [0], [0, 4], [1, 2, 5]):
+        deleted = np.isin(np.arange(6), gone).reshape(2, 3)
+        served = deletion.served(deletion.surviving(PLAN.table, deleted))
+        own = serving.chosen(PLAN, NETWORK, weights, served)
+        alive = served.depth > 0
+        got = serving.predict(NETWORK, PLAN, base(), own, x, alive, chunk=10)
+        parts = [every[a, served.order[a], served.depth[a] - 1] for a in range(2) if alive[a]]
+        np.testing.assert_allclose(got, np.mean(parts, axis=0), rtol=1e-6)
+    assert program._cache_size() == before
+    with pytest.raises(ValueError, match="no shard is alive"):
+        serving.predict(NETWORK, PLAN, base(), own, x, np.zeros(2, bool))
+
+
+def test_a_prefix_served_is_the_network_with_its_groups_on():
+    """By hand: adapters merged into the layers of the first stages, and the head of the last."""
+    from jaxunlearn.core import adapters
+
+    weights, x = weights_of(whole()), examples()["x"][:4]
+    own = serving.chosen(
+        PLAN, NETWORK, weights, deletion.Served(np.array([1, 2]), np.array([2, 3]))
+    )
+    got = serving.outputs(NETWORK, PLAN)(base(), own, x)
+    for shard, depth in ((0, 2), (1, 3)):
+        order = [1, 2][shard]
+        first = CONFIG.n_layers - 2 * depth
+        part = training.window(NETWORK, base(), PLAN, first, 7, jax.random.key(0))
+        adapter = jax.tree.map(
+            lambda leaf, s=shard, o=order, d=depth: leaf[s, o][6 - 2 * d :], weights["adapter"]
+        )
+        merged = adapters.merge(adapters.load(part, adapter))
+        hidden = vit.vit(CONFIG).apply(base(), {}, x, stop_at=first)[0]
+        head = jax.tree.map(
+            lambda leaf, s=shard, o=order, d=depth: leaf[s, o, d - 1], weights["heads"]
+        )
+        want = vit.vit(CONFIG).apply(base() | merged | {"head": head}, {}, hidden, start_at=first)[
+            0
+        ]
+        np.testing.assert_allclose(got[shard], want, rtol=2e-5, atol=1e-5)
+
+
+def test_plans_and_data_that_do_not_fit():
+    with pytest.raises(ValueError, match="batch_size is 64; it must be at most capacity = 9"):
+        plan.make(2, orders.cyclic(3, 1), 9)
+    with pytest.raises(ValueError, match="it is no permutation"):
+        plan.Plan((((0, 0),),), 64)
+    with pytest.raises(ValueError, match="orders of shard 0 have one twice"):
+        plan.Plan((((0, 1), (0, 1)),), 64)
+    with pytest.raises(ValueError, match="slice 1 of shard 0 has 10 examples; the plan's capacity"):
+        training.arrange(PLAN, {"y": np.zeros(10)}, np.ones(10, int))
+    with pytest.raises(ValueError, match="places are 0 to 6; -1 to 5 only"):
+        training.arrange(PLAN, {"y": np.zeros(2)}, np.array([0, 6]))
+    deep = plan.make(1, orders.cyclic(4, 1), 9, recipe=RECIPE, layers_per_slice=2)
+    with pytest.raises(ValueError, match="4 slices need 8 layers, and the network has 7"):
+        training.check_layers(NETWORK, deep)
