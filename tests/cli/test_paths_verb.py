@@ -9,8 +9,6 @@ pytest.importorskip("tokenizers")
 from jaxunlearn import cli  # noqa: E402
 from tests import language as tiny  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("study")
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

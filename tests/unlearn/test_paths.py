@@ -25,8 +25,6 @@ from jaxunlearn.unlearn import (  # noqa: E402
 )
 from tests import language as tiny  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("study")  # one process trains it for all
-
 OF_STAGE = {"a": "ab", "b": "cd", "c": "ef"}
 
 

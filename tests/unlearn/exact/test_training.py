@@ -81,7 +81,7 @@ def test_a_prefix_is_trained_once_from_its_parents():
     assert [len(whole_plan.prefixes(level)) for level in (1, 2, 3)] == [3, 6, 6]
 
 
-@pytest.mark.parametrize("slices", range(1, 6))
+@pytest.mark.parametrize("slices", [1, 3])
 def test_every_set_of_deleted_slices_is_as_if_it_had_never_been(slices):
     """Some sets of so many of the six slices; the other run has neither their data nor size."""
     trained = whole()
