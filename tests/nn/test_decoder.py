@@ -113,6 +113,7 @@ def test_responses_of_a_tree_share_a_prefix(params, tokens):
         np.testing.assert_allclose(joined[0, place], alone[0, 6:], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_generation_does_not_depend_on_the_other_rows(params):
     masked = np.array([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]], bool)
     tokens = jnp.array([[0, 0, 0, 5, 9], [3, 1, 4, 1, 5]])

@@ -157,6 +157,7 @@ def test_a_run_of_unlearning_is_the_plain_loop(study):
     assert s.every == 2 and runs["losses"].shape == (12, 3)
 
 
+@pytest.mark.slow
 def test_a_killed_study_resumes_to_the_same_results(study, settings, tmp_path):
     _, whole, _ = study
     for stop_at in (("a+u+b", 2), ("unlearning", 5)):
