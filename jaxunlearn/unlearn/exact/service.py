@@ -3,7 +3,7 @@
     plan.json              the plan and the network; its hash is the ledger's first entry
     base/HASH.npz          the frozen base
     examples.json          ids, and the groups that keep copies of one fact in one slice
-    orders/A-B-G.npz       generation G of order B of shard A: one adapter, a head for each stage
+    orders/NUMBER.npz      a generation of an order of a shard: one adapter, a head for each stage
     ledger.jsonl           see `ledger`
 
 A deletion is an entry of the ledger: once it is on disk, no reader serves its slice any more, since
@@ -13,6 +13,7 @@ entry it has seen deletions; later ones count against it.
 """
 
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import json
@@ -133,7 +134,7 @@ class Service:
         self._generations: dict[tuple[int, int], tuple[int, int, str]] = {}
         self._weights: dict[tuple[int, int], tuple[str, Any]] = {}
         self.deleted: dict[str, int] = {}  # entry by id
-        self._hits: list[tuple[int, int]] = []  # entry, place
+        self._hit: dict[int, int] = {}  # by place, the last entry that deleted from it
         self._applied = 0  # entries
         record = _read_json(self.folder / "plan.json", None)
         self.plan = _plan_of(record["plan"])
@@ -164,7 +165,7 @@ class Service:
         if entry.what == "delete":
             for name in entry.data["ids"]:
                 self.deleted.setdefault(name, entry.number)
-                self._hits.append((entry.number, int(self.places[self.ids[name]])))
+                self._hit[int(self.places[self.ids[name]])] = entry.number
         elif entry.what in ("train", "repair"):
             for own in entry.data["orders"]:
                 key = (own["shard"], own["order"])
@@ -175,7 +176,7 @@ class Service:
         plan = self.plan
         left = np.zeros((plan.n_shards, plan.budget), np.int64)
         for (shard, order), (_, seen, _) in self._generations.items():
-            gone = {place for number, place in self._hits if number > seen}
+            gone = {place for place, number in self._hit.items() if number > seen}
             whole = plan.orders[shard][order]
             hit = [shard * plan.n_slices + s in gone for s in whole]
             left[shard, order] = hit.index(True) if True in hit else plan.n_slices
@@ -280,6 +281,16 @@ class Service:
 
     def _train(self, examples, what, who, mesh, progress, below=None) -> list[tuple[int, int]]:
         self._check_examples(examples)
+        with (self.folder / "training.lock").open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"another process trains the store {self.folder}; wait for it"
+                ) from error
+            return self._train_locked(examples, what, who, mesh, progress, below)
+
+    def _train_locked(self, examples, what, who, mesh, progress, below):
         self.refresh()
         seen, plan = len(self.ledger.entries) - 1, self.plan
         least = plan.n_slices if below is None else below
@@ -288,14 +299,16 @@ class Service:
             return []
         gone = sorted(self.deleted)
         only = [(a, plan.orders[a][b]) for a, b in todo]
-        # A run is known by what it reads: after a kill the same one goes on, another begins anew.
-        run = _digest({"plan": self._plan_digest, "deleted": gone})[:16]
-        work = self.folder / "work" / run
+        # A run is known by what it reads and trains: after a kill the same one goes on, another one
+        # begins anew. Its lanes are numbered among its own prefixes.
+        slices = self._slices(examples, gone)
+        reads = [self._plan_digest, tree.digest(slices), only]
+        work = self.folder / "work" / _digest(reads)[:16]
         trained = training.train(
             self.network,
             self.base,
             plan,
-            self._slices(examples, gone),
+            slices,
             only=only,
             mesh=mesh,
             folder=work,
@@ -314,7 +327,7 @@ class Service:
             self._apply_new()
             self.ledger.append(what, {"seen": seen, "orders": written}, who)
             self._apply_new()
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(self.folder / "work", ignore_errors=True)  # and what killed runs left
         return todo
 
     def verify(

@@ -66,6 +66,39 @@ def test_dead_shards_do_not_answer_and_repair_brings_them_back(store):
     assert store.repair(EXAMPLES) == [(0, 0), (0, 1)]
 
 
+def test_a_killed_repair_is_not_mistaken_for_another_one(store):
+    """Neither one of fewer orders, nor one of other labels, though their lanes have one number."""
+    store.delete([of_place(1)[0], of_place(2)[0]])
+    other = EXAMPLES | {"y": 1 - EXAMPLES["y"]}
+    for examples, options in ((EXAMPLES, {"below": 1}), (other, {})):
+
+        def stop(level, done, total):
+            if level == 2 and done == total:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            store.repair(examples, progress=stop, **options)
+    assert len(store.repair(EXAMPLES)) == 4
+    for shard in range(2):
+        for order in range(2):
+            store.verify(EXAMPLES, (shard, order, 2))
+    assert not (store.folder / "work").exists()
+
+
+def test_one_process_trains_at_a_time(store):
+    other = service.Service(store.folder)
+    store.delete([of_place(0)[0]])
+
+    def meanwhile(level, done, total):
+        with pytest.raises(ValueError, match="another process trains the store"):
+            other.repair(EXAMPLES)
+        other.delete([of_place(1)[0]])  # which is effective all the same
+
+    store.repair(EXAMPLES, progress=meanwhile)
+    # Trained before that deletion was known, which counts against the new generation.
+    assert store.status()["stages_left"][0] == [1, 0]
+
+
 def test_verify_finds_other_data(store):
     assert store.verify(EXAMPLES)["orders"] == 4
     assert store.verify(EXAMPLES, (1, 1, 1))["prefix"] == [1, 1, 1]
