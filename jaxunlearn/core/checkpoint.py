@@ -193,6 +193,15 @@ def _read_arrays(path: Path) -> Tree:
     return tree.nested(leaves)
 
 
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Returns once the names of a folder's files are on disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike):
     """Opens a file to write that appears whole or not at all, for a `with` block.

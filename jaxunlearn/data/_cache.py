@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxunlearn.core.checkpoint import sync_folder
 from jaxunlearn.data._decode import Arrays, Encoded, decode
 
 _FORMAT = 1  # raised when decoding changes, so that old entries are made anew
@@ -132,11 +133,11 @@ def _write(entry: Path, arrays: Arrays, fingerprint: str) -> None:
         }
         with _synced(partial / "entry.json") as file:
             file.write(json.dumps(record, indent=1).encode())
-        _sync(partial)
+        sync_folder(partial)
         if entry.exists():
             entry.rename(old)
         partial.rename(entry)
-        _sync(entry.parent)
+        sync_folder(entry.parent)
     finally:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -148,14 +149,6 @@ def _synced(path: Path) -> Iterator:
         yield file
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 @contextlib.contextmanager

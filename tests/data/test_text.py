@@ -1,5 +1,4 @@
 import json
-import os
 import re
 
 import jax
@@ -12,6 +11,7 @@ from jaxunlearn import data
 from jaxunlearn.core import keys
 from jaxunlearn.data import text
 from jaxunlearn.data.text import Question
+from tests.folders import folder_of
 
 CHATML, LLAMA3, LLAMA2, PLAIN = (text.TEMPLATES[n] for n in ("chatml", "llama3", "llama2", "plain"))
 
@@ -152,11 +152,6 @@ def test_gsm8k_marks_and_final(tmp_path):
         lines(path, {"question": "a", "answer": wrong})
         with pytest.raises(ValueError, match="train.jsonl, line 1: the answer must be a text and"):
             text.gsm8k("train", data_dir=tmp_path)
-
-
-def folder_of(variable):
-    if variable not in os.environ:
-        pytest.skip(f"{variable} is not set")
 
 
 @pytest.mark.data

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from jaxunlearn.unlearn import (  # noqa: E402
     paths,
 )
 from tests import language as tiny  # noqa: E402
+from tests.folders import folder_of  # noqa: E402
 
 OF_STAGE = {"a": "ab", "b": "cd", "c": "ef"}
 
@@ -261,8 +261,7 @@ def test_a_tokenizer_with_more_tokens_than_the_network_is_refused(settings, tmp_
 
 @pytest.mark.data
 def test_sampled_answers_are_kept_model_by_model(settings, tmp_path):
-    if "GSM8K_DIR" not in os.environ:
-        pytest.skip("GSM8K_DIR is not set")
+    folder_of("GSM8K_DIR")
     few = dataclasses.replace(
         settings,
         model=str(tiny.save(tmp_path / "model", context=2048)),  # its tokens are short

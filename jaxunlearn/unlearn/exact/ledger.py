@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.core.checkpoint import DamagedError
+from jaxunlearn.core.checkpoint import DamagedError, sync_folder
 
 _START = "0" * 64  # what the first entry has for the checksum before it
 
@@ -96,7 +96,7 @@ class Ledger:
                 error.filename = str(self.path)
                 raise
         if self._end == 0:
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         self.entries.append(entry)
         self._end += len(line)
         return entry
@@ -165,12 +165,3 @@ def _entry_of(line: bytes) -> Entry | None:
         return Entry(**json.loads(line))
     except (ValueError, TypeError):
         return None
-
-
-def _sync_folder(path: Path) -> None:
-    """A new file's name is on disk once its folder is."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
