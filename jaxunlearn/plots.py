@@ -207,6 +207,50 @@ def paths(results: dict[str, Any], path: str | os.PathLike) -> None:
     figure.savefig(path, dpi=90)
 
 
+def deletions(results: dict[str, Any], path: str | os.PathLike) -> None:
+    """Draws exact unlearning under deletions: accuracy, systems alive, accuracy by stages.
+
+    Args:
+        results: of `experiments.s3t.images`: by seed, and by budget in each.
+        path: where the PNG goes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    quality, alive, stages = figure.subplots(1, 3)
+    seeds = results["seeds"]
+    for color, budget in zip(_COLORS, seeds[0]["budgets"], strict=False):
+        own = [row["budgets"][budget] for row in seeds]
+        for axes, name in ((quality, "accuracy"), (alive, "alive")):
+            values = 100 * np.array([row[name] for row in own])
+            _band(axes, np.arange(values.shape[1]), values, color, f"B = {budget}")
+        alive.axvline(own[0]["expected"]["mean"], color=color, linestyle=":")
+    quality.set(ylabel="accuracy, % (all shards dead: chance)", title="accuracy under deletions")
+    alive.set(ylabel="systems alive, %", title="requests survived (dotted: expected)")
+    for axes in (quality, alive):
+        axes.set(xlabel="requests")
+        axes.legend(fontsize="small")
+    _by_stages(stages, seeds)
+    figure.savefig(path, dpi=100)
+
+
+def _by_stages(axes: Any, seeds: list[dict[str, Any]]) -> None:
+    courses = {
+        "top-down": [row["by_depth"]["s3t"]["ensemble"] for row in seeds],
+        "top-down, one order": [row["top_down_one_order"]["ensemble"] for row in seeds],
+        "bottom-up, one order": [row["by_depth"]["bottom_up"]["ensemble"] for row in seeds],
+    }
+    for color, (name, own) in zip(_COLORS, courses.items(), strict=False):
+        _band(axes, np.arange(1, len(own[0]) + 1), 100 * np.array(own), color, name)
+    lora = [max(row["by_depth"][k]["ensemble"] for k in ("lora_10", "lora_25")) for row in seeds]
+    axes.axhline(100 * np.mean(lora), color="0.4", linestyle=":", label="ordinary LoRA")
+    axes.set(xlabel="stages left, k", ylabel="accuracy, %", title="F(k), ensembles of all shards")
+    axes.set_xticks(range(1, len(courses["top-down"][0]) + 1))
+    axes.legend(fontsize="small")
+
+
 def _band(axes: Any, x: Any, values: np.ndarray, color: str, label: str | None) -> None:
     """The mean of [seeds, T] as a line, and what lies between the seeds."""
     axes.plot(x, values.mean(0), color=color, label=label)

@@ -26,6 +26,7 @@ from jaxunlearn.core.model import Model, from_nnx
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn._decoder_block import Block, rms_norm, rotation
 from jaxunlearn.nn._decoder_config import Config, RopeScaling, from_hugging_face
+from jaxunlearn.nn._running import running
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -98,7 +99,10 @@ def decoder(config: Config, compute_dtype: str | None = None) -> Model:
       its own segment and in segment `PREFIX`, which all texts of the row begin with.
     - `cache`: a `Cache`; the tokens follow those in it, and the result is `(logits, cache)`.
     - `stop_at`: static; runs only the first layers and gives the residual stream [B, T, D] after
-      them (after all of them, as transformers' last hidden state: normalised).
+      them (after all of them, as transformers' last hidden state: normalised, unless `start_at` is
+      given too).
+    - `start_at`: static; `tokens` is the residual stream [B, T, D] after so many layers, which are
+      skipped; `params["layers"]` holds all layers, or those that run. With 0 tokens will do.
     - `return_hidden`: static; gives the hidden state [B, T, D] that the output layer reads.
     - `remat`: static; recomputes each layer in the backward pass instead of keeping what is inside.
     - `unroll`: static; layers per turn of the loop over them: faster on a CPU, slower to compile.
@@ -140,16 +144,17 @@ def decoder(config: Config, compute_dtype: str | None = None) -> Model:
         cache: Cache | None = None,
         train: bool = False,
         key: Key | None = None,
+        start_at: int | None = None,
         stop_at: int | None = None,
         return_hidden: bool = False,
         remat: bool = False,
         unroll: int = 1,
     ) -> tuple[Any, Tree]:
         del train, key  # no dropout
-        _check(config, tokens, positions, mask, segments, cache, stop_at)
+        _check(config, tokens, positions, mask, segments, cache, start_at, stop_at)
         if positions is None:
             positions = _count(tokens, mask, cache)
-        x = params["embed"]["table"][tokens]
+        x = tokens if tokens.ndim == 3 else params["embed"]["table"][tokens]
         x = x.astype(compute_dtype or x.dtype)
         allowed, cache = _allowed(tokens, mask, segments, cache)
         angles = rotation(positions, config)
@@ -160,14 +165,13 @@ def decoder(config: Config, compute_dtype: str | None = None) -> Model:
             out, _ = block.apply(weights, {}, x, angles, allowed, keys_values, at)
             return (out, None) if keys_values is None else out
 
-        stack = params["layers"]
-        if stop_at is not None:
-            stack = jax.tree.map(lambda leaf: leaf[:stop_at], stack)
+        last = config.n_layers if stop_at is None else stop_at
+        stack = running(params["layers"], config.n_layers, start_at or 0, last)
         keys_values = None if cache is None else (cache.keys, cache.values)
         x, keys_values = jax.lax.scan(
             jax.checkpoint(layer) if remat else layer, x, (stack, keys_values), unroll=unroll
         )
-        if stop_at is None or stop_at == config.n_layers:
+        if stop_at is None or (start_at is None and stop_at == config.n_layers):
             x = rms_norm(x, params["norm"]["scale"], config.eps)
         out = x if return_hidden or stop_at is not None else head(params, x)
         if cache is not None:
@@ -300,12 +304,12 @@ def _check(
     mask: Any,
     segments: Any,
     cache: Cache | None,
+    start_at: int | None,
     stop_at: int | None,
 ) -> None:
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"tokens are {tokens.dtype}{list(tokens.shape)}; integers [B, T] needed")
+    _check_tokens(config, tokens, start_at)
     for name, value in {"positions": positions, "mask": mask, "segments": segments}.items():
-        if value is not None and value.shape != tokens.shape:
+        if value is not None and value.shape != tokens.shape[:2]:
             raise ValueError(
                 f"{name} has shape {list(value.shape)}; tokens have {list(tokens.shape)}"
             )
@@ -314,15 +318,30 @@ def _check(
             f"tokens has {tokens.shape[1]} positions; the context of this network is "
             f"{config.context}"
         )
-    if cache is not None and (segments is not None or stop_at is not None):
-        raise ValueError("cache is given with segments or stop_at; it needs neither")
-    if stop_at is not None and not 1 <= stop_at <= config.n_layers:
-        raise ValueError(f"stop_at is {stop_at}; 1 to {config.n_layers} are allowed")
+    if cache is not None and (segments is not None or (start_at, stop_at) != (None, None)):
+        raise ValueError("cache is given with segments, start_at or stop_at; it needs none of them")
+    first, last = start_at or 0, config.n_layers if stop_at is None else stop_at
+    if not 0 <= first <= last <= config.n_layers:
+        raise ValueError(
+            f"start_at is {start_at} and stop_at {stop_at}; 0 <= start_at <= stop_at <= "
+            f"{config.n_layers} is needed"
+        )
+
+
+def _check_tokens(config: Config, tokens: Any, start_at: int | None) -> None:
+    found = f"tokens are {tokens.dtype}{list(tokens.shape)}"
+    if start_at is not None and tokens.ndim == 3:
+        if tokens.shape[2] != config.width:
+            raise ValueError(f"{found}; a residual stream [B, T, {config.width}] is needed")
+    elif start_at:
+        raise ValueError(f"{found}; with start_at a residual stream [B, T, D] is needed")
+    elif tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"{found}; integers [B, T] needed")
 
 
 def _count(tokens: jax.Array, mask: jax.Array | None, cache: Cache | None) -> jax.Array:
     """Positions that count real tokens, from those in the cache on."""
-    real = jnp.ones(tokens.shape, bool) if mask is None else mask
+    real = jnp.ones(tokens.shape[:2], bool) if mask is None else mask
     before = 0 if cache is None else jnp.sum(cache.real, axis=1, keepdims=True, dtype=jnp.int32)
     return jnp.maximum(before + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1, 0)
 
@@ -331,7 +350,7 @@ def _allowed(
     tokens: jax.Array, mask: jax.Array | None, segments: jax.Array | None, cache: Cache | None
 ) -> tuple[jax.Array, Cache | None]:
     """Which slots each token may attend to, bool [B, T, S], and the cache with the tokens noted."""
-    batch, length = tokens.shape
+    batch, length = tokens.shape[:2]
     real = jnp.ones((batch, length), bool) if mask is None else mask.astype(bool)
     if cache is None:
         allowed = jnp.tril(jnp.ones((length, length), bool)) & real[:, None]

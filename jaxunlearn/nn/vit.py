@@ -11,6 +11,7 @@ Stacked as `nn.decoder`'s layers are, under one `lax.scan`:
 import dataclasses
 import functools
 import math
+import os
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from jaxunlearn.core.model import Model, from_nnx
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn._decoder_block import attend
 from jaxunlearn.nn._linear import Linear
+from jaxunlearn.nn._running import running
 
 LORA_TARGETS = r"layers/(q|v)/kernel"  # what S3T adapts
 
@@ -186,21 +188,53 @@ def vit(config: Config) -> Model:
     return Model(init, apply)
 
 
-def running(layers: Tree, n_layers: int, start_at: int, stop_at: int) -> Tree:
-    """The layers that run, of a stack of all of them, or of those that run.
+def from_pretrained(
+    path: str | os.PathLike, *, n_classes: int | None = None, dtype: Any = jnp.float32
+) -> tuple[Config, Tree]:
+    """Reads a network from a Hugging Face folder of `ViTForImageClassification` or `ViTModel`.
+
+    Images are [B, H, W, C] here and [B, C, H, W] there, normalised as the checkpoint's were. What
+    transformers adds between the two, a pooler, is left out.
+
+    Args:
+        path: the folder, with `config.json` and `model.safetensors`, or several files and their
+            index.
+        n_classes: of the output layer; by default that of the labels in `config.json`. Where the
+            folder has no output layer or one of another size, it is drawn as `init` draws it from
+            `jax.random.key(0)`.
+        dtype: of the weights in memory, whatever the file's.
+
+    Returns:
+        The config and the parameters of `vit(config)`.
 
     Raises:
-        ValueError: neither of them is what the stack holds.
+        ValueError: no model there, an option that is not supported, or tensors that are missing,
+            left over, cut off or of another shape; they are named.
     """
-    found = jax.tree.leaves(layers)[0].shape[0]
-    if found == n_layers:
-        return jax.tree.map(lambda leaf: leaf[start_at:stop_at], layers)
-    if found != stop_at - start_at:
-        raise ValueError(
-            f"params hold {found} layers; all {n_layers} are needed, or those from {start_at} to "
-            f"{stop_at}"
-        )
-    return layers
+    from jaxunlearn.nn import _vit_files
+
+    return _vit_files.read(path, n_classes, dtype)
+
+
+def save_pretrained(path: str | os.PathLike, config: Config, params: Tree) -> None:
+    """Writes a Hugging Face folder that `from_pretrained` and transformers read.
+
+    - Adapters are merged into the kernels below them; every leaf keeps its type, and what
+      `from_pretrained` then reads in that type is the same bits.
+    - Labels get the names that transformers gives to nameless ones.
+    - Of several processes all call it, and the first writes.
+
+    Args:
+        path: the folder; it is made if it is not there.
+        config: of the network.
+        params: of `vit(config)`, with or without adapters.
+
+    Raises:
+        ValueError: parameters that are not this network's, or a leaf that is not of floats.
+    """
+    from jaxunlearn.nn import _vit_files
+
+    _vit_files.write(path, config, params)
 
 
 def _embed(c: Config, embed: Tree, x: jax.Array) -> jax.Array:

@@ -152,7 +152,7 @@ def test_sampling_follows_the_distribution(params):
         (dict(tokens=jnp.zeros((2, 3))), "integers"),
         (dict(tokens=jnp.zeros((2, 129), jnp.int32)), "129 positions; the context .* is 128"),
         (dict(mask=jnp.ones((2, 4), bool)), r"mask has shape \[2, 4\]"),
-        (dict(stop_at=4), "stop_at is 4; 1 to 3"),
+        (dict(stop_at=4), "stop_at 4; 0 <= start_at <= stop_at <= 3"),
     ],
 )
 def test_bad_input_is_named(params, arguments, message):

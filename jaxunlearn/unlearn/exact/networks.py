@@ -8,43 +8,86 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.core import tree
+from jaxunlearn.core import losses, tree
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.tree import Tree
-from jaxunlearn.nn import vit
+from jaxunlearn.data.text import Sequences
+from jaxunlearn.nn import decoder, likelihood, vit
+
+Read = Callable[[Tree, jax.Array, Any], Any]  # (params, residual stream, examples without x)
+
+_UNROLL = 8  # layers in one turn of a loop: a third faster on a CPU than one, gradients included
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A stack of layers below an output layer; functions and sizes only.
 
+    Examples are dicts of arrays with a common leading axis: `x` is what the layers read, everything
+    else what `losses` and `outputs` need beside it.
+
     Attributes:
         model: takes the static arguments `start_at` and `stop_at`, see `nn.vit.vit`.
         n_layers: N.
         targets: the kernels that get adapters, among `layers/...`.
         trains_head: whether `head` trains in every stage (a new classifier), or stays the base's.
-        losses: `losses(outputs, examples) -> (sums [B], counts [B])`; the loss of a batch is the
-            sum of the sums over that of the counts.
+        losses: `losses(params, hidden, rest) -> (sums [n], counts [n])`, from the residual stream
+            after all layers; the loss of a batch is the sum of the sums over that of the counts.
+        outputs: `outputs(params, hidden, rest) -> [n, ...]`, of which an ensemble takes the mean.
     """
 
     model: Model
     n_layers: int
     targets: tree.Pattern
     trains_head: bool
-    losses: Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+    losses: Read
+    outputs: Read
 
-    def below(self, base: Tree, x: Any, stop_at: int) -> jax.Array:
-        """The residual stream after the first layers, without adapters."""
-        return self.model.apply(base, {}, x, stop_at=stop_at)[0]
+    def layers(self, params: Tree, x: Any, first: int, last: int) -> jax.Array:
+        """The residual stream after layer `last`, from that after `first` (with 0, or inputs)."""
+        unroll = max(1, min(last - first, _UNROLL))
+        return self.model.apply(params, {}, x, start_at=first, stop_at=last, unroll=unroll)[0]
 
 
 @functools.cache  # the same network is the same program
 def of_vit(config: vit.Config) -> Network:
-    """A ViT that classifies: adapters on queries and values, a head that trains."""
-    return Network(vit.vit(config), config.n_layers, vit.LORA_TARGETS, True, _cross_entropy)
+    """A ViT that classifies: adapters on queries and values, a head that trains.
+
+    Examples: `x` images, `y` int labels [n]. Outputs: logits [n, n_classes], as in the official
+    code.
+    """
+    model = vit.vit(config)
+
+    def logits(params: Tree, hidden: jax.Array, rest: Any) -> jax.Array:
+        del rest
+        return model.apply(params, {}, hidden, start_at=config.n_layers)[0]
+
+    def nll(params: Tree, hidden: jax.Array, rest: Any) -> tuple[jax.Array, jax.Array]:
+        own = losses.cross_entropy(logits(params, hidden, rest), rest["y"])
+        return own, jnp.ones_like(own)
+
+    return Network(model, config.n_layers, vit.LORA_TARGETS, True, nll, logits)
 
 
-def _cross_entropy(logits: jax.Array, examples: Any) -> tuple[jax.Array, jax.Array]:
-    logp = jax.nn.log_softmax(logits)
-    own = jnp.take_along_axis(logp, examples["y"][:, None], axis=-1)[:, 0]
-    return -own, jnp.ones_like(own)
+@functools.cache
+def of_decoder(config: decoder.Config, targets: tree.Pattern = decoder.LORA_TARGETS) -> Network:
+    """A language model that answers: its output layer stays the base's.
+
+    Examples: `x` int32 tokens [n, T], padded on the right, `where` and `labels` [n, R], as in
+    `data.text.Sequences`. Outputs: the probability of every label, [n, R], 0 at padding: an
+    ensemble of language models averages probabilities per token.
+    """
+    model = decoder.decoder(config)
+
+    def nll(params: Tree, hidden: jax.Array, rest: Any) -> jax.Array:
+        sequences = Sequences(hidden, rest["where"], rest["labels"])
+        return likelihood.token_nll(model, params, sequences, start_at=config.n_layers)
+
+    def sums(params: Tree, hidden: jax.Array, rest: Any) -> tuple[jax.Array, jax.Array]:
+        own = nll(params, hidden, rest)
+        return own.sum(-1), (rest["labels"] >= 0).sum(-1).astype(own.dtype)
+
+    def probabilities(params: Tree, hidden: jax.Array, rest: Any) -> jax.Array:
+        return jnp.where(rest["labels"] >= 0, jnp.exp(-nll(params, hidden, rest)), 0.0)
+
+    return Network(model, config.n_layers, targets, False, sums, probabilities)

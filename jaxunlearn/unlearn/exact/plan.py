@@ -6,6 +6,7 @@ steps, or an order of batches. That is what makes a deletion exact.
 """
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
@@ -49,7 +50,9 @@ class Plan:
         orders: of every shard B permutations of its L slices, nested tuples [m][B][L].
         capacity: examples that a slice has room for; what it does not fill is masked.
         recipe: of all stages.
-        layers_per_slice: layers that a stage trains, from the top down.
+        layers_per_slice: layers that a stage trains.
+        direction: which of the adapted layers, always the topmost of the network, the first stage
+            trains: the uppermost ("top_down", the paper's) or the lowest ("bottom_up").
         lane_width: prefixes that train together as one program.
         cached: whether the layers below a stage's are evaluated once, or in every step.
         seed: of adapters and batches.
@@ -59,6 +62,7 @@ class Plan:
     capacity: int
     recipe: Recipe = Recipe()
     layers_per_slice: int = 1
+    direction: Literal["top_down", "bottom_up"] = "top_down"
     lane_width: int = 1
     cached: bool = True
     seed: int = 0
@@ -74,6 +78,8 @@ class Plan:
         for name in ("capacity", "layers_per_slice", "lane_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.direction not in ("top_down", "bottom_up"):
+            raise ValueError(f"direction is {self.direction!r}; top_down and bottom_up are allowed")
         if self.recipe.batch_size > self.capacity:
             raise ValueError(
                 f"batch_size is {self.recipe.batch_size}; it must be at most capacity = "
@@ -99,6 +105,19 @@ class Plan:
     def budget(self) -> int:
         """The number of orders of a shard, B."""
         return len(self.orders[0])
+
+    @property
+    def n_adapted(self) -> int:
+        """The number of layers that get adapters."""
+        return self.n_slices * self.layers_per_slice
+
+    def group(self, level: int) -> tuple[int, int]:
+        """The first of the adapted layers that stage `level` trains, and the one after its last.
+
+        Counted from the lowest adapted layer; stages are counted from 1.
+        """
+        place = self.n_slices - level if self.direction == "top_down" else level - 1
+        return place * self.layers_per_slice, (place + 1) * self.layers_per_slice
 
     def n_steps(self, level: int) -> int:
         """Steps of the stage that reads the level-th slice of an order."""

@@ -388,9 +388,8 @@ class Service:
 
     def stage_of(self, order: training.Stage, level: int) -> training.Stage:
         """What one stage trained, out of an assembled order."""
-        size = self.plan.layers_per_slice
-        last = (self.plan.n_slices - level + 1) * size
-        stage = {"adapter": jax.tree.map(lambda leaf: leaf[last - size : last], order["adapter"])}
+        first, last = self.plan.group(level)
+        stage = {"adapter": jax.tree.map(lambda leaf: leaf[first:last], order["adapter"])}
         if "heads" in order:
             stage["head"] = jax.tree.map(lambda leaf: leaf[level - 1], order["heads"])
         return stage
@@ -432,7 +431,7 @@ class Service:
                 self.plan,
                 self.base,
                 own,
-                x[at : at + batch],
+                {"x": x[at : at + batch]},
                 served.depth > 0,
                 chunk=batch,
             )

@@ -5,11 +5,10 @@ of stage k. Which groups are on is a mask, and which order answers an index: nei
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.core import adapters
@@ -52,24 +51,27 @@ def chosen(plan: Plan, network: Network, weights: Tree, served: Served) -> Tree:
 
 def mask(plan: Plan, depth: np.ndarray) -> np.ndarray:
     """Which adapted layers are on, from the lowest up, float32 [..., L layers_per_slice]."""
-    group = np.arange(plan.n_slices * plan.layers_per_slice)[::-1] // plan.layers_per_slice
-    return (group < np.asarray(depth)[..., None]).astype(np.float32)
+    stage = np.arange(plan.n_adapted) // plan.layers_per_slice
+    stage = stage[::-1] if plan.direction == "top_down" else stage
+    return (stage < np.asarray(depth)[..., None]).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=64)  # the same function is the same program, compiled once
 def outputs(network: Network, plan: Plan) -> Callable[[Tree, Tree, Any], jax.Array]:
-    """A compiled `(base, chosen, x) -> outputs [m, n, ...]` of all shards."""
-    first = network.n_layers - plan.n_slices * plan.layers_per_slice
+    """A compiled `(base, chosen, examples) -> outputs [m, n, ...]` of all shards."""
+    first, last = network.n_layers - plan.n_adapted, network.n_layers
 
     @jax.jit
-    def run(base: Tree, own: Tree, x: Any) -> jax.Array:
-        hidden = network.below(base, x, first)  # what all shards share
-        fresh = window(network, base, plan, first, network.n_layers, jax.random.key(0))
+    def run(base: Tree, own: Tree, examples: dict[str, Any]) -> jax.Array:
+        hidden = network.layers(base, examples["x"], 0, first)  # what all shards share
+        rest = {name: leaf for name, leaf in examples.items() if name != "x"}
+        fresh = window(network, base, plan, first, last, jax.random.key(0))
 
         def one(own: Tree) -> jax.Array:
             layers = adapters.switch(adapters.load(fresh, own["adapter"]), own["on"])
-            params = base | layers | ({"head": own["head"]} if network.trains_head else {})
-            return network.model.apply(params, {}, hidden, start_at=first)[0]
+            head = {"head": own["head"]} if network.trains_head else {}
+            after = network.layers(layers, hidden, first, last)
+            return network.outputs(base | head, after, rest)
 
         return jax.vmap(one)(own)
 
@@ -77,44 +79,66 @@ def outputs(network: Network, plan: Plan) -> Callable[[Tree, Tree, Any], jax.Arr
 
 
 def predict(
-    network: Network, plan: Plan, base: Tree, own: Tree, x: Any, alive: np.ndarray, chunk: int = 256
+    network: Network,
+    plan: Plan,
+    base: Tree,
+    own: Tree,
+    examples: dict[str, Any],
+    alive: np.ndarray,
+    chunk: int = 256,
 ) -> np.ndarray:
-    """The mean output of living shards for any number of inputs, a chunk at a time.
+    """The mean output of living shards for any number of examples, a chunk at a time.
+
+    Args:
+        network: the network.
+        plan: the plan.
+        base: the frozen base.
+        own: see `chosen`.
+        examples: what the network's outputs need, see `networks`.
+        alive: bool [m], shards that answer.
+        chunk: examples of one call.
 
     Raises:
         ValueError: no shard is alive.
     """
     if not alive.any():
         raise ValueError("no shard is alive: the ensemble must be trained again")
-    run, n = outputs(network, plan), jax.tree.leaves(x)[0].shape[0]
-    found = []
-    for at in range(0, n, chunk):
-        rows = np.minimum(np.arange(at, at + chunk), n - 1)  # one program for all chunks
-        part = run(base, own, jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf[rows]), x))
-        found.append(np.asarray(part)[alive].mean(0)[: n - at])
-    return np.concatenate(found)
+    return np.concatenate(
+        [part[alive].mean(0) for part in _parts(network, plan, base, own, examples, chunk)]
+    )
 
 
 def all_outputs(
-    network: Network, plan: Plan, base: Tree, weights: Tree, x: Any, chunk: int = 256
+    network: Network,
+    plan: Plan,
+    base: Tree,
+    weights: Tree,
+    examples: dict[str, Any],
+    chunk: int = 256,
 ) -> np.ndarray:
     """Outputs of every order at every depth, [m, B, L, n, ...]: all that deletions can leave.
 
-    A study of deletions then is an index into this array, see `simulation`.
+    A study of deletions then is an index into this array, see `curves`.
     """
-    found = np.empty((plan.budget, plan.n_slices), object)
+    found = []
     for order in range(plan.budget):
+        by_depth = []
         for depth in range(1, plan.n_slices + 1):
-            served = Served(
-                np.full(plan.n_shards, order, np.int64), np.full(plan.n_shards, depth, np.int64)
-            )
+            served = Served(*(np.full(plan.n_shards, value) for value in (order, depth)))
             own = chosen(plan, network, weights, served)
-            run, n = outputs(network, plan), jax.tree.leaves(x)[0].shape[0]
-            parts = []
-            for at in range(0, n, chunk):
-                rows = np.minimum(np.arange(at, at + chunk), n - 1)
-                part = run(base, own, jax.tree.map(lambda leaf, r=rows: jnp.asarray(leaf[r]), x))
-                parts.append(np.asarray(part)[:, : n - at])
-            found[order, depth - 1] = np.concatenate(parts, axis=1)
-    by_order = [np.stack(list(row), axis=1) for row in found]  # [m, L, n, ...]
-    return np.stack(by_order, axis=1)
+            parts = list(_parts(network, plan, base, own, examples, chunk))
+            by_depth.append(np.concatenate(parts, axis=1))
+        found.append(np.stack(by_depth, axis=1))
+    return np.stack(found, axis=1)
+
+
+def _parts(
+    network: Network, plan: Plan, base: Tree, own: Tree, examples: dict[str, Any], chunk: int
+) -> Iterator[np.ndarray]:
+    """Outputs [m, n, ...] of one chunk after the other."""
+    run, n = outputs(network, plan), len(examples["x"])
+    base, own = jax.device_put((base, own))
+    for at in range(0, n, chunk):
+        rows = np.minimum(np.arange(at, at + chunk), n - 1)  # one program for all chunks
+        part = run(base, own, {name: np.asarray(leaf)[rows] for name, leaf in examples.items()})
+        yield np.asarray(part)[:, : n - at]

@@ -3,12 +3,13 @@
 Stage j of an order trains the adapters of the j-th group of layers from the top (and the output
 layer, where that is new) on the first j slices of the order. Groups above are frozen and active,
 the layers below have no adapters yet: all that is under the stage's group is the base, the same
-for every order, shard and epoch, and may be evaluated once (`Plan.cached`).
+for every order, shard and epoch, and may be evaluated once (`Plan.cached`). From the bottom up
+(`Plan.direction`) the frozen groups lie below, and only what no stage adapts can be.
 """
 
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxunlearn.core import adapters, ensemble, keys, loop, tree
+from jaxunlearn.core import adapters, ensemble, loop, tree
 from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.keys import fold
 from jaxunlearn.core.step import gradient_step, init_state
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import batches
@@ -90,6 +92,7 @@ def train(
     slices: Slices,
     *,
     only: Iterable[Prefix] | None = None,
+    known: Mapping[Prefix, Stage] | None = None,
     mesh: Mesh | None = None,
     folder: str | os.PathLike | None = None,
     progress: Progress | None = None,
@@ -105,12 +108,14 @@ def train(
         plan: the plan.
         slices: see `arrange`.
         only: prefixes to train, with all of their own prefixes; by default those of all orders.
+        known: stages that were trained before by the same plan on the same slices: they are taken
+            as they are, as SISA takes a checkpoint from before a deleted slice.
         mesh: devices that share the lanes.
         folder: for finished lanes, to resume from; for one base, plan and set of slices.
         progress: called as lanes finish.
 
     Returns:
-        What each stage trained, by prefix; see `assembled`.
+        What each stage trained, by prefix, those that were known included; see `assembled`.
 
     Raises:
         ValueError: more layers than the network has.
@@ -121,11 +126,12 @@ def train(
         if only is None
         else {(shard, order[:level]) for shard, order in only for level in range(1, len(order) + 1)}
     )
-    trained: dict[Prefix, Stage] = {}
+    trained = dict(known or {})
     for level in range(1, plan.n_slices + 1):
-        todo = [p for p in plan.prefixes(level) if wanted is None or p in wanted]
+        todo = [p for p in plan.prefixes(level) if p not in trained]
+        todo = todo if wanted is None else [p for p in todo if p in wanted]
         if not todo:
-            break
+            continue
         store = None if folder is None else BlockStore(Path(folder) / f"level-{level}")
         report = progress and functools.partial(_report, progress, level, len(todo))
         found = ensemble.run(
@@ -152,7 +158,7 @@ def assembled(plan: Plan, trained: dict[Prefix, Stage], shard: int, order: int) 
     """
     whole = plan.orders[shard][order]
     stages = [trained[shard, whole[:level]] for level in range(1, plan.n_slices + 1)]
-    out: Stage = {"adapter": _stacked([stage["adapter"] for stage in stages])}
+    out: Stage = {"adapter": _stacked(plan, [stage["adapter"] for stage in stages])}
     if "head" in stages[0]:
         heads = [stage["head"] for stage in stages]
         out["heads"] = jax.tree.map(lambda *leaves: np.stack(leaves), *heads)
@@ -161,7 +167,7 @@ def assembled(plan: Plan, trained: dict[Prefix, Stage], shard: int, order: int) 
 
 def check_layers(network: Network, plan: Plan) -> None:
     """Raises a ValueError if the network has fewer layers than the plan's stages train."""
-    needed = plan.n_slices * plan.layers_per_slice
+    needed = plan.n_adapted
     if needed > network.n_layers:
         raise ValueError(
             f"layers_per_slice is {plan.layers_per_slice}; {plan.n_slices} slices need {needed} "
@@ -178,22 +184,41 @@ def window(network: Network, base: Tree, plan: Plan, first: int, last: int, key:
     )
 
 
-def _stacked(groups: list[Tree]) -> Tree:
-    """Groups of layers, the topmost first, as one stack from the bottom up."""
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves[::-1]), *groups)
+def _stacked(plan: Plan, groups: list[Tree]) -> Tree:
+    """What the first stages trained, as one stack of layers from the lowest up."""
+    ordered = groups[::-1] if plan.direction == "top_down" else groups
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *ordered)
+
+
+class _Layers(NamedTuple):
+    """Which layers a stage runs: `start` to `first` are frozen, to `last` train, above are frozen.
+
+    What lies below `start` is the base.
+    """
+
+    start: int
+    first: int
+    last: int
+
+
+def _layers(network: Network, plan: Plan, level: int) -> _Layers:
+    lowest = network.n_layers - plan.n_adapted
+    first, last = (lowest + layer for layer in plan.group(level))
+    return _Layers(first if plan.direction == "top_down" else lowest, first, last)
 
 
 def _shared(network: Network, base: Tree, plan: Plan, slices: Slices, level: int) -> Tree:
-    """What all prefixes of a level read: the base from their group up, and the examples."""
-    first = network.n_layers - level * plan.layers_per_slice
+    """What all prefixes of a level read: the base, and the examples."""
     examples = jax.tree.map(jnp.asarray, slices.examples)
-    shared = {"base": base, "y": examples, "weight": jnp.asarray(slices.present, jnp.float32)}
+    x = examples["x"]
     if plan.cached:
-        shared["x"] = _below(network, plan.capacity, first)(base, examples["x"])
-    else:
-        shared["x"] = examples["x"]
-    shared["y"] = {name: leaf for name, leaf in examples.items() if name != "x"}
-    return shared
+        x = _below(network, plan.capacity, _layers(network, plan, level).start)(base, x)
+    return {
+        "base": base,
+        "x": x,
+        "rest": {name: leaf for name, leaf in examples.items() if name != "x"},
+        "weight": jnp.asarray(slices.present, jnp.float32),
+    }
 
 
 @functools.lru_cache(maxsize=64)
@@ -203,7 +228,7 @@ def _below(network: Network, capacity: int, stop_at: int) -> Callable[[Tree, jax
     @jax.jit
     def below(base: Tree, x: jax.Array) -> jax.Array:
         by_slice = x.reshape(-1, capacity, *x.shape[1:])
-        hidden = jax.lax.map(lambda own: network.below(base, own, stop_at), by_slice)
+        hidden = jax.lax.map(lambda own: network.layers(base, own, 0, stop_at), by_slice)
         return hidden.reshape(-1, *hidden.shape[2:])
 
     return below
@@ -212,20 +237,20 @@ def _below(network: Network, capacity: int, stop_at: int) -> Callable[[Tree, jax
 def _members(
     network: Network, base: Tree, plan: Plan, todo: list[Prefix], trained: dict[Prefix, Stage]
 ) -> Tree:
-    """Of every prefix: its places, its key, the groups above, the head it begins with."""
-    root = keys.fold(jax.random.key(plan.seed), "exact")
+    """Of every prefix: its places, its key, the groups trained before, the head it begins with."""
+    root = fold(jax.random.key(plan.seed), "exact")
     places = np.array([[shard * plan.n_slices + s for s in order] for shard, order in todo])
     rows = places[..., None] * plan.capacity + np.arange(plan.capacity)
     members: dict[str, Any] = {
         "rows": rows.reshape(len(todo), -1),
-        "key": jnp.stack([keys.fold(root, shard, *order) for shard, order in todo]),
+        "key": jnp.stack([fold(root, shard, *order) for shard, order in todo]),
     }
     before = [
         [trained[shard, order[:level]] for level in range(1, len(order))] for shard, order in todo
     ]
     if before[0]:
-        above = [_stacked([stage["adapter"] for stage in own]) for own in before]
-        members["above"] = jax.tree.map(lambda *leaves: np.stack(leaves), *above)
+        stacks = [_stacked(plan, [stage["adapter"] for stage in own]) for own in before]
+        members["before"] = jax.tree.map(lambda *leaves: np.stack(leaves), *stacks)
     if network.trains_head:
         heads = [own[-1]["head"] if own else base["head"] for own in before]
         members["head"] = jax.tree.map(lambda *leaves: np.stack(leaves), *heads)
@@ -235,8 +260,7 @@ def _members(
 @functools.lru_cache(maxsize=64)  # the same function is the same program, compiled once
 def _stage(network: Network, plan: Plan, level: int) -> Callable[[Any, Any], Tree]:
     """A function of one prefix of `level` slices: the stage that reads the last of them."""
-    first = network.n_layers - level * plan.layers_per_slice
-    last = first + plan.layers_per_slice
+    start, first, last = _layers(network, plan, level)
     n_steps = plan.n_steps(level)
     optimizer = optax.adamw(
         optax.linear_schedule(plan.recipe.learning_rate, 0.0, n_steps), weight_decay=0.0
@@ -244,33 +268,37 @@ def _stage(network: Network, plan: Plan, level: int) -> Callable[[Any, Any], Tre
 
     def objective(params, stats, shared, batch, key):
         del key
-        x = batch["x"]
-        if not plan.cached:
-            x = jax.lax.stop_gradient(network.below(shared["base"], x, first))
-        group = tree.combine(params["adapter"], shared["group"])
-        x, _ = network.model.apply(group, {}, x, start_at=first, stop_at=last)
-        outer = shared["outer"] | ({"head": params["head"]} if network.trains_head else {})
-        outputs, _ = network.model.apply(outer, {}, x, start_at=last)
-        sums, counts = network.losses(outputs, batch["y"])
+        x = batch["x"] if plan.cached else network.layers(shared["base"], batch["x"], 0, start)
+        x = jax.lax.stop_gradient(network.layers(shared["lower"], x, start, first))
+        x = network.layers(tree.combine(params["adapter"], shared["group"]), x, first, last)
+        x = network.layers(shared["upper"], x, last, network.n_layers)
+        head = {"head": params["head"]} if network.trains_head else {}
+        sums, counts = network.losses(shared["base"] | head, x, batch["rest"])
         weight = batch["weight"]
         loss = jnp.sum(weight * sums) / jnp.maximum(jnp.sum(weight * counts), 1)
         return loss, (stats, {})
 
     def one(shared, member):
-        base = shared["base"]
-        fresh = window(network, base, plan, first, last, keys.fold(member["key"], "adapter"))
+        fresh = window(network, shared["base"], plan, first, last, fold(member["key"], "adapter"))
         own, group = adapters.split(fresh)
-        outer = base | _above(network, base, plan, last, member.get("above"))
         params = {"adapter": own} | ({"head": member["head"]} if network.trains_head else {})
-        reads = {"base": base, "group": group, "outer": outer}
-        arrays = {name: shared[name] for name in ("x", "y", "weight")}
-        source = batches(arrays, member["rows"], plan.recipe.batch_size)
+        frozen = functools.partial(_frozen, network, shared["base"], plan)
+        lower, upper = None, member.get("before")
+        if plan.direction == "bottom_up":
+            lower, upper = upper, lower
+        reads = {
+            "base": shared["base"],
+            "lower": frozen(start, first, lower),
+            "group": group,
+            "upper": frozen(last, network.n_layers, upper),
+        }
+        arrays = {name: shared[name] for name in ("x", "rest", "weight")}
         state, metrics = loop.scan(
             gradient_step(objective, optimizer),
             init_state(params, optimizer),
             reads,
-            source,
-            keys.fold(member["key"], "steps"),
+            batches(arrays, member["rows"], plan.recipe.batch_size),
+            fold(member["key"], "steps"),
             n_steps,
         )
         stage = {"adapter": tree.nested(tree.named(state.params["adapter"]))}
@@ -281,12 +309,13 @@ def _stage(network: Network, plan: Plan, level: int) -> Callable[[Any, Any], Tre
     return one
 
 
-def _above(network: Network, base: Tree, plan: Plan, first: int, above: Tree | None) -> Tree:
-    """The layers from `first` up, with the adapters that were trained before."""
-    if above is None:
-        return {"layers": jax.tree.map(lambda leaf: leaf[first:], base["layers"])}
-    fresh = window(network, base, plan, first, network.n_layers, jax.random.key(0))
-    return adapters.load(fresh, above)
+def _frozen(
+    network: Network, base: Tree, plan: Plan, first: int, last: int, before: Tree | None
+) -> Tree:
+    """Layers of the base, with the adapters of the stages before if they are given."""
+    if before is None:
+        return {"layers": jax.tree.map(lambda leaf: leaf[first:last], base["layers"])}
+    return adapters.load(window(network, base, plan, first, last, jax.random.key(0)), before)
 
 
 def _report(progress: Progress, level: int, total: int, done: int) -> None:

@@ -157,7 +157,7 @@ def test_the_cache_changes_no_more_than_rounding():
 
 
 def test_depths_are_served_by_one_program():
-    weights, x = weights_of(whole()), examples()["x"][:10]
+    weights, x = weights_of(whole()), {"x": examples()["x"][:10]}
     program = serving.outputs(NETWORK, PLAN)
     every = serving.all_outputs(NETWORK, PLAN, base(), weights, x, chunk=10)
     assert every.shape == (2, 3, 3, 10, 3)
@@ -183,7 +183,7 @@ def test_a_prefix_served_is_the_network_with_its_groups_on():
     own = serving.chosen(
         PLAN, NETWORK, weights, deletion.Served(np.array([1, 2]), np.array([2, 3]))
     )
-    got = serving.outputs(NETWORK, PLAN)(base(), own, x)
+    got = serving.outputs(NETWORK, PLAN)(base(), own, {"x": x})
     for shard, depth in ((0, 2), (1, 3)):
         order = [1, 2][shard]
         first = CONFIG.n_layers - 2 * depth

@@ -1,0 +1,1 @@
+"""Exact unlearning by sequence-aware sharded, sliced training (S3T)."""

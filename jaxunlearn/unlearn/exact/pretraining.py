@@ -1,0 +1,99 @@
+"""A base for exact unlearning: a network trained on data that nobody can ask to delete.
+
+The frozen base is outside of every guarantee. What it was trained on cannot be unlearned, so that
+it has to be public, or at least none of the examples that a store will hold.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxunlearn.core import loop
+from jaxunlearn.core.keys import Key, fold
+from jaxunlearn.core.step import gradient_step, init_state, supervised
+from jaxunlearn.core.tree import Tree
+from jaxunlearn.data import batches
+from jaxunlearn.nn import vit
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """How the base is trained: AdamW, warm-up over a tenth of the steps, then a cosine to 0.
+
+    Attributes:
+        epochs: over the public examples.
+        batch_size: of a step.
+        learning_rate: the highest.
+        weight_decay: decoupled.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+
+
+def pretrain(
+    config: vit.Config,
+    x: np.ndarray,
+    y: np.ndarray,
+    settings: Pretraining,
+    key: Key,
+    *,
+    augment: Callable[[Key, Any], Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tree, float]:
+    """Trains a classifier of the public examples, and puts a fresh output layer on its layers.
+
+    Args:
+        config: of the network that the base is for; its `n_classes` need not be those of `y`.
+        x: images [n, H, W, C], as the network will see them later.
+        y: int labels [n], from 0.
+        settings: see `Pretraining`.
+        key: a typed key.
+        augment: `(key, images) -> images` for every batch.
+        progress: called with the steps taken and all steps.
+
+    Returns:
+        The base on the host, and the mean loss of the last epoch.
+
+    Raises:
+        ValueError: fewer examples than a batch.
+        ArithmeticError: the loss is not finite in the end.
+    """
+    if len(x) < settings.batch_size or len(x) != len(y):
+        raise ValueError(
+            f"x has {len(x)} rows and y {len(y)}; as many, and at least batch_size = "
+            f"{settings.batch_size}, are needed"
+        )
+    model = vit.vit(dataclasses.replace(config, n_classes=int(y.max()) + 1))
+    model = model._replace(apply=functools.partial(model.apply, unroll=config.n_layers))
+    transform = None
+    if augment is not None:
+        transform = lambda batch, key: batch | {"x": augment(key, batch["x"])}  # noqa: E731
+    arrays = {"x": jnp.asarray(x), "y": jnp.asarray(y, jnp.int32)}
+    source = batches(arrays, np.arange(len(x)), settings.batch_size, transform=transform)
+    n_steps = settings.epochs * source.steps_per_epoch
+    rate = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, n_steps // 10, n_steps)
+    optimizer = optax.adamw(rate, weight_decay=settings.weight_decay)
+    found = loop.run(
+        gradient_step(supervised(model), optimizer),
+        init_state(model.init(fold(key, "init"))[0], optimizer),
+        None,
+        source,
+        fold(key, "pretraining"),
+        n_steps,
+        block=source.steps_per_epoch,
+        callback=progress and (lambda now, *_: progress(int(now.done), n_steps)),
+    )
+    loss = float(jnp.mean(found.metrics["loss"][-source.steps_per_epoch :]))
+    if not np.isfinite(loss):
+        raise ArithmeticError(f"the loss of the base is {loss}; take a lower learning_rate")
+    head = vit.vit(config).init(fold(key, "head"))[0]["head"]
+    return jax.device_get(found.state.params | {"head": head}), loss
