@@ -16,6 +16,8 @@ from jaxunlearn.nn import decoder, likelihood, vit
 
 Read = Callable[[Tree, jax.Array, Any], Any]  # (params, residual stream, examples without x)
 
+LANGUAGE_TARGETS = r"layers/(q|k|v|o|gate|up|down)/kernel"  # what S3T adapts in Llama
+
 _UNROLL = 8  # layers in one turn of a loop: a third faster on a CPU than one, gradients included
 
 
@@ -30,6 +32,7 @@ class Network:
         model: takes the static arguments `start_at` and `stop_at`, see `nn.vit.vit`.
         n_layers: N.
         targets: the kernels that get adapters, among `layers/...`.
+        arrays: names of what examples hold beside `x`.
         trains_head: whether `head` trains in every stage (a new classifier), or stays the base's.
         losses: `losses(params, hidden, rest) -> (sums [n], counts [n])`, from the residual stream
             after all layers; the loss of a batch is the sum of the sums over that of the counts.
@@ -39,6 +42,7 @@ class Network:
     model: Model
     n_layers: int
     targets: tree.Pattern
+    arrays: tuple[str, ...]
     trains_head: bool
     losses: Read
     outputs: Read
@@ -66,12 +70,12 @@ def of_vit(config: vit.Config) -> Network:
         own = losses.cross_entropy(logits(params, hidden, rest), rest["y"])
         return own, jnp.ones_like(own)
 
-    return Network(model, config.n_layers, vit.LORA_TARGETS, True, nll, logits)
+    return Network(model, config.n_layers, vit.LORA_TARGETS, ("y",), True, nll, logits)
 
 
 @functools.cache
-def of_decoder(config: decoder.Config, targets: tree.Pattern = decoder.LORA_TARGETS) -> Network:
-    """A language model that answers: its output layer stays the base's.
+def of_decoder(config: decoder.Config) -> Network:
+    """A language model that answers: adapters on all kernels of its layers, none on the output.
 
     Examples: `x` int32 tokens [n, T], padded on the right, `where` and `labels` [n, R], as in
     `data.text.Sequences`. Outputs: the probability of every label, [n, R], 0 at padding: an
@@ -90,4 +94,5 @@ def of_decoder(config: decoder.Config, targets: tree.Pattern = decoder.LORA_TARG
     def probabilities(params: Tree, hidden: jax.Array, rest: Any) -> jax.Array:
         return jnp.where(rest["labels"] >= 0, jnp.exp(-nll(params, hidden, rest)), 0.0)
 
-    return Network(model, config.n_layers, targets, False, sums, probabilities)
+    arrays = ("where", "labels")
+    return Network(model, config.n_layers, LANGUAGE_TARGETS, arrays, False, sums, probabilities)

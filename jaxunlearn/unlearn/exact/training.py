@@ -165,6 +165,15 @@ def assembled(plan: Plan, trained: dict[Prefix, Stage], shard: int, order: int) 
     return out
 
 
+def stage_of(plan: Plan, order: Stage, level: int) -> Stage:
+    """What one stage trained, out of an assembled order."""
+    first, last = plan.group(level)
+    stage: Stage = {"adapter": jax.tree.map(lambda leaf: leaf[first:last], order["adapter"])}
+    if "heads" in order:
+        stage["head"] = jax.tree.map(lambda leaf: leaf[level - 1], order["heads"])
+    return stage
+
+
 def check_layers(network: Network, plan: Plan) -> None:
     """Raises a ValueError if the network has fewer layers than the plan's stages train."""
     needed = plan.n_adapted

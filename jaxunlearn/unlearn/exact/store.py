@@ -1,0 +1,219 @@
+"""The files of a store, and what they say: all that never changes, and who may read what.
+
+plan.json              the plan and the network; its hash is the ledger's first entry
+base/HASH.npz          the frozen base
+examples.json          ids, and the groups that keep copies of one fact in one slice
+orders/NUMBER.npz      a generation of an order of a shard: one adapter, a head for each stage
+ledger.jsonl           see `ledger`
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from jaxunlearn.core import checkpoint
+from jaxunlearn.core.checkpoint import BlockStore, DamagedError
+from jaxunlearn.core.tree import Tree
+from jaxunlearn.nn import decoder, vit
+from jaxunlearn.unlearn.exact import networks, training
+from jaxunlearn.unlearn.exact.ledger import Ledger
+from jaxunlearn.unlearn.exact.plan import Plan, Recipe
+
+Config: TypeAlias = vit.Config | decoder.Config
+
+
+def place_of(plan: Plan, group: str) -> int:
+    """a L + s for slice s of shard a: a hash of the id, whatever else is in the data."""
+    word = hashlib.sha256(group.encode()).digest()[:8]
+    return int.from_bytes(word, "big") % (plan.n_shards * plan.n_slices)
+
+
+def network_of(config: Config) -> networks.Network:
+    """The network that a config describes."""
+    if isinstance(config, vit.Config):
+        return networks.of_vit(config)
+    return networks.of_decoder(config)
+
+
+def lay_out(
+    folder: str | os.PathLike,
+    plan: Plan,
+    config: Config,
+    base: Tree,
+    ids: Sequence[str],
+    *,
+    groups: Sequence[str] | None = None,
+    source: dict[str, Any] | None = None,
+    who: str = "",
+) -> None:
+    """Writes the files of a new store; see `service.create`."""
+    folder = Path(folder)
+    training.check_layers(network_of(config), plan)
+    ids = list(ids)
+    groups = ids if groups is None else list(groups)
+    _check_ids(ids, groups)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"folder {folder} holds something already; choose another")
+    places = np.array([place_of(plan, group) for group in groups])
+    training.arrange(plan, {"y": np.zeros(len(ids))}, places)  # raises if a slice is too full
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "plan": dataclasses.asdict(plan),
+        "network": {"kind": _KINDS[type(config)]} | dataclasses.asdict(config),
+        "base": checkpoint.store_shared(folder / "base", base),
+        "examples": _write_json(folder / "examples.json", {"ids": ids, "groups": groups}),
+        "source": source,
+    }
+    digest = _write_json(folder / "plan.json", record)
+    ledger = Ledger(folder / "ledger.jsonl")
+    with ledger.writing():
+        ledger.append("plan", {"plan": digest, "examples": len(ids)}, who)
+
+
+class Files:
+    """What a store holds, read from its files.
+
+    Attributes:
+        folder: of the store.
+        plan: the plan.
+        config: of the network.
+        network: the network.
+        ids: the row of every example, by id.
+        places: int [n], the slice of every row, see `place_of`.
+        source: see `create`.
+
+    Raises:
+        ValueError: there is no store.
+        DamagedError: a file is not what it was; it is named.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        if not (self.folder / "ledger.jsonl").exists():
+            raise ValueError(f"folder is {str(folder)!r}, which holds no store")
+        record = _read_json(self.folder / "plan.json", None)
+        self.digest = digest_of(record)
+        orders = tuple(tuple(map(tuple, own)) for own in record["plan"]["orders"])
+        recipe = Recipe(**record["plan"]["recipe"])
+        self.plan = Plan(**record["plan"] | {"orders": orders, "recipe": recipe})
+        self.config = _config_of(record["network"])
+        self.network = network_of(self.config)
+        examples = _read_json(self.folder / "examples.json", record["examples"])
+        self.ids = {name: i for i, name in enumerate(examples["ids"])}
+        self.places = np.array([place_of(self.plan, group) for group in examples["groups"]])
+        self.source = record["source"]
+        self._base = record["base"]
+        self._orders = BlockStore(self.folder / "orders")
+
+    def check_plan(self, digest: str) -> None:
+        """Raises a DamagedError if the plan is another one than the ledger's first entry says."""
+        if self.digest != digest:
+            raise DamagedError(f"{self.folder / 'plan.json'} is not the plan of the ledger")
+
+    def base(self) -> Tree:
+        """The frozen base, checked against its hash."""
+        return checkpoint.load_shared(self.folder / "base", self._base)
+
+    def write_order(self, shard: int, order: int, generation: int, weights: Any) -> str:
+        """Writes one generation of an order; returns the hash of its file."""
+        number = self._number(shard, order, generation)
+        self._orders.write(number, weights)
+        return _file_digest(self._orders.file(number))
+
+    def read_order(self, shard: int, order: int, generation: int, digest: str) -> Any:
+        """Reads one generation of an order; raises a DamagedError if it has another hash."""
+        number = self._number(shard, order, generation)
+        file = self._orders.file(number)
+        if not file.exists():
+            raise DamagedError(f"{file} is not there")
+        if _file_digest(file) != digest:
+            raise DamagedError(f"{file} is damaged: it is not what the ledger says")
+        return self._orders.read(number)
+
+    def check_examples(self, examples: dict[str, Any]) -> None:
+        """Raises a ValueError unless there is a row of every array for every id."""
+        self.check_inputs(examples)
+        for name in ("x", *self.network.arrays):
+            n = len(examples[name]) if name in examples else "no"
+            if n != len(self.ids):
+                raise ValueError(f"examples have {n} rows of {name}; the store has {len(self.ids)}")
+
+    def check_inputs(self, examples: dict[str, Any]) -> None:
+        """Raises a ValueError if `x` is nothing that the network reads."""
+        shape = np.shape(examples["x"])
+        if isinstance(self.config, vit.Config):
+            if shape[1:] != self.config.image or len(shape) != 4:
+                image = ", ".join(map(str, self.config.image))
+                raise ValueError(f"x has shape {list(shape)}; [n, {image}] is needed")
+        elif len(shape) != 2 or shape[1] > self.config.context:
+            raise ValueError(
+                f"x has shape {list(shape)}; [n, at most {self.config.context}] is needed"
+            )
+
+    def _number(self, shard: int, order: int, generation: int) -> int:
+        per_generation = self.plan.n_shards * self.plan.budget
+        return (generation * per_generation) + shard * self.plan.budget + order
+
+
+def check_id(name: Any) -> None:
+    """Raises a ValueError for what cannot be an id."""
+    if not isinstance(name, str) or not name or name != name.strip() or not name.isprintable():
+        raise ValueError(f"id is {name!r}; a printable text without blanks at its ends is needed")
+
+
+def digest_of(value: Any) -> str:
+    """The hash of something JSON-like."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+_KINDS = {vit.Config: "vit", decoder.Config: "decoder"}
+
+
+def _config_of(record: dict[str, Any]) -> Config:
+    fields: dict[str, Any] = dict(record)
+    if fields.pop("kind") == "vit":
+        fields["image"] = tuple(fields["image"])
+        return vit.Config(**fields)
+    if fields["rope_scaling"] is not None:
+        fields["rope_scaling"] = decoder.RopeScaling(**fields["rope_scaling"])
+    fields["eos"] = tuple(fields["eos"])
+    return decoder.Config(**fields)
+
+
+def _check_ids(ids: list[str], groups: list[str]) -> None:
+    if len(ids) != len(groups):
+        raise ValueError(f"groups has {len(groups)} entries; there are {len(ids)} ids")
+    for name in (*ids, *groups):
+        check_id(name)
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise ValueError(f"id {name!r} is there twice")
+        seen.add(name)
+
+
+def _file_digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _write_json(path: Path, value: Any) -> str:
+    """Writes a file; returns the hash of what it says."""
+    with checkpoint.replacing(path) as file:
+        file.write(json.dumps(value).encode())
+    return digest_of(json.loads(json.dumps(value)))
+
+
+def _read_json(path: Path, digest: str | None) -> Any:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} is damaged ({error})") from error
+    if digest is not None and digest_of(value) != digest:
+        raise DamagedError(f"{path} is damaged (its contents have another hash)")
+    return value
