@@ -5,6 +5,7 @@ usage: jaxunlearn VERB [options]
   unlearn    many models forget by several methods, and retrained oracles judge them
   attribute  which training points a model's answers depend on: datamodels and TRAK
   paths      language models trained in stages in different orders forget differently
+  exact      a store that serves a model, deletes examples from it exactly, and proves it
 
 `jaxunlearn VERB --help` lists a verb's options.
 """
@@ -24,9 +25,9 @@ import jax
 import tyro
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jaxunlearn import __version__, plots
+from jaxunlearn import __version__, _exact_verb, plots
+from jaxunlearn._console import FAILED, INTERRUPTED, OK, Bar, error
 from jaxunlearn.attribution import members
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import replacing
@@ -36,8 +37,6 @@ from jaxunlearn.unlearn._path_report import paths_table
 from jaxunlearn.unlearn._run_folder import RunFolder, versions
 from jaxunlearn.unlearn.comparison import NonFiniteError
 from jaxunlearn.unlearn.report import lds_table, table
-
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 # One group of options per method that has settings: --scrub.learning-rate and so on.
 _MethodSettings = dataclasses.make_dataclass(
@@ -263,8 +262,11 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] == ["--version"]:
         print(__version__)
         return OK
+    if argv[:1] == ["exact"]:
+        return _exact_verb.main(argv[1:])
     if not argv or argv[0] not in verbs:
-        return _error(f"verb is {argv[0] if argv else ''!r}; known verbs: {', '.join(verbs)}")
+        known = ", ".join([*verbs, "exact"])
+        return error(f"verb is {argv[0] if argv else ''!r}; known verbs: {known}")
     verb = tyro.cli(verbs[argv[0]], args=argv[1:], prog=f"jaxunlearn {argv[0]}")
     return _work(verb, argv)
 
@@ -283,15 +285,15 @@ def _work(verb: Verb, argv: list[str]) -> int:
         job: Any = verb.prepare(out=out, resume=place.resume, mesh=devices, data_dir=place.data_dir)
         with mesh.together():
             _keep_command(argv, job.folder)
-    except ConnectionError as error:
-        _error(str(error))
+    except ConnectionError as failure:
+        error(str(failure))
         return mesh.leave(FAILED)
-    except (ValueError, OSError) as error:
-        return _error(str(error))
+    except (ValueError, OSError) as failure:
+        return error(str(failure))
 
     console = Console(stderr=True, quiet=not mesh.is_first())
     try:
-        with _Bar(console, job.phases) as bar:
+        with Bar(console, job.phases) as bar:
             verb.execute(job, progress=bar.update)
         with mesh.together():
             _publish(verb, job)
@@ -301,17 +303,17 @@ def _work(verb: Verb, argv: list[str]) -> int:
             f"  --out {shlex.quote(str(out))} --resume"
         )
         return mesh.leave(INTERRUPTED)
-    except (NonFiniteError, members.NonFiniteError) as error:  # in all processes
-        _error(str(error))
+    except (NonFiniteError, members.NonFiniteError) as failure:  # in all processes
+        error(str(failure))
         with mesh.together():
             if (out / "results.json").exists():
                 _publish(verb, job)
         return FAILED
-    except ConnectionError as error:
-        _error(f"{error}; finished models are kept. Go on with --resume")
+    except ConnectionError as failure:
+        error(f"{failure}; finished models are kept. Go on with --resume")
         return mesh.leave(FAILED)
-    except (ArithmeticError, ValueError, OSError) as error:
-        _error(str(error))
+    except (ArithmeticError, ValueError, OSError) as failure:
+        error(str(failure))
         return mesh.leave(FAILED)
     return OK
 
@@ -375,42 +377,3 @@ def _check_json(path: Path | None, out: Path) -> None:
     folder = path.absolute().parent
     if path.is_dir() or not (folder == out.absolute() or os.access(folder, os.W_OK)):
         raise ValueError(f"json is {str(path)!r}; a file in a folder that can be written is needed")
-
-
-def _error(message: str) -> int:
-    print(f"jaxunlearn: error: {message}", file=sys.stderr)
-    return USAGE
-
-
-class _Bar:
-    """One bar over all phases, with the time that is left."""
-
-    def __init__(self, console: Console, phases: dict[str, float]):
-        """Takes the phases with their expected shares of the work."""
-        self.progress = Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-        )
-        self.weights = phases
-        self.finished = dict.fromkeys(self.weights, 0.0)
-        self.task = self.progress.add_task("", total=sum(self.weights.values()))
-
-    def update(self, phase: str, done: int, total: int) -> None:
-        """Shows that `done` of `total` models of a phase are finished."""
-        self.finished[phase] = self.weights[phase] * done / total
-        description = f"{phase} {done}/{total}"
-        self.progress.update(
-            self.task, completed=sum(self.finished.values()), description=description
-        )
-
-    def __enter__(self):
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_):
-        self.progress.stop()

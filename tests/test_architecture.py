@@ -10,6 +10,8 @@ ROOT = Path(__file__).parent.parent / "jaxunlearn"
 FLOORS = [
     {"__main__"},
     {"cli"},
+    {"_exact_verb"},
+    {"_console"},
     {"plots"},
     {"unlearn"},
     {"attribution", "evaluate"},

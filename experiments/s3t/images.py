@@ -97,7 +97,7 @@ def base_of(name: str, arrays: dict, config: vit.Config, public: np.ndarray) -> 
     if not record.exists():
         pixels = 4 if name == "cifar10" else 2
         change = augment.compose(augment.flip, functools.partial(augment.translate, pixels=pixels))
-        base, loss = pretrain(
+        base = pretrain(
             config,
             arrays["x"][public],
             arrays["y"][public],
@@ -107,7 +107,7 @@ def base_of(name: str, arrays: dict, config: vit.Config, public: np.ndarray) -> 
             progress=lambda done, total: print("base", done, total, flush=True),
         )
         digest = checkpoint.store_shared(RUNS / name / "base", base)
-        records.write(record, {"digest": digest, "loss": loss})
+        records.write(record, {"digest": digest})
     return checkpoint.load_shared(RUNS / name / "base", records.read(record)["digest"])
 
 
@@ -138,7 +138,7 @@ def outputs_of(
             ]
         )
         logits = serving.all_outputs(network, plan, base, weights, {"x": arrays["x_test"]})
-        checkpoint.write_npz(file, {"logits": logits, "seconds": np.float64(seconds)})
+        checkpoint.write_npz(file, {"logits": logits, "seconds": np.asarray(seconds)})
     with np.load(file) as found:
         return found["logits"]
 

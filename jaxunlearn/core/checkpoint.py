@@ -204,7 +204,7 @@ def sync_folder(folder: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike):
-    """Opens a file to write that appears whole or not at all, for a `with` block.
+    """Opens a file to write that appears whole or not at all, and is on disk after the block.
 
     Raises:
         OSError: it cannot be written, as on a full disk; it is named, and nothing is left of it.
@@ -217,6 +217,7 @@ def replacing(path: str | os.PathLike):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         error.filename = str(path)  # a failing write does not know it
         raise

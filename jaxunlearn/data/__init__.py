@@ -3,6 +3,7 @@
 from jaxunlearn.data import augment, forget_sets, text
 from jaxunlearn.data._batches import Batches, Interleaved, Joined, batches, interleaved
 from jaxunlearn.data._datasets import Dataset, load
+from jaxunlearn.data._own import images
 
 __all__ = [
     "Batches",
@@ -12,6 +13,7 @@ __all__ = [
     "augment",
     "batches",
     "forget_sets",
+    "images",
     "interleaved",
     "load",
     "text",

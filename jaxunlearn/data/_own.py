@@ -1,12 +1,13 @@
 """The user's own data: an `.npz` file, or a folder of images."""
 
+import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxunlearn.data._decode import Arrays, Encoded, Item, pixels
+from jaxunlearn.data._decode import Arrays, Encoded, Item, described, pixels
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
 _HELD_OUT = ("test", "val", "validation")
@@ -131,6 +132,33 @@ def folder(path: Path) -> Encoded:
         n_classes=len(classes),
         read=read,
     )
+
+
+def images(files: Sequence[str | os.PathLike], shape: tuple[int, int, int]) -> np.ndarray:
+    """Decodes image files that a network is to read.
+
+    Args:
+        files: PNG or JPEG.
+        shape: [H, W, C] that all of them must have.
+
+    Returns:
+        uint8 [n, H, W, C].
+
+    Raises:
+        ValueError: a file that is not there, is no image, or has another size or number of
+            channels; it is named.
+    """
+    found = []
+    for file in map(Path, files):
+        if not file.is_file():
+            raise ValueError(f"{file} is no file")
+        image = pixels(str(file), file.read_bytes())
+        if image.shape != shape:
+            raise ValueError(
+                f"{file} is {described(image.shape)}; the network reads {described(shape)}"  # pyright: ignore[reportArgumentType]
+            )
+        found.append(image)
+    return np.stack(found)
 
 
 def _children(path: Path) -> list[Path]:

@@ -101,17 +101,17 @@ def from_hugging_face(config: Mapping[str, Any]) -> Config:
         )
     _refuse_what_is_not_computed(config)
     theta, scaling = _rope(config)
-    width, n_heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    width, n_heads = size_of(config, "hidden_size"), size_of(config, "num_attention_heads")
     bias = bool(config.get("attention_bias", False)) and family != "qwen2"
     # Defaults are those of transformers, for what a config.json leaves out.
     head_dim = config.get("head_dim") or (128 if family == "qwen3" else width // n_heads)
     eos = config.get("eos_token_id")
     return Config(
         family=family,
-        vocabulary=_size(config, "vocab_size"),
+        vocabulary=size_of(config, "vocab_size"),
         width=width,
-        mlp_width=_size(config, "intermediate_size"),
-        n_layers=_size(config, "num_hidden_layers"),
+        mlp_width=size_of(config, "intermediate_size"),
+        n_layers=size_of(config, "num_hidden_layers"),
         n_heads=n_heads,
         n_kv_heads=config.get("num_key_value_heads") or n_heads,
         head_dim=head_dim,
@@ -208,7 +208,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     return float(theta), RopeScaling(float(factor), float(low), float(high), int(context))
 
 
-def _size(config: Mapping[str, Any], name: str) -> int:
+def size_of(config: Mapping[str, Any], name: str) -> int:
     if not isinstance(config.get(name), int):
         raise ValueError(f"config: {name} is {config.get(name)!r}; a whole number is needed")
     return config[name]

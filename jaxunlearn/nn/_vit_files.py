@@ -17,7 +17,7 @@ import numpy as np
 from jaxunlearn.core import adapters, mesh, tree
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn import _safetensors, weights
-from jaxunlearn.nn._decoder_config import _size
+from jaxunlearn.nn._decoder_config import size_of
 from jaxunlearn.nn._files import Part, parts, read_json, write_tensors, write_texts
 from jaxunlearn.nn.vit import Config, vit
 
@@ -54,12 +54,12 @@ def config_from_hugging_face(record: dict[str, Any], n_classes: int | None = Non
         raise ValueError(f"config: patch_size is {[patch, across]}; only squares are computed")
     # Defaults are those of transformers, for what a config.json leaves out.
     return Config(
-        image=(height, width, _size({"num_channels": 3} | record, "num_channels")),
+        image=(height, width, size_of({"num_channels": 3} | record, "num_channels")),
         patch=patch,
-        width=_size(record, "hidden_size"),
-        n_layers=_size(record, "num_hidden_layers"),
-        n_heads=_size(record, "num_attention_heads"),
-        mlp_width=_size(record, "intermediate_size"),
+        width=size_of(record, "hidden_size"),
+        n_layers=size_of(record, "num_hidden_layers"),
+        n_heads=size_of(record, "num_attention_heads"),
+        mlp_width=size_of(record, "intermediate_size"),
         n_classes=_n_labels(record) if n_classes is None else n_classes,
         eps=record.get("layer_norm_eps", 1e-12),
     )
@@ -80,7 +80,7 @@ def _n_labels(record: dict[str, Any]) -> int:
     if record.get("id2label"):
         return len(record["id2label"])
     if "num_labels" in record:
-        return _size(record, "num_labels")
+        return size_of(record, "num_labels")
     if "ViTForImageClassification" in (record.get("architectures") or ()):
         return 2  # the number of labels that transformers leaves out
     raise ValueError("config: id2label is missing, and so is num_labels; n_classes is needed")
@@ -126,7 +126,7 @@ def write(path: Any, config: Config, params: Tree) -> None:
             raise ValueError(f"params: {name!r} is {state}; the config has {need}")
     leaves = tree.named(params | {"embed": _to_file(config, params["embed"])})
     own = _parts(config, leaves)
-    write_tensors(path / weights._SINGLE, own, leaves)
+    write_tensors(path / weights.SINGLE, own, leaves)
     record = json.dumps(_to_hugging_face(config, own[0].dtype.name), indent=2)
     with mesh.together():
         if mesh.is_first():
@@ -185,11 +185,11 @@ def _parts(config: Config, leaves: dict[str, Any]) -> list[Part]:
 
 
 def _tensors(path: Path) -> Mapping[str, Any]:
-    if (path / weights._SINGLE).is_file():
-        return _safetensors.tensors(path / weights._SINGLE)
-    if (path / weights._INDEX).is_file():
-        return weights._shards(path)
-    raise ValueError(f"{path} has no weights: neither {weights._SINGLE} nor {weights._INDEX}")
+    if (path / weights.SINGLE).is_file():
+        return _safetensors.tensors(path / weights.SINGLE)
+    if (path / weights.INDEX).is_file():
+        return weights.shard_tensors(path)
+    raise ValueError(f"{path} has no weights: neither {weights.SINGLE} nor {weights.INDEX}")
 
 
 def _load(

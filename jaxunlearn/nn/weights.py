@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_adapter", "read", "save", "save_adapter"]
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARDS = "model-*-of-*.safetensors"
 _Tensor = _safetensors.Stored | _gguf.Packed
 
@@ -84,27 +84,27 @@ def _folder(path: Path) -> tuple[decoder.Config, dict[str, _Tensor]]:
         config = decoder.from_hugging_face(read_json(path / "config.json"))
     except ValueError as error:
         raise ValueError(f"{path / 'config.json'}: {error}") from error
-    if _SINGLE in names:
-        return config, dict(_safetensors.tensors(path / _SINGLE))
-    if _INDEX in names:
-        return config, _shards(path)
+    if SINGLE in names:
+        return config, dict(_safetensors.tensors(path / SINGLE))
+    if INDEX in names:
+        return config, shard_tensors(path)
     pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     if pickled:
         raise ValueError(
             f"{path} has only pickled weights ({pickled[0]}), which could run any code when they "
             "are read; convert them to safetensors first"
         )
-    raise ValueError(f"{path} has no weights: neither {_SINGLE} nor {_INDEX}")
+    raise ValueError(f"{path} has no weights: neither {SINGLE} nor {INDEX}")
 
 
-def _shards(path: Path) -> dict[str, _Tensor]:
-    where = read_json(path / _INDEX).get("weight_map")
+def shard_tensors(path: Path) -> dict[str, _Tensor]:
+    where = read_json(path / INDEX).get("weight_map")
     if not isinstance(where, dict):
-        raise ValueError(f"{path / _INDEX}: it has no weight_map")
+        raise ValueError(f"{path / INDEX}: it has no weight_map")
     tensors: dict[str, _Tensor] = {}
     for file in sorted(set(where.values())):
         if not (path / file).is_file():
-            raise ValueError(f"{path / _INDEX}: the file {file!r} that it names is not there")
+            raise ValueError(f"{path / INDEX}: the file {file!r} that it names is not there")
         tensors |= _safetensors.tensors(path / file)
     for name, file in where.items():
         if name not in tensors:
@@ -254,12 +254,12 @@ def save(
         where = {part.tensor: file for file, shard in shards.items() for part in shard}
         size = sum(part.n_bytes for part in own)
         index = {"metadata": {"total_size": size}, "weight_map": where}
-        texts[_INDEX] = json.dumps(index, indent=2)
+        texts[INDEX] = json.dumps(index, indent=2)
     texts["config.json"] = json.dumps(hub, indent=2)  # last: the folder is now complete
     with meshes.together():
         if meshes.is_first():
             write_texts(path, texts)
-            stale = {_SINGLE, _INDEX, *(file.name for file in path.glob(_SHARDS))}
+            stale = {SINGLE, INDEX, *(file.name for file in path.glob(_SHARDS))}
             if tokenizer is not None:
                 stale |= {"chat_template.jinja"}  # it would go before the template written here
             for name in stale - {*shards, *texts}:
@@ -290,7 +290,7 @@ def _split(own: list[Part], most: int) -> dict[str, list[Part]]:
         shards[-1].append(part)
         taken += part.n_bytes
     if len(shards) == 1:
-        return {_SINGLE: own}
+        return {SINGLE: own}
     return {
         f"model-{i + 1:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards)
     }

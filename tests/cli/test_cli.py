@@ -260,12 +260,12 @@ FULL_DISK = """
 import resource, sys
 from jaxunlearn import cli
 
-def fill(bar, phase, done, total, update=cli._Bar.update):
+def fill(bar, phase, done, total, update=cli.Bar.update):
     update(bar, phase, done, total)
     if (phase, done) == ("oracle", 2):
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
 
-cli._Bar.update = fill
+cli.Bar.update = fill
 sys.exit(cli.main(sys.argv[1:]))
 """
 

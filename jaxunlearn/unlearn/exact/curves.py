@@ -36,9 +36,7 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
 
-def follow(
-    score: Score, outputs: np.ndarray, targets: Any, orders: np.ndarray, hits: np.ndarray
-) -> Curve:
+def follow(score: Score, outputs: np.ndarray, targets: Any, orders: np.ndarray, hits: Any) -> Curve:
     """Scores an ensemble before the first request of every stream and after each.
 
     Args:

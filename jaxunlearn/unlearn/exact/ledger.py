@@ -1,8 +1,9 @@
 """An append-only ledger of deletions: chained by checksums, on disk before the answer.
 
 A file of JSON lines. Every entry holds the checksum of the one before and its own, so that a change
-anywhere is found and named. Writers hold an exclusive lock; an entry counts once its line, with its
-end, is on disk. What a writer that was killed left behind of a line is cut off by the next one.
+anywhere is found and named. Writers hold an exclusive lock and readers a shared one, so that nobody
+sees a line before it is on disk. What a writer that was killed left behind of a line is cut off by
+the next one.
 """
 
 import contextlib
@@ -71,8 +72,13 @@ class Ledger:
         Raises:
             DamagedError: an entry was changed, cut off, or does not follow the one before.
         """
-        with self.path.open("rb", buffering=0) as file:
-            return self._read(file)
+        with self._locked(fcntl.LOCK_SH):
+            return self._read()
+
+    def sync(self) -> None:
+        """Returns once all entries that were read are on disk, whoever wrote them."""
+        with self.path.open("r+b", buffering=0) as file:
+            os.fsync(file.fileno())
 
     def append(self, what: str, data: dict[str, Any], who: str) -> Entry:
         """Adds an entry, and returns it once it is on disk; for use under `writing`.
@@ -104,13 +110,25 @@ class Ledger:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Holds the exclusive lock of writers, with everything read that others wrote."""
-        with self.path.with_suffix(".lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked(fcntl.LOCK_EX):
             if self.path.exists():
-                self.refresh()
+                self._read()
             yield
 
-    def _read(self, file: Any) -> list[Entry]:
+    @contextlib.contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        number = os.open(self.path.with_suffix(".lock"), os.O_RDONLY | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(number, kind)
+            yield
+        finally:
+            os.close(number)
+
+    def _read(self) -> list[Entry]:
+        with self.path.open("rb", buffering=0) as file:
+            return self._read_from(file)
+
+    def _read_from(self, file: Any) -> list[Entry]:
         size = os.fstat(file.fileno()).st_size
         if size < self._end:
             raise DamagedError(

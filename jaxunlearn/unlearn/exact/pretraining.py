@@ -6,7 +6,9 @@ it has to be public, or at least none of the examples that a store will hold.
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn.core import loop
+from jaxunlearn.core import checkpoint, loop
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.step import gradient_step, init_state, supervised
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import batches
 from jaxunlearn.nn import vit
+
+_SECONDS = 10  # between two states that are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +51,9 @@ def pretrain(
     key: Key,
     *,
     augment: Callable[[Key, Any], Any] | None = None,
+    folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Tree, float]:
+) -> Tree:
     """Trains a classifier of the public examples, and puts a fresh output layer on its layers.
 
     Args:
@@ -58,14 +63,15 @@ def pretrain(
         settings: see `Pretraining`.
         key: a typed key.
         augment: `(key, images) -> images` for every batch.
+        folder: where the state is kept, to go on from after an interruption.
         progress: called with the steps taken and all steps.
 
     Returns:
-        The base on the host, and the mean loss of the last epoch.
+        The base, on the host.
 
     Raises:
         ValueError: fewer examples than a batch.
-        ArithmeticError: the loss is not finite in the end.
+        ArithmeticError: the weights are not finite in the end.
     """
     if len(x) < settings.batch_size or len(x) != len(y):
         raise ValueError(
@@ -82,18 +88,36 @@ def pretrain(
     n_steps = settings.epochs * source.steps_per_epoch
     rate = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, n_steps // 10, n_steps)
     optimizer = optax.adamw(rate, weight_decay=settings.weight_decay)
+    state = init_state(model.init(fold(key, "init"))[0], optimizer)
+    kept = None if folder is None else folder / "progress"
+    resume = None
+    if kept is not None and kept.exists():
+        resume = checkpoint.restore(kept, loop.start(state, ()))
+    saved = time.monotonic()
+
+    def after_epoch(now: loop.Progress, *_: Any) -> None:
+        nonlocal saved
+        done = int(now.done)
+        if progress is not None:
+            progress(done, n_steps)
+        if kept is not None and done < n_steps and time.monotonic() > saved + _SECONDS:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.save(kept, now)
+            saved = time.monotonic()
+
     found = loop.run(
         gradient_step(supervised(model), optimizer),
-        init_state(model.init(fold(key, "init"))[0], optimizer),
+        state,
         None,
         source,
         fold(key, "pretraining"),
         n_steps,
         block=source.steps_per_epoch,
-        callback=progress and (lambda now, *_: progress(int(now.done), n_steps)),
+        callback=after_epoch,
+        resume=resume,
     )
-    loss = float(jnp.mean(found.metrics["loss"][-source.steps_per_epoch :]))
-    if not np.isfinite(loss):
-        raise ArithmeticError(f"the loss of the base is {loss}; take a lower learning_rate")
+    params = found.state.params
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
+        raise ArithmeticError("the weights of the base are not finite; take a lower learning_rate")
     head = vit.vit(config).init(fold(key, "head"))[0]["head"]
-    return jax.device_get(found.state.params | {"head": head}), loss
+    return jax.device_get(params | {"head": head})

@@ -9,7 +9,6 @@ entry it has seen deletions; later ones count against it. The files are those of
 import dataclasses
 import fcntl
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -109,6 +108,8 @@ class Service:
         self._base: Tree | None = None
         self._served: tuple[Any, Tree] | None = None  # what it is, and on the device
         self.refresh()
+        if not self.ledger.entries:
+            raise DamagedError(f"{self.ledger.path} is damaged: it has no whole entry")
         self.files.check_plan(self.ledger.entries[0].data["plan"])
 
     # State
@@ -162,12 +163,30 @@ class Service:
             "stages_left": left.tolist(),
             "serves": {"order": served.order.tolist(), "depth": served.depth.tolist()},
             "living_shards": int((served.depth > 0).sum()),
-            "needs_retraining": bool(deletion.needs_retraining(left)),
+            "needs_retraining": deletion.needs_retraining(left),
             "expected_requests_when_new": deletion.lifetime(plan.table).mean,
             "bytes": size,
         }
 
+    def needs_retraining(self) -> bool:
+        """Whether no shard is alive any more."""
+        return deletion.needs_retraining(self.surviving())
+
     # Deleting
+
+    def members(self, groups: Iterable[str]) -> list[str]:
+        """The ids of all examples of some groups.
+
+        Raises:
+            ValueError: a group without examples.
+        """
+        found: list[str] = []
+        for group in groups:
+            own = [name for name, i in self.files.ids.items() if self.files.groups[i] == group]
+            if not own:
+                raise ValueError(f"group {group!r} is unknown: no example of this store is in it")
+            found += own
+        return found
 
     def delete(self, ids: Iterable[str], *, who: str = "") -> list[Outcome]:
         """Deletes examples; returns once that is on disk and no reader can serve their slices.
@@ -195,6 +214,8 @@ class Service:
                 data = {"ids": fresh, "slices": effect}
                 self.ledger.append("delete", data, who)
                 self._apply_new()
+            else:
+                self.ledger.sync()  # the writer of the entry may have been killed before it did
         return [
             Outcome(
                 name,
@@ -259,6 +280,7 @@ class Service:
         least = plan.n_slices if below is None else below
         todo = [(int(a), int(b)) for a, b in np.argwhere(left < least)]
         if not todo:
+            self._sweep()
             return []
         only = [(a, plan.orders[a][b]) for a, b in todo]
         # A run is known by what it reads and trains: after a kill the same one goes on, another one
@@ -287,8 +309,13 @@ class Service:
             self._apply_new()
             self.ledger.append(what, {"seen": seen, "orders": written}, who)
             self._apply_new()
-        shutil.rmtree(self.folder / "work", ignore_errors=True)  # and what killed runs left
+        self._sweep()
         return todo
+
+    def _sweep(self) -> None:
+        self.files.sweep(
+            (a, b, generation) for (a, b), (generation, *_) in self._generations.items()
+        )
 
     def _known(self, left: np.ndarray) -> dict[Prefix, training.Stage]:
         """The stages that are left: no slice of theirs lost anything since they were trained."""
@@ -388,10 +415,8 @@ class Service:
         self.files.check_inputs(examples)
         found = []
         for at in range(0, len(x), batch):
-            self.refresh()
-            served = deletion.served(self.surviving())
             part = {name: np.asarray(leaf)[at : at + batch] for name, leaf in examples.items()}
-            own, alive = self._chosen(served), served.depth > 0
+            own, alive = self._now_served()
             found.append(
                 serving.predict(self.network, self.plan, self.base, own, part, alive, chunk=batch)
             )
@@ -403,6 +428,18 @@ class Service:
         if self._base is None:
             self._base = jax.device_put(self.files.base())
         return self._base
+
+    def _now_served(self) -> tuple[Tree, np.ndarray]:
+        """What each shard answers with, and which of them do, as the ledger is now."""
+        while True:
+            self.refresh()
+            served = deletion.served(self.surviving())
+            try:
+                return self._chosen(served), served.depth > 0
+            except DamagedError:  # unless a repair has put another generation in its place
+                if not self.ledger.refresh():
+                    raise
+                self._apply_new()
 
     def _chosen(self, served: deletion.Served) -> Tree:
         """What each shard answers with, on the device; read from disk where it changed."""

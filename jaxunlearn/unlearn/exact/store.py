@@ -11,7 +11,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -62,18 +63,23 @@ def lay_out(
         raise ValueError(f"folder {folder} holds something already; choose another")
     places = np.array([place_of(plan, group) for group in groups])
     training.arrange(plan, {"y": np.zeros(len(ids))}, places)  # raises if a slice is too full
-    folder.mkdir(parents=True, exist_ok=True)
+    # Under another name first: after a kill there is a whole store, or none.
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
     record = {
         "plan": dataclasses.asdict(plan),
         "network": {"kind": _KINDS[type(config)]} | dataclasses.asdict(config),
-        "base": checkpoint.store_shared(folder / "base", base),
-        "examples": _write_json(folder / "examples.json", {"ids": ids, "groups": groups}),
+        "base": checkpoint.store_shared(new / "base", base),
+        "examples": _write_json(new / "examples.json", {"ids": ids, "groups": groups}),
         "source": source,
     }
-    digest = _write_json(folder / "plan.json", record)
-    ledger = Ledger(folder / "ledger.jsonl")
+    digest = _write_json(new / "plan.json", record)
+    ledger = Ledger(new / "ledger.jsonl")
     with ledger.writing():
         ledger.append("plan", {"plan": digest, "examples": len(ids)}, who)
+    new.replace(folder)
+    checkpoint.sync_folder(folder.absolute().parent)
 
 
 class Files:
@@ -85,6 +91,7 @@ class Files:
         config: of the network.
         network: the network.
         ids: the row of every example, by id.
+        groups: of every row.
         places: int [n], the slice of every row, see `place_of`.
         source: see `create`.
 
@@ -106,7 +113,8 @@ class Files:
         self.network = network_of(self.config)
         examples = _read_json(self.folder / "examples.json", record["examples"])
         self.ids = {name: i for i, name in enumerate(examples["ids"])}
-        self.places = np.array([place_of(self.plan, group) for group in examples["groups"]])
+        self.groups: list[str] = examples["groups"]
+        self.places = np.array([place_of(self.plan, group) for group in self.groups])
         self.source = record["source"]
         self._base = record["base"]
         self._orders = BlockStore(self.folder / "orders")
@@ -135,6 +143,21 @@ class Files:
         if _file_digest(file) != digest:
             raise DamagedError(f"{file} is damaged: it is not what the ledger says")
         return self._orders.read(number)
+
+    def sweep(self, current: Iterable[tuple[int, int, int]]) -> None:
+        """Removes all files of orders but the current generations, and what killed runs left.
+
+        These hold what was learned from slices that may have been deleted since.
+
+        Args:
+            current: shard, order and generation of every order.
+        """
+        keep = {self._orders.file(self._number(*own)).name for own in current}
+        folder = self._orders.path
+        for file in folder.iterdir() if folder.exists() else ():
+            if file.name not in keep:
+                file.unlink()
+        shutil.rmtree(self.folder / "work", ignore_errors=True)
 
     def check_examples(self, examples: dict[str, Any]) -> None:
         """Raises a ValueError unless there is a row of every array for every id."""

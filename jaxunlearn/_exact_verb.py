@@ -1,0 +1,365 @@
+"""A store that serves a model, deletes examples from it exactly, and can prove it (S3T).
+
+usage: jaxunlearn exact VERB [options]
+
+  plan      what shards, slices and orders cost, and how long they last
+  train     makes a store and trains it; goes on where it was interrupted
+  delete    deletes examples: durable and effective when it returns
+  predict   what the store answers, to images or to its validation set
+  status    what is there, what was deleted, what is served
+  verify    checks every byte, and with --retrain trains a prefix again and compares bits
+  repair    trains orders that lost stages anew, on what is left, while others serve
+
+`jaxunlearn exact VERB --help` lists a verb's options.
+"""
+
+import dataclasses
+import functools
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jaxunlearn._console import FAILED, INTERRUPTED, OK, Bar, error
+from jaxunlearn.core import mesh
+from jaxunlearn.core.checkpoint import DamagedError, replacing
+from jaxunlearn.data import images
+from jaxunlearn.nn import vit
+from jaxunlearn.unlearn.exact import job, planner
+from jaxunlearn.unlearn.exact.service import Service
+from jaxunlearn.unlearn.exact.store import network_of
+
+Store = Annotated[Path, tyro.conf.Positional]
+Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What shards, slices and orders cost, and how long they last.
+
+    Attributes:
+        shards: m, one or several.
+        slices: L, one or several.
+        budget: B, one or several; those above L! are left out.
+        n_classes: of the small ViT.
+        image: height and width of its images, and channels.
+        sizes: of it.
+        rank: of the adapters.
+        json: also write the rows to this file.
+    """
+
+    shards: tuple[int, ...] = (5,)
+    slices: tuple[int, ...] = (4,)
+    budget: tuple[int, ...] = (1, 2, 4)
+    n_classes: int = 10
+    image: tuple[int, int, int] = (28, 28, 1)
+    sizes: job.Sizes = job.Sizes()
+    rank: int = 8
+    json: Json = None
+
+    def run(self, console: Console) -> Any:
+        """Prints a row for every combination."""
+        settings = job.Settings(
+            sizes=self.sizes, recipe=dataclasses.replace(job.Settings().recipe, rank=self.rank)
+        )
+        config = job.small_vit(settings, self.image, self.n_classes)
+        base = jax.eval_shape(lambda: vit.vit(config).init(jax.random.key(0))[0])
+        rows = []
+        for own in planner.combinations(self.shards, self.slices, self.budget):
+            own_settings = dataclasses.replace(settings, **own)
+            plan = job.plan_of(own_settings, config, 1000 * own["shards"] * own["slices"])
+            rows.append(planner.outlook(plan, network_of(config), base)._asdict())
+        table = Table("m", "L", "B", "requests", "deviation", "gain", "stages", "passes", "MB")
+        for row in rows:
+            requests, std, gain = (f"{row[name]:.2f}" for name in ("requests", "std", "gain"))
+            sizes = (row["n_shards"], row["n_slices"], row["budget"])
+            cost = (f"{row['passes']:.2f}", f"{row['bytes'] / 1e6:.2f}")
+            table.add_row(*map(str, sizes), requests, std, gain, str(row["stages"]), *cost)
+        console.print(table)
+        console.print(
+            "requests: expected deletions, uniform over slices, until everything must be trained\n"
+            "again; gain: over one order; passes: over all data, for each epoch of a stage"
+        )
+        return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Makes a store and trains it; the same command goes on where it was interrupted.
+
+    Attributes:
+        store: its folder.
+        settings: what is trained.
+        data_dir: folder of prepared data sets; by default `$TFDS_DATA_DIR`; of texts see `paths`.
+        devices: devices to use; by default all, on a CPU one per core.
+        who: is written to the ledger.
+        json: also write the status to this file.
+    """
+
+    store: Store
+    settings: Annotated[job.Settings, tyro.conf.arg(name="")] = job.Settings()
+    data_dir: Path | None = None
+    devices: int | None = None
+    who: str = ""
+    json: Json = None
+
+    def run(self, console: Console) -> Any:
+        """Trains what is not trained yet."""
+        devices = _devices(self.devices)
+        own = job.material(self.settings, self.data_dir)
+        with _bar(self.settings.slices, base=own.public is not None) as bar:
+            service = job.open_or_create(
+                self.store, self.settings, own, who=self.who, progress=bar.update
+            )
+            service.train(
+                own.examples, who=self.who, mesh=devices, progress=functools.partial(_level, bar)
+            )
+        return _show_status(service, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class Delete:
+    """Deletes examples: durable and effective when it returns. Nothing is trained.
+
+    Attributes:
+        store: its folder.
+        ids: of the examples.
+        group: all examples of this group, e.g. an author.
+        who: is written to the ledger.
+        json: also write what became of the requests to this file.
+    """
+
+    store: Store
+    ids: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    group: tuple[str, ...] = ()
+    who: str = ""
+    json: Json = None
+
+    def run(self, console: Console) -> Any:
+        """Deletes."""
+        service = Service(self.store)
+        found = service.delete([*self.ids, *service.members(self.group)], who=self.who)
+        for outcome in found:
+            state = "had been deleted before" if outcome.repeated else "is deleted"
+            console.print(
+                f"{outcome.example} {state}: slice {outcome.slice} of shard {outcome.shard}, "
+                f"entry {outcome.entry}",
+                markup=False,
+                highlight=False,
+            )
+        if service.needs_retraining():
+            console.print("no shard is alive: run `jaxunlearn exact repair`")
+        return [dataclasses.asdict(outcome) for outcome in found]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """What the store answers: to image files, or to its validation set.
+
+    Attributes:
+        store: its folder.
+        files: PNG or JPEG files of the network's size; none: the validation set.
+        data_dir: see `train`.
+        json: also write the answers to this file.
+    """
+
+    store: Store
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    data_dir: Path | None = None
+    json: Json = None
+
+    def run(self, console: Console) -> Any:
+        """Prints a line for each file, or the accuracy."""
+        service = Service(self.store)
+        if not isinstance(service.files.config, vit.Config):
+            raise ValueError(
+                "predict answers to images; a language model's store has its functions"
+            )
+        if self.files:
+            logits = service.predict(job.scaled(images(self.files, service.files.config.image)))
+            answers = logits.argmax(-1)
+            for file, answer in zip(self.files, answers, strict=True):
+                console.print(f"{file}: class {answer}", markup=False, highlight=False)
+            return [
+                {"file": str(file), "class": int(answer), "logits": own.tolist()}
+                for file, answer, own in zip(self.files, answers, logits, strict=True)
+            ]
+        test = job.material(job.settings_of(service), self.data_dir).test
+        assert test is not None
+        accuracy = float((service.predict(test["x"]).argmax(-1) == test["y"]).mean())
+        console.print(f"accuracy on {len(test['y'])} validation images: {100 * accuracy:.2f} %")
+        return {"accuracy": accuracy, "n": len(test["y"])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """What is there, what was deleted, what is served.
+
+    Attributes:
+        store: its folder.
+        json: also write it to this file.
+    """
+
+    store: Store
+    json: Json = None
+
+    def run(self, console: Console) -> Any:
+        """Prints it."""
+        return _show_status(Service(self.store), console)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify:
+    """Checks every byte of a store.
+
+    Attributes:
+        store: its folder.
+        retrain: also train a prefix again from what is left of the examples, and compare bits.
+        prefix: which one: shard, order, number of stages; by default the longest that is served.
+        data_dir: see `train`.
+        json: also write what was checked to this file.
+    """
+
+    store: Store
+    retrain: bool = False
+    prefix: tuple[int, int, int] | None = None
+    data_dir: Path | None = None
+    json: Json = None
+
+    def run(self, console: Console) -> Any:
+        """Checks."""
+        service, examples = Service(self.store), None
+        if self.prefix is not None and not self.retrain:
+            raise ValueError("prefix is given without retrain; it says what to train again")
+        if self.retrain:
+            examples = job.material(job.settings_of(service), self.data_dir).examples
+        found = service.verify(examples, self.prefix)
+        console.print(
+            f"{found['entries']} entries of the ledger and {found['orders']} orders are whole"
+        )
+        if found["prefix"] is not None:
+            a, b, depth = found["prefix"]
+            console.print(f"order {b} of shard {a}: {depth} stages trained again to the same bits")
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Repair:
+    """Trains orders that lost stages anew, on what is left, while others serve.
+
+    Attributes:
+        store: its folder.
+        below: only orders with fewer stages than this; by default all that lost any.
+        data_dir: see `train`.
+        devices: see `train`.
+        who: is written to the ledger.
+        json: also write the status to this file.
+    """
+
+    store: Store
+    below: int | None = None
+    data_dir: Path | None = None
+    devices: int | None = None
+    who: str = ""
+    json: Json = None
+
+    def run(self, console: Console) -> Any:
+        """Trains."""
+        devices, service = _devices(self.devices), Service(self.store)
+        own = job.material(job.settings_of(service), self.data_dir)
+        with _bar(service.plan.n_slices, base=False) as bar:
+            trained = service.repair(
+                own.examples,
+                below=self.below,
+                who=self.who,
+                mesh=devices,
+                progress=functools.partial(_level, bar),
+            )
+        console.print(f"{len(trained)} orders were trained")
+        return _show_status(service, console)
+
+
+VERBS: dict[str, Any] = {
+    kind.__name__.lower(): kind for kind in (Plan, Train, Delete, Predict, Status, Verify, Repair)
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs `jaxunlearn exact`.
+
+    Returns:
+        The exit code: 0, 1 (a run failed, or a store is damaged), 2 (bad input, nothing done), 130
+        (interrupted).
+    """
+    if argv[:1] in (["--help"], ["-h"]):
+        print(__doc__)
+        return OK
+    if not argv or argv[0] not in VERBS:
+        known = ", ".join(VERBS)
+        return error(f"exact: verb is {argv[0] if argv else ''!r}; known verbs: {known}")
+    verb = tyro.cli(VERBS[argv[0]], args=argv[1:], prog=f"jaxunlearn exact {argv[0]}")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    try:
+        if verb.json is not None and verb.json.is_dir():
+            raise ValueError(f"json is {str(verb.json)!r}; a file is needed")
+        found = verb.run(console)
+        if verb.json is not None:
+            with replacing(verb.json) as file:
+                file.write((json.dumps(found, indent=1) + "\n").encode())
+    except KeyboardInterrupt:
+        print("interrupted; what is finished is kept. Go on with", file=sys.stderr)
+        print(f"  {shlex.join(['jaxunlearn', 'exact', *argv])}", file=sys.stderr)
+        return INTERRUPTED
+    except (DamagedError, ArithmeticError) as failure:
+        error(str(failure))
+        return FAILED
+    except (ValueError, OSError) as failure:
+        return error(str(failure))
+    return OK
+
+
+def _devices(wanted: int | None) -> Any:
+    n = mesh.cores() if wanted is None else wanted
+    try:
+        mesh.start(n)
+    except ValueError:  # JAX already runs in this process: take what it has
+        if wanted is not None:
+            raise
+        n = jax.device_count()
+    return mesh.make({"models": n})
+
+
+def _bar(n_levels: int, *, base: bool) -> Bar:
+    """Over the base and all stages; stage j reads j slices."""
+    phases = {"base": 1.0} if base else {}
+    phases |= {f"stage {level}": float(level) for level in range(1, n_levels + 1)}
+    return Bar(Console(stderr=True), phases)
+
+
+def _level(bar: Bar, level: int, done: int, total: int) -> None:
+    bar.update(f"stage {level}", done, total)
+
+
+def _show_status(service: Service, console: Console) -> dict[str, Any]:
+    found = service.status()
+    console.print(
+        f"{found['examples']} examples, {found['deleted']} of them deleted; "
+        f"{found['living_shards']} of {found['shards']} shards are alive; "
+        f"{found['bytes'] / 1e6:.1f} MB",
+        highlight=False,
+    )
+    table = Table("shard", *(f"order {b}" for b in range(found["budget"])), "serves")
+    depth, order = found["serves"]["depth"], found["serves"]["order"]
+    for shard, left in enumerate(found["stages_left"]):
+        serves = f"order {order[shard]}, {depth[shard]} stages" if depth[shard] else "nothing"
+        table.add_row(str(shard), *map(str, left), serves)
+    console.print(table, "stages left of every order", sep="")
+    if found["needs_retraining"]:
+        console.print("no shard is alive: run `jaxunlearn exact repair`")
+    return found
