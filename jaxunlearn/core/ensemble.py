@@ -77,15 +77,25 @@ def lanes(fn: Callable[[Any, Any], Tree], mesh: Mesh, mode: Mode = "vmap") -> "P
             out_specs=spec,
             axis_names={"models"},
             check_vma=False,
-        )
+        ),
+        alike=mesh.size == mesh.shape["models"],
     )
 
 
-class Program:
-    """A jitted function whose compilation is a call of its own, so that it can be timed."""
+# XLA cleans up a program for several devices before it simplifies it, but not one for a single
+# device: written-out layers then come out of the simplifier in other forms, with other roundings.
+_ALIKE = {"xla_disable_hlo_passes": "spmd-cleanup"}
 
-    def __init__(self, function: Callable):
-        self._jitted = jax.jit(function)
+
+class Program:
+    """A jitted function whose compilation is a call of its own, so that it can be timed.
+
+    With `alike` its bits on a CPU are those of the same function for another number of devices.
+    """
+
+    def __init__(self, function: Callable, *, alike: bool):
+        on_cpu = jax.default_backend() == "cpu"
+        self._jitted = jax.jit(function, compiler_options=_ALIKE if alike and on_cpu else None)
         self._compiled: dict[Any, Callable] = {}
 
     def compiled(self, *args: Any) -> Callable:

@@ -26,7 +26,7 @@ from jaxunlearn.core.model import Model, from_nnx
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn._decoder_block import Block, rms_norm, rotation
 from jaxunlearn.nn._decoder_config import Config, RopeScaling, from_hugging_face
-from jaxunlearn.nn._running import running
+from jaxunlearn.nn._running import running, through
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -168,8 +168,8 @@ def decoder(config: Config, compute_dtype: str | None = None) -> Model:
         last = config.n_layers if stop_at is None else stop_at
         stack = running(params["layers"], config.n_layers, start_at or 0, last)
         keys_values = None if cache is None else (cache.keys, cache.values)
-        x, keys_values = jax.lax.scan(
-            jax.checkpoint(layer) if remat else layer, x, (stack, keys_values), unroll=unroll
+        x, keys_values = through(
+            jax.checkpoint(layer) if remat else layer, x, (stack, keys_values), unroll
         )
         if stop_at is None or (start_at is None and stop_at == config.n_layers):
             x = rms_norm(x, params["norm"]["scale"], config.eps)

@@ -23,7 +23,7 @@ from jaxunlearn.core.model import Model, from_nnx
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn._decoder_block import attend
 from jaxunlearn.nn._linear import Linear
-from jaxunlearn.nn._running import running
+from jaxunlearn.nn._running import running, through
 
 LORA_TARGETS = r"layers/(q|v)/kernel"  # what S3T adapts
 
@@ -182,7 +182,7 @@ def vit(config: Config) -> Model:
         def layer(x: jax.Array, own: Any) -> tuple[jax.Array, None]:
             return block.apply(own, {}, x)[0], None
 
-        x, _ = jax.lax.scan(layer, x, stack, unroll=unroll)
+        x, _ = through(layer, x, stack, unroll)
         return (x if stop_at is not None else _classify(c, params, x)), stats
 
     return Model(init, apply)

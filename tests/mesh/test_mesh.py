@@ -49,6 +49,13 @@ def test_one_and_eight_devices_give_the_same_bits(tmp_path):
     assert eight["finite"] and one["finite"]
 
 
+def test_stages_of_transformers_have_the_same_bits_on_one_and_two_devices():
+    two, one = (finish(start("exact_stages", devices)) for devices in (2, 1))
+    assert (two["devices"], one["devices"]) == (2, 1)
+    assert len(one["vit"]) == len(one["decoder"]) == 8
+    assert two["vit"] == one["vit"] and two["decoder"] == one["decoder"]
+
+
 def test_one_and_two_processes_give_the_same_bits(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

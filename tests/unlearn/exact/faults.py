@@ -815,7 +815,7 @@ class Harness:
             real: np.array([own[0] for own in words if own[1] != "steps"]) / 1e9
             for real, words in said.items()
         }
-        while self.count["kills inside"] < trials and self.count["trials"] < 2 * trials:
+        while self.count["kills inside"] < trials and self.count["trials"] < 2 * trials + 20:
             real = options[-1] if rng.random() < self.real else options[0]
             once(verb, rng, real, functools.partial(self.strike, marks[real], rng))
         for case in some(cases_of(names), steps, rng):

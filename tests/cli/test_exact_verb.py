@@ -1,0 +1,137 @@
+"""`jaxunlearn exact` as a user types it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxunlearn import cli
+
+SMALL = (
+    *("--n-train", "200", "--n-val", "50", "--shards", "2", "--slices", "2", "--budget", "2"),
+    *("--sizes.width", "16", "--sizes.layers", "4", "--sizes.heads", "2"),
+    *("--sizes.mlp-width", "16", "--recipe.rank", "2", "--recipe.epochs", "1"),
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    store = tmp_path_factory.mktemp("exact") / "store"
+    assert cli.main(["exact", "train", str(store), *SMALL, "--json", str(store) + ".json"]) == 0
+    return store
+
+
+def run(*arguments, code=0):
+    assert cli.main(["exact", *map(str, arguments)]) == code
+
+
+def read(tmp_path, *arguments):
+    file = tmp_path / "out.json"
+    run(*arguments, "--json", file)
+    return json.loads(file.read_text())
+
+
+def test_a_life_of_a_store(trained, tmp_path, capsys):
+    status = read(tmp_path, "status", trained)
+    assert status["stages_left"] == [[2, 2], [2, 2]] and status["deleted"] == 0
+    assert status["examples"] == 140  # 200 less the public 30 %
+    before = (trained / "ledger.jsonl").read_bytes()
+    run("train", trained, *SMALL)  # nothing is left to do
+    assert (trained / "ledger.jsonl").read_bytes() == before
+
+    accuracy = read(tmp_path, "predict", trained)
+    assert accuracy["n"] == 50 and 0 <= accuracy["accuracy"] <= 1
+    victim = json.loads((trained / "examples.json").read_text())["ids"][0]
+    (outcome,) = read(tmp_path, "delete", trained, victim, "--who", "someone")
+    assert outcome["example"] == victim and not outcome["repeated"]
+    assert read(tmp_path, "delete", trained, victim)[0]["repeated"]
+    left = read(tmp_path, "status", trained)["stages_left"]
+    assert sorted(left[outcome["shard"]]) == [0, 1] and left[1 - outcome["shard"]] == [2, 2]
+    assert read(tmp_path, "verify", trained)["prefix"] is None
+    assert read(tmp_path, "verify", trained, "--retrain")["prefix"] == [1 - outcome["shard"], 0, 2]
+    assert read(tmp_path, "repair", trained)["stages_left"] == [[2, 2], [2, 2]]
+    prefix = (outcome["shard"], 1, 2)
+    assert read(tmp_path, "verify", trained, "--retrain", "--prefix", *prefix)["prefix"] == [
+        *prefix
+    ]
+    assert "someone" in (trained / "ledger.jsonl").read_text()
+    assert "had been deleted before" in capsys.readouterr().out
+
+
+def test_images_are_answered_to(trained, tmp_path):
+    files = []
+    for i in range(2):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(np.full((8, 8), 100 * i, np.uint8)).save(files[-1])
+    answers = read(tmp_path, "predict", trained, *files)
+    assert [answer["file"] for answer in answers] == [str(file) for file in files]
+    assert all(len(answer["logits"]) == 10 for answer in answers)
+
+
+def test_the_planner_knows_the_paper(tmp_path, capsys):
+    rows = read(tmp_path, "plan", "--shards", 5, "--slices", 4, 2, "--budget", 1, 4)
+    assert [row["requests"] for row in rows[:2]] == pytest.approx([45.667, 71.955], abs=1e-3)
+    assert [(row["n_slices"], row["budget"]) for row in rows] == [(4, 1), (4, 4), (2, 1)]
+    assert rows[1]["stages"] == 80 and rows[1]["bytes"] == 4 * rows[0]["bytes"]
+    assert "gain" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["delete", "STORE", "image-1"], "id 'image-1' is unknown"),
+        (["delete", "STORE"], "ids is empty"),
+        (["delete", "STORE", "--group", "nobody"], "group 'nobody' is unknown"),
+        (["delete", "NEW", "train-1"], "holds no store"),
+        (["status", "NEW"], "holds no store"),
+        (["train", "STORE", "--seed", "1"], "has n_train = 200"),
+        (["train", "NEW", "--data", "nothing"], "data is 'nothing'"),
+        (["train", "NEW", "--budget", "25"], "budget is 25; 4 slices have 1 to 4! orders"),
+        (["train", "NEW", "--slices", "9", "--budget", "1"], "slices is 9; the network has 8"),
+        (["train", "NEW", "--public", "0"], "public is 0.0"),
+        (["train", "NEW", "--shards", "0"], "shards and slices are 0 and 4"),
+        (["train", "NEW", "--capacity", "20"], "the plan's capacity is 20"),
+        (["train", "NEW", "--sizes.patches", "3"], "sizes.patches is 3; it must divide"),
+        (["train", "NEW", "--data", "tofu:full"], "texts need a language model"),
+        (["train", "NEW", "--base", "NEW"], "a folder with config.json is needed"),
+        (["verify", "STORE", "--prefix", "0", "0", "1"], "prefix is given without retrain"),
+        (["verify", "STORE", "--retrain", "--prefix", "0", "0", "9"], "stages left"),
+        (["predict", "STORE", "NEW/a.png"], "is no file"),
+        (["plan", "--budget", "0"], "budget is 0"),
+        (["forget", "STORE"], "exact: verb is 'forget'; known verbs: plan, train"),
+    ],
+)
+def test_mistakes_are_explained_and_change_nothing(trained, tmp_path, capsys, arguments, message):
+    places = {"STORE": trained, "NEW": tmp_path / "new"}
+    before = (trained / "ledger.jsonl").read_bytes()
+    run(*(str(places.get(a, a)).replace("NEW", str(tmp_path)) for a in arguments), code=2)
+    assert message in capsys.readouterr().err
+    assert (trained / "ledger.jsonl").read_bytes() == before
+    assert not (tmp_path / "new").exists() and not (tmp_path / ".new.new").exists()
+
+
+def test_a_damaged_store_is_a_failure_that_names_the_file(trained, tmp_path, capsys):
+    import shutil
+
+    store = tmp_path / "store"
+    shutil.copytree(trained, store)
+    file = sorted((store / "orders").iterdir())[0]
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    run("verify", store, code=1)
+    assert file.name in capsys.readouterr().err
+
+
+def test_an_interrupted_training_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    from jaxunlearn.unlearn.exact import job
+
+    real, store = job.pretrain, tmp_path / "store"
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "pretrain", stop)
+    run("train", store, *SMALL, code=130)
+    assert f"jaxunlearn exact train {store}" in capsys.readouterr().err
+    monkeypatch.setattr(job, "pretrain", real)
+    run("train", store, *SMALL)
