@@ -77,30 +77,26 @@ def _lifetimes(n_slices: int):
 
     def one(shared, member):
         key = fold(member["key"], "streams", member["number"])
-        needed = shared["needed"][:, None]
+        start, step = jax.random.bits(key, (2, _BLOCK))
+        needed = list(shared["needed"])  # words, each for all streams
 
-        def request(i, now):
-            deleted, requests, bits = now
-            alive = ((deleted & needed) != needed).any(0)
-            return (
-                deleted | _bits(_draw(bits[i], n_slices, shared), n_slices),
-                requests + alive,
-                bits,
-            )
+        def alive(deleted: list[jax.Array]) -> jax.Array:
+            missing = [(own & all_of) != all_of for own, all_of in zip(deleted, needed, strict=True)]
+            return functools.reduce(jnp.logical_or, missing)
 
         def turn(now):
             deleted, requests, number = now
-            bits = jax.random.bits(jax.random.fold_in(key, number), (_TURN, _BLOCK))
-            deleted, requests, _ = jax.lax.fori_loop(
-                0, _TURN, request, (deleted, requests, bits), unroll=True
-            )
-            return deleted, requests, number + 1
+            for _ in range(_TURN):  # one program of elementwise operations
+                requests = requests + alive(deleted)
+                word = _mixed(start + number * (step | 1))
+                hits = _bits(_draw(word, n_slices, shared), n_slices)
+                deleted = [own | hit for own, hit in zip(deleted, hits, strict=True)]
+                number = number + 1
+            return deleted, requests, number
 
-        def unfinished(now):
-            return ((now[0] & needed) != needed).any()
-
-        start = (jnp.zeros((len(needed), _BLOCK), jnp.uint32), jnp.zeros(_BLOCK, jnp.int32), 0)
-        return {"requests": jax.lax.while_loop(unfinished, turn, start)[1]}
+        nothing = [jnp.zeros(_BLOCK, jnp.uint32) for _ in needed]
+        first = (nothing, jnp.zeros(_BLOCK, jnp.int32), jnp.uint32(0))
+        return {"requests": jax.lax.while_loop(lambda now: alive(now[0]).any(), turn, first)[1]}
 
     return one
 
@@ -151,6 +147,17 @@ def depths(orders: np.ndarray, hits: jax.Array) -> jax.Array:
     start = jnp.zeros((*hits.shape[:-1], n_shards), jnp.uint32)
     _, found = jax.lax.scan(request, start, jnp.moveaxis(hits, -1, 0))
     return jnp.moveaxis(found, 0, -3)
+
+
+def _mixed(counter: jax.Array) -> jax.Array:
+    """Words from counters with a step of their own, as SplitMix (Steele et al. 2014) makes them.
+
+    Statistically sound and many times as fast as a cryptographic generator, which only draws where
+    each stream starts and its step; the multipliers are Wellons's for 32 bits.
+    """
+    for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        counter = (counter ^ (counter >> shift)) * jnp.uint32(multiplier)
+    return counter ^ (counter >> 16)
 
 
 def _draw(bits: jax.Array, n: int, table: dict[str, Any]) -> jax.Array:
