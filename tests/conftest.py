@@ -35,5 +35,11 @@ def toy_batch(key, step):
 # Scripts that test_mesh.py runs in processes of their own.
 collect_ignore = [
     f"mesh/{name}.py"
-    for name in ("eight_devices", "two_processes", "shared_batches", "language_steps", "exact_stages")
+    for name in (
+        "eight_devices",
+        "two_processes",
+        "shared_batches",
+        "language_steps",
+        "exact_stages",
+    )
 ]

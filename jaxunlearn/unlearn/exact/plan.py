@@ -111,6 +111,11 @@ class Plan:
         """The number of layers that get adapters."""
         return self.n_slices * self.layers_per_slice
 
+    @property
+    def program(self) -> "Plan":
+        """One plan for all those that are compiled to the same programs: they differ in data."""
+        return dataclasses.replace(self, orders=((tuple(range(self.n_slices)),),), seed=0)
+
     def group(self, level: int) -> tuple[int, int]:
         """The first of the adapted layers that stage `level` trains, and the one after its last.
 

@@ -136,7 +136,7 @@ def _parts(
     network: Network, plan: Plan, base: Tree, own: Tree, examples: dict[str, Any], chunk: int
 ) -> Iterator[np.ndarray]:
     """Outputs [m, n, ...] of one chunk after the other."""
-    run, n = outputs(network, plan), len(examples["x"])
+    run, n = outputs(network, plan.program), len(examples["x"])
     base, own = jax.device_put((base, own))
     for at in range(0, n, chunk):
         rows = np.minimum(np.arange(at, at + chunk), n - 1)  # one program for all chunks

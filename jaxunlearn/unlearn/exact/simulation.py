@@ -81,7 +81,9 @@ def _lifetimes(n_slices: int):
         needed = list(shared["needed"])  # words, each for all streams
 
         def alive(deleted: list[jax.Array]) -> jax.Array:
-            missing = [(own & all_of) != all_of for own, all_of in zip(deleted, needed, strict=True)]
+            missing = [
+                (own & all_of) != all_of for own, all_of in zip(deleted, needed, strict=True)
+            ]
             return functools.reduce(jnp.logical_or, missing)
 
         def turn(now):

@@ -135,7 +135,7 @@ def train(
         store = None if folder is None else BlockStore(Path(folder) / f"level-{level}")
         report = progress and functools.partial(_report, progress, level, len(todo))
         found = ensemble.run(
-            _stage(network, plan, level),
+            _stage(network, plan.program, level),
             _shared(network, base, plan, slices, level),
             _members(network, base, plan, todo, trained),
             width=plan.lane_width,

@@ -202,6 +202,45 @@ def test_a_prefix_served_is_the_network_with_its_groups_on():
         np.testing.assert_allclose(got[shard], want, rtol=2e-5, atol=1e-5)
 
 
+def test_from_the_bottom_up_the_lowest_layers_train_first():
+    import dataclasses
+
+    from jaxunlearn.core import adapters
+
+    up = dataclasses.replace(PLAN, direction="bottom_up")
+    trained = run(examples(), PLACES, of=up, only=[(1, (1, 2, 0))])
+    assert [up.group(level) for level in (1, 2, 3)] == [(0, 2), (2, 4), (4, 6)]
+    # The second stage by hand: layers of the first one below it, frozen; the base above it.
+    first, second = trained[1, (1,)], trained[1, (1, 2)]
+    x = examples()["x"][:5]
+    own = training.window(NETWORK, base(), up, 1, 5, jax.random.key(0))
+    both = jax.tree.map(lambda a, b: np.concatenate([a, b]), first["adapter"], second["adapter"])
+    low = adapters.load(own, both)
+    hidden = NETWORK.layers(base(), x, 0, 1)
+    hidden = NETWORK.layers(low, hidden, 1, 5)
+    hidden = NETWORK.layers(base(), hidden, 5, 7)
+    want = NETWORK.outputs(base() | {"head": second["head"]}, hidden, {})
+    order = training.assembled(up, trained, 1, 2)
+    weights = jax.tree.map(lambda leaf: np.stack([leaf] * 2)[:, None], order)
+    served = deletion.Served(np.array([0, 0]), np.array([2, 2]))
+    got = serving.outputs(NETWORK, up)(
+        base(), serving.chosen(up, NETWORK, weights, served), {"x": x}
+    )
+    np.testing.assert_allclose(got[0], want, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="direction is 'sideways'"):
+        dataclasses.replace(PLAN, direction="sideways")
+
+
+def test_known_stages_are_taken_as_they_are():
+    trained = whole()
+    known = {key: stage for key, stage in trained.items() if key[1][0] != 1 and len(key[1]) < 3}
+    seen = []
+    again = run(examples(), PLACES, known=known, progress=lambda *now: seen.append(now))
+    assert (1, 0, 2) in seen and (3, 0, 6) in seen  # of six each
+    for key, stage in trained.items():
+        assert tree.digest(again[key]) == tree.digest(stage)
+
+
 def test_plans_and_data_that_do_not_fit():
     with pytest.raises(ValueError, match="batch_size is 64; it must be at most capacity = 9"):
         plan.make(2, orders.cyclic(3, 1), 9)
