@@ -12,7 +12,7 @@ from rich.console import Console
 from jaxunlearn.unlearn import report
 
 ROOT = Path(__file__).parent.parent
-BENCHMARKS = ("ensemble", "klom", "images", "dmm", "language", "paths", "smollm2")
+BENCHMARKS = ("ensemble", "klom", "images", "dmm", "language", "paths", "smollm2", "exact")
 
 
 def filled(text: str) -> str:
@@ -25,6 +25,7 @@ def filled(text: str) -> str:
         ("experiments/dmm/convex.json", _dmm_convex()),
         ("experiments/retrain_equivalence/tiny.json", _tiny()),
         ("experiments/retrain_equivalence/smollm2.json", _smollm2()),
+        ("experiments/s3t", _s3t()),
         ("benchmarks/results", _benchmarks()),
     ):
         begin, end = f"<!-- table: {mark} -->\n", "\n<!-- end of table -->"
@@ -94,6 +95,23 @@ def _smollm2() -> str:
                     *(f"{value:.0f}" for value in retrained),
                 )
             )
+    return "\n".join(lines)
+
+
+def _s3t() -> str:
+    headers = ["data", "1 slice", "2", "3", "4", "ordinary LoRA", "bottom-up, 4 slices"]
+    headers += [
+        f"B = {b}: {what}" for what in ("mean of 60 requests", "after 24") for b in (1, 2, 4)
+    ]
+    headers += [f"B = {b}: requests survived" for b in (1, 2, 4)]
+    lines = [_line(*headers), "|---" * len(headers) + "|"]
+    for name in ("fashion_mnist", "cifar10"):
+        content = _read(f"experiments/s3t/{name}.json")
+        own, seeds = content["summary"], content["seeds"]
+        accuracies = [*own["accuracy_by_depth"], own["ordinary_lora"], own["bottom_up"][-1]]
+        accuracies += [*own["mean_over_requests"].values(), *own["after_24"].values()]
+        requests = [_mean(seed["budgets"][b]["requests"]["mean"] for seed in seeds) for b in "124"]
+        lines.append(_line(name, *(f"{value:.1f}" for value in (*accuracies, *requests))))
     return "\n".join(lines)
 
 

@@ -245,9 +245,12 @@ def _by_stages(axes: Any, seeds: list[dict[str, Any]]) -> None:
     for color, (name, own) in zip(_COLORS, courses.items(), strict=False):
         _band(axes, np.arange(1, len(own[0]) + 1), 100 * np.array(own), color, name)
     lora = [max(row["by_depth"][k]["ensemble"] for k in ("lora_10", "lora_25")) for row in seeds]
-    axes.axhline(100 * np.mean(lora), color="0.4", linestyle=":", label="ordinary LoRA")
+    last = len(courses["top-down"][0])
+    axes.plot(
+        [1, last], [100 * np.mean(lora)] * 2, color="0.4", linestyle=":", label="ordinary LoRA"
+    )
     axes.set(xlabel="stages left, k", ylabel="accuracy, %", title="F(k), ensembles of all shards")
-    axes.set_xticks(range(1, len(courses["top-down"][0]) + 1))
+    axes.set_xticks(range(1, last + 1))
     axes.legend(fontsize="small")
 
 

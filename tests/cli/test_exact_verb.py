@@ -135,3 +135,25 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path, capsys, monkeypatch
     assert f"jaxunlearn exact train {store}" in capsys.readouterr().err
     monkeypatch.setattr(job, "pretrain", real)
     run("train", store, *SMALL)
+
+
+def test_a_language_model_forgets_a_group(tmp_path, capsys):
+    pytest.importorskip("tokenizers")
+    from tests import language
+
+    model, store = language.save(tmp_path / "model"), tmp_path / "store"
+    texts = tmp_path / "facts.jsonl"
+    rows = [
+        {"question": f"Who is {i}?", "answer": f"Author {i}.", "group": f"author-{i // 3}"}
+        for i in range(24)
+    ]
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = ("--shards", "2", "--slices", "2", "--budget", "2", "--recipe.epochs", "1")
+    small = ("--recipe.batch-size", "4", "--recipe.rank", "2")
+    run("train", store, "--data", texts, "--base", model, *sizes, *small)
+    outcomes = read(tmp_path, "delete", store, "--group", "author-2")
+    assert [outcome["example"] for outcome in outcomes] == [f"facts:{i}" for i in (7, 8, 9)]
+    assert read(tmp_path, "repair", store)["stages_left"] == [[2, 2], [2, 2]]
+    assert read(tmp_path, "verify", store, "--retrain")["prefix"] == [0, 0, 2]
+    run("predict", store, code=2)
+    assert "predict answers to images" in capsys.readouterr().err
