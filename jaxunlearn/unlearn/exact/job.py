@@ -1,5 +1,6 @@
 """From settings to a trained store: where the examples come from, the base, the plan."""
 
+import collections
 import dataclasses
 import functools
 import shutil
@@ -167,7 +168,7 @@ def open_or_create(
         service = Service(folder)
         check_same(service, record)
         return service
-    largest = max(own.groups.count(group) for group in set(own.groups)) if own.groups else 1
+    largest = max(collections.Counter(own.groups).values())
     plan = plan_of(settings, own.config, len(own.ids), largest)
     kept = folder.with_name(f"{folder.name}.base")
     base = _base(settings, own, kept, progress)
