@@ -5,6 +5,7 @@ retraining one shard with one slice. `training.train` with what is `known` rolls
 checkpoint before a deleted slice, as `Service.repair` does; what differs is when training happens.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -96,7 +97,7 @@ def exponential(n_examples: int, shape: tuple[int, ...], key: Key, rate: float |
         int32 numbers of examples; `places` of a store turns them into slices.
     """
     _check(n_examples)
-    rate = -np.log(0.05) / n_examples if rate is None else rate
+    rate = -math.log(0.05) / n_examples if rate is None else rate
     if not 0 < rate < np.inf:
         raise ValueError(f"rate is {rate}; a number above 0 is needed")
     inside = -np.expm1(-rate * n_examples)
