@@ -222,6 +222,8 @@ class Verify:
         store: its folder.
         retrain: also train a prefix again from what is left of the examples, and compare bits.
         prefix: which one: shard, order, number of stages; by default the longest that is served.
+        head: a checksum from `status --json` that the ledger must still have: nothing before it was
+            cut off.
         data_dir: see `train`.
         json: also write what was checked to this file.
     """
@@ -229,6 +231,7 @@ class Verify:
     store: Store
     retrain: bool = False
     prefix: tuple[int, int, int] | None = None
+    head: str | None = None
     data_dir: Path | None = None
     json: Json = None
 
@@ -239,7 +242,7 @@ class Verify:
             raise ValueError("prefix is given without retrain; it says what to train again")
         if self.retrain:
             examples = job.material(job.settings_of(service), self.data_dir).examples
-        found = service.verify(examples, self.prefix)
+        found = service.verify(examples, self.prefix, head=self.head)
         console.print(
             f"{found['entries']} entries of the ledger and {found['orders']} orders are whole"
         )
@@ -306,8 +309,10 @@ def main(argv: list[str]) -> int:
     verb = tyro.cli(VERBS[argv[0]], args=argv[1:], prog=f"jaxunlearn exact {argv[0]}")
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
-        if verb.json is not None and verb.json.is_dir():
-            raise ValueError(f"json is {str(verb.json)!r}; a file is needed")
+        if verb.json is not None and (
+            verb.json.is_dir() or not verb.json.absolute().parent.is_dir()
+        ):
+            raise ValueError(f"json is {str(verb.json)!r}; a file in an existing folder is needed")
         found = verb.run(console)
         if verb.json is not None:
             with replacing(verb.json) as file:

@@ -56,8 +56,11 @@ def follow(score: Score, outputs: np.ndarray, targets: Any, orders: np.ndarray, 
             f"outputs have shape {list(outputs.shape)}; orders {list(orders.shape)} need "
             f"[{m}, at least {budget}, {n_slices}, n, ...]"
         )
-    if np.ndim(hits) != 2:
-        raise ValueError(f"hits have shape {list(np.shape(hits))}; [streams, requests] is needed")
+    hits = np.asarray(hits)
+    if hits.ndim != 2:
+        raise ValueError(f"hits have shape {list(hits.shape)}; [streams, requests] is needed")
+    if hits.size and not 0 <= hits.min() <= hits.max() < m * n_slices:
+        raise ValueError(f"hits are {hits.min()} to {hits.max()}; 0 to {m * n_slices - 1} only")
     left = simulation.depths(orders, jnp.asarray(hits))
     whole = jnp.full((left.shape[0], 1, m, budget), n_slices, left.dtype)
     found = _follow(score, jnp.asarray(outputs), targets, jnp.concatenate([whole, left], axis=1))

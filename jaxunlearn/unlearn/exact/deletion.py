@@ -81,11 +81,16 @@ def combine(outputs: np.ndarray, alive: np.ndarray) -> np.ndarray:
     """The mean of outputs [m, ...] over living shards (bool [m]).
 
     Raises:
-        ValueError: no shard is alive: there is nothing that may answer.
+        ValueError: another shape, or no shard is alive: there is nothing that may answer.
     """
-    if not np.any(alive):
+    outputs, alive = np.asarray(outputs), np.asarray(alive, bool)
+    if alive.shape != outputs.shape[:1]:
+        raise ValueError(
+            f"alive has shape {list(alive.shape)}; outputs {list(outputs.shape)} need one a shard"
+        )
+    if not alive.any():
         raise ValueError("no shard is alive: the ensemble must be trained again")
-    return np.mean(np.asarray(outputs)[np.asarray(alive)], axis=0)
+    return np.mean(outputs[alive], axis=0)
 
 
 def needs_retraining(

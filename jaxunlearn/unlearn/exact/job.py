@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxunlearn import data
-from jaxunlearn.core import records
+from jaxunlearn.core import records, tree
 from jaxunlearn.core.keys import fold
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn import decoder, vit
@@ -22,7 +22,7 @@ from jaxunlearn.unlearn.exact.plan import Plan, Recipe
 from jaxunlearn.unlearn.exact.plan import make as make_plan
 from jaxunlearn.unlearn.exact.pretraining import Pretraining, pretrain
 from jaxunlearn.unlearn.exact.service import Service, create
-from jaxunlearn.unlearn.exact.store import Config
+from jaxunlearn.unlearn.exact.store import Config, check_new, digest_of
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
 
@@ -170,8 +170,10 @@ def open_or_create(
         return service
     largest = max(collections.Counter(own.groups).values())
     plan = plan_of(settings, own.config, len(own.ids), largest)
+    check_new(folder, plan, own.config, own.ids, own.groups)
     kept = folder.with_name(f"{folder.name}.base")
-    base = _base(settings, own, kept, progress)
+    # Of these very settings and images: another base may have learned what this store holds.
+    base = _base(settings, own, kept / digest_of([record, tree.digest(own.public or {})])[:16], progress)
     service = create(
         folder, plan, own.config, base, own.ids, groups=own.groups, source=record, who=who
     )

@@ -3,7 +3,8 @@
 A file of JSON lines. Every entry holds the checksum of the one before and its own, so that a change
 anywhere is found and named. Writers hold an exclusive lock and readers a shared one, so that nobody
 sees a line before it is on disk. What a writer that was killed left behind of a line is cut off by
-the next one.
+the next one. Whole entries cut off at the end cannot be told from entries that never were: who must
+know keeps the head elsewhere, and asks whether the ledger `knows` it.
 """
 
 import contextlib
@@ -64,6 +65,10 @@ class Ledger:
         """The checksum of the last entry read."""
         return self.entries[-1].checksum if self.entries else _START
 
+    def knows(self, head: str) -> bool:
+        """Whether it has an entry with this checksum."""
+        return any(entry.checksum == head for entry in self.entries)
+
     def refresh(self) -> list[Entry]:
         """Reads what was added since the last look, and returns it; checks the chain.
 
@@ -88,7 +93,7 @@ class Ledger:
         """
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
         entry = _signed(Entry(len(self.entries), now, who, what, data, self.head, ""))
-        line = (json.dumps(dataclasses.asdict(entry), ensure_ascii=False) + "\n").encode()
+        line = _written(entry) + b"\n"
         with self.path.open("r+b" if self.path.exists() else "w+b", buffering=0) as file:
             try:
                 file.truncate(self._end)  # what a killed writer left
@@ -154,7 +159,7 @@ class Ledger:
 
     def _check_known_end(self, file: Any) -> None:
         last = self.entries[-1]
-        line = (json.dumps(dataclasses.asdict(last), ensure_ascii=False) + "\n").encode()
+        line = _written(last) + b"\n"
         file.seek(self._end - len(line))
         if file.read(len(line)) != line:
             raise DamagedError(f"{self.path} is damaged: entry {last.number} was changed")
@@ -164,7 +169,7 @@ class Ledger:
         where = f"{self.path} is damaged: entry {number}, at byte {self._end},"
         if entry is None:
             raise DamagedError(f"{where} is no entry")
-        if _signed(entry).checksum != entry.checksum:
+        if _signed(entry).checksum != entry.checksum or _written(entry) != line:
             raise DamagedError(f"{where} has another checksum than its contents")
         if entry.number != number or entry.before != self.head:
             raise DamagedError(f"{where} does not follow the entry before it")
@@ -176,6 +181,10 @@ def _signed(entry: Entry) -> Entry:
     del fields["checksum"]
     text = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return dataclasses.replace(entry, checksum=hashlib.sha256(text.encode()).hexdigest())
+
+
+def _written(entry: Entry) -> bytes:
+    return json.dumps(dataclasses.asdict(entry), ensure_ascii=False).encode()
 
 
 def _entry_of(line: bytes) -> Entry | None:

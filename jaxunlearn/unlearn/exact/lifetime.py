@@ -1,12 +1,13 @@
 """How long exact unlearning lasts until everything must be trained again (S3T, section 3.5).
 
 A shard is dead once every slice that comes first in one of its orders has been deleted from; the
-system is, once all shards are. Requests hit slices at random and may hit one twice. `Distribution`s
-are exact: no slice is assumed to be independent of another.
+system is, once all shards are. Requests hit slices at random and may hit one twice. `Lifetime`s and
+`retention` are exact: no slice is assumed to be independent of another.
 """
 
 import dataclasses
 import math
+import operator
 
 import numpy as np
 from scipy import integrate
@@ -70,16 +71,19 @@ def lifetime(orders: np.ndarray, prior: np.ndarray | None = None) -> Lifetime:
     if (rates == 0).any():
         return Lifetime(math.inf, math.nan)
 
+    least = float(rates.min())  # the unit of time: rates may differ by many magnitudes
+    rates = rates / least
+
     def survival(time: float) -> float:
         return -math.expm1(float(np.sum(np.log(-np.expm1(-rates * time))))) if time else 1.0
 
-    # The logarithm of the time is what is integrated over: rates may differ by many magnitudes.
+    # For the same reason the logarithm of the time is what is integrated over.
     spread = (math.log(1e-12 / rates.sum()), math.log(800 / rates.min()))
     moment = lambda power: integrate.quad(  # noqa: E731
         lambda u: math.exp(power * u) * survival(math.exp(u)), *spread, limit=500, epsabs=0
     )[0]
     mean, second = moment(1), 2 * moment(2)
-    return Lifetime(mean, math.sqrt(max(0.0, second - mean**2 - mean)))
+    return Lifetime(mean / least, math.sqrt(max(0.0, second - mean**2 - mean * least)) / least)
 
 
 def retention(n_slices: int, orders: np.ndarray, keep: int, requests: int) -> float:
@@ -95,6 +99,8 @@ def retention(n_slices: int, orders: np.ndarray, keep: int, requests: int) -> fl
         ValueError: orders that are no permutations, a number out of range, or so many different
             prefixes that there are more than 2^20 unions of them.
     """
+    # Python's integers: NumPy's would overflow below.
+    n_slices, keep, requests = map(operator.index, (n_slices, keep, requests))
     orders = orders_.check(orders, n_slices)
     if not 0 <= keep <= n_slices:
         raise ValueError(f"keep is {keep}; 0 to {n_slices} are allowed")
@@ -124,6 +130,8 @@ def retention_if_independent(n_slices: int, budget: int, keep: int, requests: in
     Raises:
         ValueError: a number out of range.
     """
+    sizes = (n_slices, budget, keep, requests)
+    n_slices, budget, keep, requests = map(operator.index, sizes)
     if not 0 <= keep <= n_slices:
         raise ValueError(f"keep is {keep}; 0 to {n_slices} are allowed")
     if budget < 1 or requests < 0:

@@ -17,7 +17,8 @@ def cyclic(n_slices: int, budget: int) -> np.ndarray:
 
     Up to L orders are rotations of 0 .. L-1: no two have a slice at the same position. Beyond, the
     rotations of what follows the first slice are added, then of what follows the first two, and so
-    on; every slice comes first equally often, or once more.
+    on; every slice comes first equally often, or once more. A smaller budget has the first of these
+    orders, so that a larger one never keeps less.
 
     Args:
         n_slices: L.
@@ -29,22 +30,16 @@ def cyclic(n_slices: int, budget: int) -> np.ndarray:
     _check(n_slices, budget)
     found = [tuple(range(n_slices))]
     for kept in range(n_slices):
-        n_children = n_slices - kept
-        if len(found) * n_children >= budget:
-            return np.array(_expand(found, kept, budget), np.int64).reshape(budget, n_slices)
-        found = _expand(found, kept, len(found) * n_children)
-    raise AssertionError("unreachable: all permutations have been listed")
-
-
-def _expand(parents: list[tuple[int, ...]], kept: int, budget: int) -> list[tuple[int, ...]]:
-    """So many orders: of each parent the first rotations of what follows its first `kept`."""
-    n, found = len(parents), []
-    for i, parent in enumerate(parents):
-        head, tail = parent[:kept], parent[kept:]
-        # Evenly spread, and so evenly over the first slices, by which the parents are grouped.
-        n_own = (i + 1) * budget // n - i * budget // n
-        found += [head + tail[len(tail) - j :] + tail[: len(tail) - j] for j in range(n_own)]
-    return found
+        # Parent by parent and not rotation by rotation: their first slices take turns, and so are
+        # evenly used at any budget.
+        parents = list(found)
+        for by in range(1, n_slices - kept):
+            for parent in parents:
+                if len(found) == budget:
+                    break
+                head, tail = parent[:kept], parent[kept:]
+                found.append(head + tail[-by:] + tail[:-by])
+    return np.array(found, np.int64).reshape(budget, n_slices)
 
 
 def matching(prior: Sequence[float] | np.ndarray, budget: int, *, horizon: float) -> np.ndarray:
@@ -71,12 +66,17 @@ def matching(prior: Sequence[float] | np.ndarray, budget: int, *, horizon: float
     orders = np.arange(n_slices)[:, None]
     for _ in range(1, n_slices):
         left = _log_survival(prior[orders].sum(1)[:, None] + prior[None, :])
+        left[np.arange(n_slices)[:, None], orders] = -np.inf  # a slice that is there already
         # Only what is added to the score depends on the choice; its largest value is made 1.
-        gain = np.exp(horizon * (left - left.max()))
+        gain = np.exp(horizon * (left - left.max())) if horizon else np.isfinite(left) * 1.0
+        # Of assignments that are equally good that one in which better orders gain more.
+        place = np.argsort(np.argsort(_log_scores(orders, prior, horizon), kind="stable"))
+        gain *= 1 + 1e-12 * place[:, None]
         gain[np.arange(n_slices)[:, None], orders] = -np.inf
         _, chosen = linear_sum_assignment(gain, maximize=True)
         orders = np.concatenate([orders, chosen[:, None]], axis=1)
-    best = np.argsort(-_log_scores(orders, prior, horizon), kind="stable")
+    # Scores that differ by roundings alone are equal.
+    best = np.argsort(-np.round(_log_scores(orders, prior, horizon), 12), kind="stable")
     return orders[best[:budget]]
 
 
@@ -92,6 +92,8 @@ def conditional(
 ) -> np.ndarray:
     """Orders drawn slice by slice, in proportion to 1 - p among those that are left (App. B.2).
 
+    If a thousand draws in a row give nothing new, the rest is drawn evenly.
+
     Raises:
         ValueError: a budget outside 1 to L!, or a prior that is none or leaves one slice only.
     """
@@ -99,8 +101,8 @@ def conditional(
     _check(len(weight), budget)
     if len(weight) > 1 and (weight <= 0).any():
         raise ValueError("conditional: prior has a slice of probability 1; it would never be drawn")
-    keys = lambda: np.argsort(rng.exponential(size=len(weight)) / weight)  # noqa: E731
-    return _distinct(keys, budget)
+    draw = lambda: np.argsort(rng.exponential(size=len(weight)) / weight)  # noqa: E731
+    return _distinct(draw, budget, lambda: rng.permutation(len(weight)))
 
 
 def random(n_slices: int, budget: int, rng: np.random.Generator) -> np.ndarray:
@@ -110,7 +112,8 @@ def random(n_slices: int, budget: int, rng: np.random.Generator) -> np.ndarray:
         ValueError: a budget outside 1 to L!.
     """
     _check(n_slices, budget)
-    return _distinct(lambda: rng.permutation(n_slices), budget)
+    draw = lambda: rng.permutation(n_slices)  # noqa: E731
+    return _distinct(draw, budget, draw)
 
 
 def diversity(orders: np.ndarray) -> float:
@@ -144,10 +147,13 @@ def check(orders: np.ndarray, n_slices: int | None = None) -> np.ndarray:
     return orders.astype(np.int64)
 
 
-def _distinct(draw, budget: int) -> np.ndarray:
+def _distinct(draw, budget: int, otherwise) -> np.ndarray:
     found: dict[tuple[int, ...], None] = {}
+    in_vain = 0
     while len(found) < budget:
-        found[tuple(draw().tolist())] = None
+        n = len(found)
+        found[tuple((draw if in_vain < 1000 else otherwise)().tolist())] = None
+        in_vain = 0 if len(found) > n and in_vain < 1000 else in_vain + 1
     return np.array(list(found), np.int64)
 
 

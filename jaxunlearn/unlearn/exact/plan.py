@@ -17,7 +17,9 @@ Prefix = tuple[int, tuple[int, ...]]  # a shard, and the first slices of one of 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How one stage trains; defaults are those of S3T for ViT-base (official code).
+    """How one stage trains; defaults are those of S3T for ViT-base (official code), dropout apart.
+
+    There is no dropout and no augmentation, so that what lies below a stage can be cached.
 
     Attributes:
         rank: of the adapters.
@@ -35,8 +37,9 @@ class Recipe:
 
     def __post_init__(self):
         for name in ("rank", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value}; a whole number of at least 1 is needed")
         for name in ("alpha", "learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")

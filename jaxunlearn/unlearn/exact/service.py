@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -94,23 +95,21 @@ class Service:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.files = Files(folder)
-        self.folder, self.plan, self.network = (
-            self.files.folder,
-            self.files.plan,
-            self.files.network,
-        )
+        self.folder = Path(folder)
+        if not (self.folder / "ledger.jsonl").exists():
+            raise ValueError(f"folder is {str(folder)!r}, which holds no store")
         self.ledger = Ledger(self.folder / "ledger.jsonl")
+        if not self.ledger.refresh():
+            raise DamagedError(f"{self.ledger.path} is damaged: it has no whole entry")
+        self.files = Files(self.folder, self.ledger.entries[0].data["plan"])
+        self.plan, self.network = self.files.plan, self.files.network
         self.deleted: dict[str, int] = {}
         self._hit: dict[int, int] = {}  # by place, the last entry that deleted from it
         self._generations: dict[tuple[int, int], tuple[int, int, str]] = {}
         self._applied = 0  # entries
         self._base: Tree | None = None
         self._served: tuple[Any, Tree] | None = None  # what it is, and on the device
-        self.refresh()
-        if not self.ledger.entries:
-            raise DamagedError(f"{self.ledger.path} is damaged: it has no whole entry")
-        self.files.check_plan(self.ledger.entries[0].data["plan"])
+        self._apply_new()
 
     # State
 
@@ -193,11 +192,15 @@ class Service:
 
         Repeating a deletion is no error and changes nothing.
 
+        Returns:
+            What became of every id, in their order.
+
         Raises:
             ValueError: an id that is malformed or unknown; then none of them is deleted.
             OSError: the ledger cannot be written, as on a full disk; nothing is deleted.
         """
-        wanted = list(dict.fromkeys(ids))
+        asked = list(ids)
+        wanted = list(dict.fromkeys(asked))
         for name in wanted:
             check_id(name)
             if name not in self.files.ids:
@@ -221,9 +224,9 @@ class Service:
                 name,
                 *divmod(int(self.files.places[self.files.ids[name]]), self.plan.n_slices),
                 self.deleted[name],
-                name not in fresh,
+                name not in fresh or name in asked[:i],
             )
-            for name in wanted
+            for i, name in enumerate(asked)
         ]
 
     # Training
@@ -264,6 +267,8 @@ class Service:
 
     def _train(self, examples, what, who, mesh, progress, below=None) -> list[tuple[int, int]]:
         self.files.check_examples(examples)
+        if below is not None and not 1 <= below <= self.plan.n_slices:
+            raise ValueError(f"below is {below}; 1 to {self.plan.n_slices} are allowed")
         with (self.folder / "training.lock").open("wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -327,13 +332,19 @@ class Service:
         return known
 
     def verify(
-        self, examples: Examples | None = None, prefix: tuple[int, int, int] | None = None
+        self,
+        examples: Examples | None = None,
+        prefix: tuple[int, int, int] | None = None,
+        *,
+        head: str | None = None,
     ) -> dict[str, Any]:
         """Checks the chain and every file; with examples retrains a prefix and compares bits.
 
         Args:
             examples: see `train`; those that the store trained on. What was deleted is not read.
             prefix: shard, order, and number of stages; by default the longest that is served.
+            head: a checksum that `status` gave once, and that the ledger must know: it shows that
+                nothing up to there was cut off.
 
         Returns:
             What was checked.
@@ -343,17 +354,28 @@ class Service:
             ValueError: a prefix that does not exist, or was trained on examples that were deleted
                 since.
         """
+        if examples is not None:
+            self.files.check_examples(examples)
+        while True:
+            self.refresh()
+            try:
+                return self._verify(examples, prefix, head)
+            except DamagedError:  # unless a repair has put other generations in their place
+                if not self.ledger.refresh():
+                    raise
+                self._apply_new()
+
+    def _verify(self, examples, prefix, head) -> dict[str, Any]:
         ledger = Ledger(self.ledger.path)  # from the first entry on
         entries = ledger.refresh()
-        self.refresh()
-        self.files.check_plan(entries[0].data["plan"])
-        self.files.base()
+        if head is not None and not ledger.knows(head):
+            raise DamagedError(f"{ledger.path} has no entry with the checksum {head}")
+        self.files.check()
         for (a, b), (generation, _, digest) in self._generations.items():
             self.files.read_order(a, b, generation, digest)
         found = {"entries": len(entries), "orders": len(self._generations), "prefix": None}
         if examples is None:
             return found
-        self.files.check_examples(examples)
         prefix = self._checked_prefix(prefix)
         self._retrain(examples, *prefix)
         return found | {"prefix": list(prefix)}
@@ -378,9 +400,8 @@ class Service:
         generation, seen, _ = self._generations[a, b]
         gone = [name for name, entry in self.deleted.items() if entry <= seen]
         whole = self.plan.orders[a][b][:depth]
-        slices = self._slices(examples, gone)
+        stored, slices = self._order(a, b), self._slices(examples, gone)
         trained = training.train(self.network, self.base, self.plan, slices, only=[(a, whole)])
-        stored = self._order(a, b)
         for level in range(1, depth + 1):
             own, kept = trained[a, whole[:level]], training.stage_of(self.plan, stored, level)
             if tree.digest(own) != tree.digest(kept):
@@ -411,9 +432,11 @@ class Service:
             ValueError: no shard is alive, or inputs of another shape.
             DamagedError: the ledger or a file that is needed is damaged.
         """
-        examples = {"x": x, **rest}
-        self.files.check_inputs(examples)
-        found = []
+        self.files.check_inputs(x)
+        if len(x) < 1 or batch < 1:
+            raise ValueError(f"x has {len(x)} rows and batch is {batch}; at least 1 are needed")
+        examples, found = {"x": x, **rest}, []
+        batch = min(batch, 1 << (len(x) - 1).bit_length())  # few rows are not filled up to many
         for at in range(0, len(x), batch):
             part = {name: np.asarray(leaf)[at : at + batch] for name, leaf in examples.items()}
             own, alive = self._now_served()

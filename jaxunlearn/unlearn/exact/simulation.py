@@ -5,6 +5,7 @@ its last shard dies, those of one shard to know how many stages of each order ar
 """
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ def simulate(
         prior: [m, L], the probability that a request hits each slice, sum 1 over all; uniform if
             None. Kept to 2^-24.
         n_streams: how many.
-        key: a typed key.
+        key: a key, typed or raw.
         mesh: devices that share the streams; the counts do not depend on it.
 
     Returns:
@@ -47,8 +48,11 @@ def simulate(
             slice that comes first is never hit: its shard would live for ever.
     """
     orders, rates = checked(orders, prior)
+    n_streams = operator.index(n_streams)
     if n_streams < 1:
         raise ValueError(f"n_streams is {n_streams}; it must be at least 1")
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
     needed = firsts(orders)
     if (rates[needed] < 2.0**-24).any():
         raise ValueError(

@@ -54,23 +54,19 @@ def lay_out(
     who: str = "",
 ) -> None:
     """Writes the files of a new store; see `service.create`."""
-    folder = Path(folder)
-    training.check_layers(network_of(config), plan)
-    ids = list(ids)
+    folder, ids = Path(folder), list(ids)
     groups = ids if groups is None else list(groups)
-    _check_ids(ids, groups)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"folder {folder} holds something already; choose another")
-    places = np.array([place_of(plan, group) for group in groups])
-    training.arrange(plan, {"y": np.zeros(len(ids))}, places)  # raises if a slice is too full
+    check_new(folder, plan, config, ids, groups)
     # Under another name first: after a kill there is a whole store, or none.
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
+    stored = checkpoint.store_shared(new / "base", base)
     record = {
         "plan": dataclasses.asdict(plan),
         "network": {"kind": _KINDS[type(config)]} | dataclasses.asdict(config),
-        "base": checkpoint.store_shared(new / "base", base),
+        "base": stored,
+        "base_file": _file_digest(new / "base" / f"{stored}.npz"),
         "examples": _write_json(new / "examples.json", {"ids": ids, "groups": groups}),
         "source": source,
     }
@@ -80,6 +76,16 @@ def lay_out(
         ledger.append("plan", {"plan": digest, "examples": len(ids)}, who)
     new.replace(folder)
     checkpoint.sync_folder(folder.absolute().parent)
+
+
+def check_new(folder: Path, plan: Plan, config: Config, ids: list[str], groups: list[str]) -> None:
+    """Raises a ValueError where `lay_out` cannot make a store."""
+    training.check_layers(network_of(config), plan)
+    _check_ids(ids, groups)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"folder {folder} is a file or holds something already; choose another")
+    places = np.array([place_of(plan, group) for group in groups])
+    training.arrange(plan, {"y": np.zeros(len(ids))}, places)  # raises if a slice is too full
 
 
 class Files:
@@ -96,16 +102,13 @@ class Files:
         source: see `create`.
 
     Raises:
-        ValueError: there is no store.
         DamagedError: a file is not what it was; it is named.
     """
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
-        if not (self.folder / "ledger.jsonl").exists():
-            raise ValueError(f"folder is {str(folder)!r}, which holds no store")
-        record = _read_json(self.folder / "plan.json", None)
-        self.digest = digest_of(record)
+    def __init__(self, folder: Path, digest: str):
+        """Reads a store's plan, whose file has this hash, and all else that it names."""
+        self.folder, self.digest = folder, digest
+        record = _read_json(self.folder / "plan.json", digest)
         orders = tuple(tuple(map(tuple, own)) for own in record["plan"]["orders"])
         recipe = Recipe(**record["plan"]["recipe"])
         self.plan = Plan(**record["plan"] | {"orders": orders, "recipe": recipe})
@@ -116,17 +119,22 @@ class Files:
         self.groups: list[str] = examples["groups"]
         self.places = np.array([place_of(self.plan, group) for group in self.groups])
         self.source = record["source"]
-        self._base = record["base"]
+        self._base, self._base_file = record["base"], record["base_file"]
         self._orders = BlockStore(self.folder / "orders")
 
-    def check_plan(self, digest: str) -> None:
-        """Raises a DamagedError if the plan is another one than the ledger's first entry says."""
-        if self.digest != digest:
-            raise DamagedError(f"{self.folder / 'plan.json'} is not the plan of the ledger")
+    def check(self) -> None:
+        """Reads the plan, the examples' names and the base again; raises a DamagedError."""
+        Files(self.folder, self.digest)
+        file = self.folder / "base" / f"{self._base}.npz"
+        if not file.exists() or _file_digest(file) != self._base_file:
+            raise DamagedError(f"{file} is damaged: it is not what the plan says")
 
     def base(self) -> Tree:
         """The frozen base, checked against its hash."""
-        return checkpoint.load_shared(self.folder / "base", self._base)
+        try:
+            return checkpoint.load_shared(self.folder / "base", self._base)
+        except FileNotFoundError as error:
+            raise DamagedError(f"{error.filename} is not there") from error
 
     def write_order(self, shard: int, order: int, generation: int, weights: Any) -> str:
         """Writes one generation of an order; returns the hash of its file."""
@@ -138,11 +146,12 @@ class Files:
         """Reads one generation of an order; raises a DamagedError if it has another hash."""
         number = self._number(shard, order, generation)
         file = self._orders.file(number)
-        if not file.exists():
-            raise DamagedError(f"{file} is not there")
-        if _file_digest(file) != digest:
-            raise DamagedError(f"{file} is damaged: it is not what the ledger says")
-        return self._orders.read(number)
+        try:
+            if _file_digest(file) != digest:
+                raise DamagedError(f"{file} is damaged: it is not what the ledger says")
+            return self._orders.read(number)
+        except FileNotFoundError as error:
+            raise DamagedError(f"{file} is not there") from error
 
     def sweep(self, current: Iterable[tuple[int, int, int]]) -> None:
         """Removes all files of orders but the current generations, and what killed runs left.
@@ -161,23 +170,29 @@ class Files:
 
     def check_examples(self, examples: dict[str, Any]) -> None:
         """Raises a ValueError unless there is a row of every array for every id."""
-        self.check_inputs(examples)
         for name in ("x", *self.network.arrays):
             n = len(examples[name]) if name in examples else "no"
             if n != len(self.ids):
                 raise ValueError(f"examples have {n} rows of {name}; the store has {len(self.ids)}")
-
-    def check_inputs(self, examples: dict[str, Any]) -> None:
-        """Raises a ValueError if `x` is nothing that the network reads."""
-        shape = np.shape(examples["x"])
+        self.check_inputs(examples["x"])
         if isinstance(self.config, vit.Config):
-            if shape[1:] != self.config.image or len(shape) != 4:
+            labels, n_classes = np.asarray(examples["y"]), self.config.n_classes
+            if labels.ndim != 1 or not 0 <= labels.min() <= labels.max() < n_classes:
+                raise ValueError(
+                    f"y has shape {list(labels.shape)} and values {labels.min()} to "
+                    f"{labels.max()}; [n] with 0 to {n_classes - 1} is needed"
+                )
+
+    def check_inputs(self, x: Any) -> None:
+        """Raises a ValueError if `x` is nothing that the network reads."""
+        shape, kind = np.shape(x), np.asarray(x).dtype.kind
+        found = f"x is {np.asarray(x).dtype}{list(shape)}"
+        if isinstance(self.config, vit.Config):
+            if shape[1:] != self.config.image or len(shape) != 4 or kind != "f":
                 image = ", ".join(map(str, self.config.image))
-                raise ValueError(f"x has shape {list(shape)}; [n, {image}] is needed")
-        elif len(shape) != 2 or shape[1] > self.config.context:
-            raise ValueError(
-                f"x has shape {list(shape)}; [n, at most {self.config.context}] is needed"
-            )
+                raise ValueError(f"{found}; floats [n, {image}] are needed")
+        elif len(shape) != 2 or shape[1] > self.config.context or kind not in "iu":
+            raise ValueError(f"{found}; integers [n, at most {self.config.context}] are needed")
 
     def _number(self, shard: int, order: int, generation: int) -> int:
         per_generation = self.plan.n_shards * self.plan.budget
@@ -226,17 +241,17 @@ def _file_digest(file: Path) -> str:
 
 
 def _write_json(path: Path, value: Any) -> str:
-    """Writes a file; returns the hash of what it says."""
+    """Writes a file; returns its hash."""
     with checkpoint.replacing(path) as file:
         file.write(json.dumps(value).encode())
-    return digest_of(json.loads(json.dumps(value)))
+    return _file_digest(path)
 
 
-def _read_json(path: Path, digest: str | None) -> Any:
+def _read_json(path: Path, digest: str) -> Any:
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise DamagedError(f"{path} is damaged ({error})") from error
-    if digest is not None and digest_of(value) != digest:
-        raise DamagedError(f"{path} is damaged (its contents have another hash)")
-    return value
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DamagedError(f"{path} is damaged (it has another hash)")
+    return json.loads(content)

@@ -89,7 +89,7 @@ def test_padding_of_a_language_model_is_not_learned():
 
 def test_inputs_that_do_not_fit(store):
     data = examples()
-    with pytest.raises(ValueError, match=r"x has shape \[2, 13\]; \[n, at most 12\] is needed"):
+    with pytest.raises(ValueError, match=r"x is int32\[2, 13\]; integers \[n, at most 12\]"):
         store.predict(np.zeros((2, 13), np.int32), where=data["where"], labels=data["labels"])
     with pytest.raises(ValueError, match="examples have no rows of labels"):
         store.repair({"x": data["x"], "where": data["where"]})

@@ -110,7 +110,11 @@ def test_verify_finds_other_data(store):
 
 def test_any_changed_byte_is_found_and_named(store):
     store.delete([of_place(0)[0]])
-    for file in [store.folder / "ledger.jsonl", *(store.folder / "orders").iterdir()]:
+    names = ("ledger.jsonl", "plan.json", "examples.json")
+    folders = ("orders", "base")
+    files = [store.folder / name for name in names]
+    files += [file for name in folders for file in (store.folder / name).iterdir()]
+    for file in files:
         whole = file.read_bytes()
         for at in np.linspace(0, len(whole) - 1, 12).astype(int):
             file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
@@ -118,6 +122,16 @@ def test_any_changed_byte_is_found_and_named(store):
                 service.Service(store.folder).verify()
         file.write_bytes(whole)
     service.Service(store.folder).verify()
+
+
+def test_what_was_cut_off_is_known_by_a_head_kept_elsewhere(store):
+    store.delete([of_place(0)[0]])
+    head, file = store.status()["head"], store.folder / "ledger.jsonl"
+    assert store.verify(head=head)["entries"] == 3
+    *whole, _ = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(whole))
+    with pytest.raises(DamagedError, match="no entry with the checksum"):
+        service.Service(store.folder).verify(head=head)
 
 
 def test_a_torn_line_was_never_acknowledged(store):
@@ -164,6 +178,29 @@ def test_bad_ids_delete_nothing(store, ids, message):
     with pytest.raises(ValueError, match=message):
         store.delete(ids)
     assert store.status()["deleted"] == 0
+
+
+def test_every_request_has_its_answer_in_order(store):
+    first, second = of_place(0)[:2]
+    found = store.delete([first, second, first])
+    assert [o.example for o in found] == [first, second, first]
+    assert [o.repeated for o in found] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.predict(EXAMPLES["x"].astype(np.uint8)), "x is uint8"),
+        (lambda s: s.predict(EXAMPLES["x"][:0]), "x has 0 rows"),
+        (lambda s: s.predict(EXAMPLES["x"], batch=0), "batch is 0"),
+        (lambda s: s.repair(EXAMPLES, below=3), "below is 3; 1 to 2"),
+        (lambda s: s.repair({"y": EXAMPLES["y"]}), "no rows of x"),
+        (lambda s: s.repair(EXAMPLES | {"y": EXAMPLES["y"] + 1}), "values 1 to 2"),
+    ],
+)
+def test_inputs_that_do_not_fit(store, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(store)
 
 
 def test_stores_that_cannot_be_made(tmp_path):
