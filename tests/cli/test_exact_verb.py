@@ -1,5 +1,6 @@
 """`jaxunlearn exact` as a user types it."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -158,3 +159,30 @@ def test_a_language_model_forgets_a_group(tmp_path, capsys):
     assert read(tmp_path, "verify", store, "--retrain")["prefix"] == [0, 0, 2]
     run("predict", store, code=2)
     assert "predict answers to images" in capsys.readouterr().err
+
+
+def test_another_base_does_not_go_on_from_the_one_that_was_interrupted(tmp_path, monkeypatch):
+    """It may have learned examples that the new store holds."""
+    from jaxunlearn.unlearn.exact import job, pretraining
+
+    monkeypatch.setattr(pretraining, "_SECONDS", 0)
+    settings = job.Settings(
+        n_train=200, n_val=50, sizes=job.Sizes(width=16, layers=4, heads=2, mlp_width=16)
+    )
+    folder, seen = tmp_path / "store", []
+
+    def begin(seed, stop_at):
+        own = dataclasses.replace(settings, seed=seed)
+
+        def progress(phase, done, total):
+            seen.append(done)
+            if done >= stop_at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            job.open_or_create(folder, own, job.material(own), progress=progress)
+        return [seen.pop(0) for _ in range(len(seen))]
+
+    assert begin(seed=0, stop_at=10)[0] == 1
+    assert begin(seed=0, stop_at=12)[0] > 8  # goes on
+    assert begin(seed=1, stop_at=3)[0] == 1  # begins anew

@@ -74,3 +74,13 @@ def test_triggers():
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match=r"deleted \[4\]; \[m, B, L\] and \[m, L\]"):
         deletion.surviving(orders.cyclic(4, 2)[None], np.zeros(4, bool))
+
+
+def test_integers_of_any_kind_and_masks_of_any_kind():
+    table = orders.cyclic(4, 4)
+    want = deletion.retention(4, table, 2, 32)
+    assert deletion.retention(np.int64(4), table, np.int64(2), np.int64(32)) == want > 0
+    assert isinstance(deletion.retention(4, table, 2, np.int32(20)), float)
+    np.testing.assert_array_equal(deletion.combine(np.array([[1.0], [100.0]]), [1, 0]), [1.0])
+    with pytest.raises(ValueError, match="alive has shape"):
+        deletion.combine(np.zeros((2, 3)), [True])

@@ -109,3 +109,27 @@ def test_random_orders_are_distinct_and_conditional_ones_avoid_likely_slices():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("n_slices", range(1, 6))
+def test_a_larger_budget_adds_orders_and_uses_first_slices_evenly(n_slices):
+    whole = orders.cyclic(n_slices, math.factorial(n_slices))
+    assert len({tuple(order) for order in whole.tolist()}) == len(whole)
+    for budget in range(1, len(whole) + 1):
+        found = orders.cyclic(n_slices, budget)
+        np.testing.assert_array_equal(found, whole[:budget])
+        firsts = np.bincount(found[:, 0], minlength=n_slices)
+        assert firsts.max() - firsts.min() <= 1
+
+
+def test_orders_that_are_hardly_ever_drawn_are_found():
+    found = orders.conditional([1 - 2e-9, 1e-9, 1e-9], 6, np.random.default_rng(0))
+    assert len({tuple(order) for order in found.tolist()}) == 6
+
+
+def test_equally_good_orders_come_by_their_first_slice():
+    found = orders.matching(np.array([3, 4, 6, 3]) / 16, 4, horizon=1)
+    scores = orders.score(found, np.array([3, 4, 6, 3]) / 16, horizon=1)
+    for i in range(3):
+        later = scores[i] > scores[i + 1] + 1e-9
+        assert later or found[i, 0] < found[i + 1, 0]
