@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxunlearn import __version__, _exact_verb, plots
-from jaxunlearn._console import FAILED, INTERRUPTED, OK, Bar, error
+from jaxunlearn._console import FAILED, INTERRUPTED, OK, USAGE, Bar, error
 from jaxunlearn.attribution import members
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import replacing
@@ -37,6 +37,8 @@ from jaxunlearn.unlearn._path_report import paths_table
 from jaxunlearn.unlearn._run_folder import RunFolder, versions
 from jaxunlearn.unlearn.comparison import NonFiniteError
 from jaxunlearn.unlearn.report import lds_table, table
+
+__all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "main"]
 
 # One group of options per method that has settings: --scrub.learning-rate and so on.
 _MethodSettings = dataclasses.make_dataclass(

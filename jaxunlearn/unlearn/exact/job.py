@@ -173,7 +173,9 @@ def open_or_create(
     check_new(folder, plan, own.config, own.ids, own.groups)
     kept = folder.with_name(f"{folder.name}.base")
     # Of these very settings and images: another base may have learned what this store holds.
-    base = _base(settings, own, kept / digest_of([record, tree.digest(own.public or {})])[:16], progress)
+    base = _base(
+        settings, own, kept / digest_of([record, tree.digest(own.public or {})])[:16], progress
+    )
     service = create(
         folder, plan, own.config, base, own.ids, groups=own.groups, source=record, who=who
     )
