@@ -19,7 +19,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -203,15 +203,24 @@ class Status:
 
     Attributes:
         store: its folder.
+        trigger: when to train again: if "all" shards, or "any", have no order of `depth` stages left.
+        depth: stages that an order must have to count.
         json: also write it to this file.
     """
 
     store: Store
+    trigger: Literal["all", "any"] = "all"
+    depth: int = 1
     json: Json = None
 
     def run(self, console: Console) -> Any:
         """Prints it."""
-        return _show_status(Service(self.store), console)
+        service = Service(self.store)
+        needed = service.needs_retraining(trigger=self.trigger, depth=self.depth)
+        found = _show_status(service, console) | {"needs_retraining": needed}
+        if needed and found["living_shards"]:
+            console.print("it is time to train again: run `jaxunlearn exact repair`")
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,8 @@ def test_a_life_of_a_store(trained, tmp_path, capsys):
     assert read(tmp_path, "delete", trained, victim)[0]["repeated"]
     left = read(tmp_path, "status", trained)["stages_left"]
     assert sorted(left[outcome["shard"]]) == [0, 1] and left[1 - outcome["shard"]] == [2, 2]
+    assert not read(tmp_path, "status", trained)["needs_retraining"]
+    assert read(tmp_path, "status", trained, "--trigger", "any", "--depth", 2)["needs_retraining"]
     assert read(tmp_path, "verify", trained)["prefix"] is None
     assert read(tmp_path, "verify", trained, "--retrain")["prefix"] == [1 - outcome["shard"], 0, 2]
     assert read(tmp_path, "repair", trained)["stages_left"] == [[2, 2], [2, 2]]
@@ -86,6 +88,7 @@ def test_the_planner_knows_the_paper(tmp_path, capsys):
         (["delete", "STORE", "--group", "nobody"], "group 'nobody' is unknown"),
         (["delete", "NEW", "train-1"], "holds no store"),
         (["status", "NEW"], "holds no store"),
+        (["status", "STORE", "--depth", "0"], "depth 0"),
         (["train", "STORE", "--seed", "1"], "has n_train = 200"),
         (["train", "NEW", "--data", "nothing"], "data is 'nothing'"),
         (["train", "NEW", "--budget", "25"], "budget is 25; 4 slices have 1 to 4! orders"),

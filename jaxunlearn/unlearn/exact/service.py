@@ -11,7 +11,7 @@ import fcntl
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -167,9 +167,9 @@ class Service:
             "bytes": size,
         }
 
-    def needs_retraining(self) -> bool:
-        """Whether no shard is alive any more."""
-        return deletion.needs_retraining(self.surviving())
+    def needs_retraining(self, *, trigger: Literal["all", "any"] = "all", depth: int = 1) -> bool:
+        """Whether it is time to train again; see `deletion.needs_retraining`."""
+        return deletion.needs_retraining(self.surviving(), trigger=trigger, depth=depth)
 
     # Deleting
 
