@@ -203,7 +203,7 @@ class Status:
 
     Attributes:
         store: its folder.
-        trigger: when to train again: if "all" or "any" of the shards have no order of `depth` stages.
+        trigger: when to train again: if "all" or "any" shards have no order of `depth` stages left.
         depth: stages that an order must have to count.
         json: also write it to this file.
     """
