@@ -31,7 +31,6 @@ from jaxunlearn.unlearn.exact import (
     deletion,
     networks,
     orders,
-    planner,
     service,
     serving,
     training,
@@ -74,15 +73,7 @@ def streams() -> Row:
         return request_loop.lifetimes(SHARDS, n, SLICES, SAMPLE)
 
     gap = agree("mean lifetime", ours().mean(), np.mean(peer()), 4 * 24 / SAMPLE**0.5)
-    whole = STREAMS / SAMPLE
-    sample = measure(peer, repeats=5)
-    looped = Measured(
-        sample.first * whole,
-        sample.steady * whole,
-        (sample.spread[0] * whole, sample.spread[1] * whole),
-        0.0,
-        f"{SAMPLE:,} of {STREAMS:,} streams, extrapolated",
-    )
+    looped = _extrapolated(measure(peer, repeats=5), SAMPLE, STREAMS, "streams")
     return Row(
         f"{STREAMS:,} streams of deletions, m = 5, L = B = 4",
         measure(ours, repeats=9),
@@ -234,15 +225,8 @@ def accuracy_curves() -> Row:
     gap = agree(
         "accuracy", [found[i, j + 1] for i, j in sample], [after(i, j) for i, j in sample], 2e-3
     )
-    one = measure(lambda: [after(i, j) for i, j in sample], repeats=3)
-    whole = CURVES * REQUESTS / len(sample)
-    peer = Measured(
-        one.first * whole,
-        one.steady * whole,
-        (one.spread[0] * whole, one.spread[1] * whole),
-        0.0,
-        f"{len(sample)} of {CURVES * REQUESTS:,} evaluations, extrapolated",
-    )
+    some = measure(lambda: [after(i, j) for i, j in sample], repeats=3)
+    peer = _extrapolated(some, len(sample), CURVES * REQUESTS, "evaluations")
     return Row(
         f"accuracy on {N_TEST:,} images in {CURVES} streams of {REQUESTS} requests",
         measure(ours, repeats=5),
@@ -295,21 +279,13 @@ def deleting() -> list[Row]:
     ]
 
 
-def growth() -> list[dict[str, Any]]:
-    """Bytes on disk, and of what is served in memory, as m, L and B grow."""
-    base = problem()[1]
-    rows = []
-    for own in planner.combinations((2, 5, 10), (2, 4, 6), (1, 2, 4)):
-        plan = plans.make(
-            own["shards"],
-            orders.cyclic(own["slices"], own["budget"]),
-            CAPACITY,
-            recipe=RECIPE,
-            layers_per_slice=12 // own["slices"],
-        )
-        found = planner.outlook(plan, NETWORK, base)
-        rows.append(found._asdict() | {"served_bytes": found.bytes // own["budget"]})
-    return rows
+def _extrapolated(some: Measured, n: int, total: int, what: str) -> Measured:
+    """The time of all, from that of a sample."""
+    first, steady, low, high = (
+        seconds * total / n for seconds in (some.first, some.steady, *some.spread)
+    )
+    note = f"{n:,} of {total:,} {what}, extrapolated"
+    return Measured(first, steady, (low, high), 0.0, note)
 
 
 def _devices() -> Any:

@@ -43,8 +43,8 @@ def follow(score: Score, outputs: np.ndarray, targets: Any, orders: np.ndarray, 
         score: a pure function of the mean outputs of the living shards, such as `accuracy`.
         outputs: [m, B, L, n, ...], see `serving.all_outputs`.
         targets: what the score compares with.
-        orders: [m, B, L]; of more orders in `outputs` than here the first ones are meant, so that
-            cyclic orders of one budget serve all smaller ones.
+        orders: [m, B, L]; of more orders in `outputs` than here the first ones are meant:
+            cyclic orders of one budget begin with those of all smaller ones.
         hits: int [S, R], slices that requests hit, see `simulation.requests`.
 
     Raises:
