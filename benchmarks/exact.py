@@ -40,7 +40,7 @@ from jaxunlearn.unlearn.exact import plan as plans
 SHARDS, SLICES, BUDGET, CAPACITY = 5, 4, 4, 300
 CONFIG = vit.Config((28, 28, 1), 7, 64, 12, 4, 128, 10)
 NETWORK = networks.of_vit(CONFIG)
-RECIPE = plans.Recipe(rank=8, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=32)
+RECIPE = plans.Recipe(rank=8, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=32, dropout=0.0)
 PLAN = plans.make(
     SHARDS, orders.cyclic(SLICES, BUDGET), CAPACITY, recipe=RECIPE, layers_per_slice=3
 )
@@ -246,7 +246,8 @@ def deleting() -> list[Row]:
     plan = dataclasses.replace(PLAN, recipe=small, capacity=CAPACITY + 100)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         place = Path(folder) / "store"
-        store = service.create(place, plan, CONFIG, base, [f"image-{i}" for i in range(n)])
+        ids = [f"image-{i}" for i in range(n)]
+        store = service.create(place, plan, CONFIG, base, ids, examples)
         store.train(examples, mesh=_devices())
         ids = iter(store.files.ids)
         seconds = []

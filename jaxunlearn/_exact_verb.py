@@ -5,7 +5,7 @@ usage: jaxunlearn exact VERB [options]
   plan      what shards, slices and orders cost, and how long they last
   train     makes a store and trains it; goes on where it was interrupted
   delete    deletes examples: durable and effective when it returns
-  predict   what the store answers, to images or to its validation set
+  predict   what the store answers, to images, to questions, or to its validation set
   status    what is there, what was deleted, what is served
   verify    checks every byte, and with --retrain trains a prefix again and compares bits
   repair    trains orders that lost stages anew, on what is left, while others serve
@@ -16,12 +16,14 @@ usage: jaxunlearn exact VERB [options]
 import dataclasses
 import functools
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -29,10 +31,10 @@ from rich.table import Table
 from jaxunlearn._console import FAILED, INTERRUPTED, OK, Bar, error
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import DamagedError, replacing
-from jaxunlearn.data import images
-from jaxunlearn.nn import vit
-from jaxunlearn.unlearn.exact import job, planner
+from jaxunlearn.nn import decoder
+from jaxunlearn.unlearn.exact import job, material, planner
 from jaxunlearn.unlearn.exact.service import Service
+from jaxunlearn.unlearn.exact.settings import Settings, Sizes
 from jaxunlearn.unlearn.exact.store import network_of
 
 Store = Annotated[Path, tyro.conf.Positional]
@@ -47,9 +49,11 @@ class Plan:
         shards: m, one or several.
         slices: L, one or several.
         budget: B, one or several; those above L! are left out.
-        n_classes: of the small ViT.
-        image: height and width of its images, and channels.
-        sizes: of it.
+        base: folder of a Hugging Face ViT, or a language model; None: a small ViT.
+        n_classes: of a ViT.
+        image: height and width of the small ViT's images, and channels.
+        sizes: of the small ViT.
+        layers_per_slice: see `train`.
         rank: of the adapters.
         json: also write the rows to this file.
     """
@@ -57,24 +61,36 @@ class Plan:
     shards: tuple[int, ...] = (5,)
     slices: tuple[int, ...] = (4,)
     budget: tuple[int, ...] = (1, 2, 4)
+    base: Path | None = None
     n_classes: int = 10
     image: tuple[int, int, int] = (28, 28, 1)
-    sizes: job.Sizes = job.Sizes()
+    sizes: Sizes = Sizes()
+    layers_per_slice: int | None = None
     rank: int = 8
     json: Json = None
 
     def run(self, console: Console) -> Any:
         """Prints a row for every combination."""
-        settings = job.Settings(
-            sizes=self.sizes, recipe=dataclasses.replace(job.Settings().recipe, rank=self.rank)
+        settings = Settings(
+            sizes=self.sizes,
+            layers_per_slice=self.layers_per_slice,
+            recipe=dataclasses.replace(Settings().recipe, rank=self.rank),
         )
-        config = job.small_vit(settings, self.image, self.n_classes)
-        base = jax.eval_shape(lambda: vit.vit(config).init(jax.random.key(0))[0])
+        if self.base is None:
+            config = material.small_vit(settings, self.image, self.n_classes)
+        else:
+            config = material.config_of(self.base, self.n_classes)
+        network = network_of(config)
+        base = jax.eval_shape(lambda: network.model.init(jax.random.key(0))[0])
         rows = []
         for own in planner.combinations(self.shards, self.slices, self.budget):
             own_settings = dataclasses.replace(settings, **own)
             plan = job.plan_of(own_settings, config, 1000 * own["shards"] * own["slices"])
-            rows.append(planner.outlook(plan, network_of(config), base)._asdict())
+            rows.append(planner.outlook(plan, network, base)._asdict())
+        if not rows:
+            raise ValueError(
+                f"budget is {list(self.budget)}; slices {list(self.slices)} have fewer orders"
+            )
         table = Table("m", "L", "B", "requests", "deviation", "gain", "stages", "passes", "MB")
         for row in rows:
             requests, std, gain = (f"{row[name]:.2f}" for name in ("requests", "std", "gain"))
@@ -103,7 +119,7 @@ class Train:
     """
 
     store: Store
-    settings: Annotated[job.Settings, tyro.conf.arg(name="")] = job.Settings()
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()
     data_dir: Path | None = None
     devices: int | None = None
     who: str = ""
@@ -112,13 +128,17 @@ class Train:
     def run(self, console: Console) -> Any:
         """Trains what is not trained yet."""
         devices = _devices(self.devices)
-        own = job.material(self.settings, self.data_dir)
+        own = material.material(self.settings, self.data_dir)
         with _bar(self.settings.slices, base=own.public is not None) as bar:
             service = job.open_or_create(
                 self.store, self.settings, own, who=self.who, progress=bar.update
             )
             service.train(
-                own.examples, who=self.who, mesh=devices, progress=functools.partial(_level, bar)
+                own.examples,
+                own.ids,
+                who=self.who,
+                mesh=devices,
+                progress=functools.partial(_level, bar),
             )
         return _show_status(service, console)
 
@@ -160,11 +180,12 @@ class Delete:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """What the store answers: to image files, or to its validation set.
+    """What the store answers: to image files, to questions, or to its validation set.
 
     Attributes:
         store: its folder.
-        files: PNG or JPEG files of the network's size; none: the validation set.
+        files: PNG or JPEG files of the network's size; of a language model JSON-lines files with
+            `question` and `answer`, whose probability is shown. None: the validation images.
         data_dir: see `train`.
         json: also write the answers to this file.
     """
@@ -175,26 +196,42 @@ class Predict:
     json: Json = None
 
     def run(self, console: Console) -> Any:
-        """Prints a line for each file, or the accuracy."""
+        """Prints a line for each file or question, or the accuracy."""
         service = Service(self.store)
-        if not isinstance(service.files.config, vit.Config):
-            raise ValueError(
-                "predict answers to images; a language model's store has its functions"
-            )
+        if isinstance(service.files.config, decoder.Config):
+            return self._questions(service, console)
         if self.files:
-            logits = service.predict(job.scaled(images(self.files, service.files.config.image)))
-            answers = logits.argmax(-1)
-            for file, answer in zip(self.files, answers, strict=True):
-                console.print(f"{file}: class {answer}", markup=False, highlight=False)
-            return [
-                {"file": str(file), "class": int(answer), "logits": own.tolist()}
-                for file, answer, own in zip(self.files, answers, logits, strict=True)
+            logits = service.predict(material.read_images(service, self.files))
+            found = [
+                {"file": str(file), "class": int(own.argmax()), "logits": own.tolist()}
+                for file, own in zip(self.files, logits, strict=True)
             ]
-        test = job.material(job.settings_of(service), self.data_dir).test
-        assert test is not None
-        accuracy = float((service.predict(test["x"]).argmax(-1) == test["y"]).mean())
-        console.print(f"accuracy on {len(test['y'])} validation images: {100 * accuracy:.2f} %")
-        return {"accuracy": accuracy, "n": len(test["y"])}
+            for one in found:
+                line = f"{one['file']}: class {one['class']}"
+                console.print(line, markup=False, highlight=False)
+            return found
+        x, y = material.test_of(service, self.data_dir)
+        accuracy = float((service.predict(x).argmax(-1) == y).mean())
+        console.print(f"accuracy on {len(y)} validation images: {100 * accuracy:.2f} %")
+        return {"accuracy": accuracy, "n": len(y)}
+
+    def _questions(self, service: Service, console: Console) -> Any:
+        if not self.files:
+            raise ValueError(
+                "files is empty; a language model needs JSON-lines files with question and answer"
+            )
+        ids, arrays = material.questions_of(service, self.files)
+        valid = arrays["labels"] >= 0
+        logs = np.log(np.where(valid, service.predict(batch=16, **arrays), 1)).sum(-1)
+        found = [
+            {"id": name, "tokens": int(n), "log_probability": float(log)}
+            for name, n, log in zip(ids, valid.sum(-1), logs, strict=True)
+        ]
+        for one in found:
+            each = math.exp(one["log_probability"] / one["tokens"])
+            line = f"{one['id']}: {each:.4f} per token, {one['tokens']} tokens"
+            console.print(line, markup=False, highlight=False)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,12 +283,12 @@ class Verify:
 
     def run(self, console: Console) -> Any:
         """Checks."""
-        service, examples = Service(self.store), None
+        service, ids, examples = Service(self.store), None, None
         if self.prefix is not None and not self.retrain:
             raise ValueError("prefix is given without retrain; it says what to train again")
         if self.retrain:
-            examples = job.material(job.settings_of(service), self.data_dir).examples
-        found = service.verify(examples, self.prefix, head=self.head)
+            ids, examples = material.examples_of(service, self.data_dir)
+        found = service.verify(examples, self.prefix, ids=ids, head=self.head)
         console.print(
             f"{found['entries']} entries of the ledger and {found['orders']} orders are whole"
         )
@@ -284,10 +321,11 @@ class Repair:
     def run(self, console: Console) -> Any:
         """Trains."""
         devices, service = _devices(self.devices), Service(self.store)
-        own = job.material(job.settings_of(service), self.data_dir)
+        ids, examples = material.examples_of(service, self.data_dir)
         with _bar(service.plan.n_slices, base=False) as bar:
             trained = service.repair(
-                own.examples,
+                examples,
+                ids,
                 below=self.below,
                 who=self.who,
                 mesh=devices,

@@ -67,6 +67,31 @@ class LowRank:
         return (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """An adapter whose input loses elements at random; the matrix below it reads all of them.
+
+    Attributes:
+        kernel: the adapter.
+        key: typed keys [...], one for each kernel of a stack.
+        rate: of elements that are lost, [...]; the others are divided by 1 - rate.
+    """
+
+    kernel: LowRank
+    key: jax.Array
+    rate: jax.Array
+
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        own, kept = self.kernel, 1 - self.rate
+        some = jnp.where(jax.random.bernoulli(self.key, kept, x.shape), x / kept, 0).astype(x.dtype)
+        return x @ own.base + products.thin(some, own.lora_a, own.lora_b, own.scale)
+
+    def astype(self, dtype: Any) -> "Dropped":
+        """Computes in another type."""
+        return dataclasses.replace(self, kernel=self.kernel.astype(dtype))
+
+
 def attach(
     params: Tree,
     targets: tree.Pattern,
@@ -140,6 +165,34 @@ def switch(params: Tree, on: jax.Array) -> Tree:
         params,
         is_leaf=_is_adapter,
     )
+
+
+def drop(params: Tree, rate: float, key: Key) -> Tree:
+    """Parameters whose outermost adapters read their input with dropout, for one step of training.
+
+    Dropout of adapters as in PEFT: of what `lora_a` multiplies. Each kernel of a stack draws from
+    the key folded by its name and its place.
+
+    Args:
+        params: parameters with adapters.
+        rate: of elements that are lost, 0 <= rate < 1.
+        key: a typed key, another one in every step.
+
+    Raises:
+        ValueError: a rate outside of its range.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop: rate is {rate}; 0 <= rate < 1 is needed")
+
+    def wrap(name: str, leaf: Any, chosen: bool) -> Any:
+        if not chosen:
+            return leaf
+        stack = leaf.scale.shape
+        keys = jax.random.split(fold(key, "drop", name), stack)
+        return Dropped(leaf, keys, jnp.full(stack, rate, leaf.scale.dtype))
+
+    leaves = jax.tree.leaves(params, is_leaf=_is_adapter)
+    return _map_kernels(wrap, params, [_is_adapter(leaf) for leaf in leaves])
 
 
 def split(params: Tree) -> tuple[Tree, Tree]:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +25,10 @@ class Dataset:
         x_val: [m, H, W, C], the same type.
         y_val: int32 [m].
         n_classes: number of classes.
+        files_train: of a folder of images, the file of every row of `x_train`, relative to it;
+            otherwise empty.
+        files_val: likewise.
+        classes: of a folder of images, the names of its classes; otherwise empty.
     """
 
     name: str
@@ -30,6 +37,9 @@ class Dataset:
     x_val: np.ndarray
     y_val: np.ndarray
     n_classes: int
+    files_train: tuple[str, ...] = ()
+    files_val: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 def load(
@@ -71,7 +81,8 @@ def load(
     if isinstance(source, Encoded):
         _sizes(str(name), source.sizes, n_train, n_val)  # before hours of decoding
         arrays = _cache.load(source, cache_dir)
-        return _chosen(str(name), arrays, source.n_classes, n_train, n_val)
+        made = _chosen(str(name), arrays, source.n_classes, n_train, n_val, source.names)
+        return dataclasses.replace(made, classes=source.classes)
     arrays, n_classes = source
     return _chosen(str(name), arrays, n_classes, n_train, n_val)
 
@@ -107,27 +118,36 @@ def _digits() -> Arrays:
 
 
 def _chosen(
-    name: str, arrays: Arrays, n_classes: int, n_train: int | None, n_val: int | None
+    name: str,
+    arrays: Arrays,
+    n_classes: int,
+    n_train: int | None,
+    n_val: int | None,
+    files: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> Dataset:
     # The arrays are those of a split set (train, val) or of one that is still whole (all).
     sizes = {key[2:]: len(array) for key, array in arrays.items() if key.startswith("x_")}
     n_train, n_val = _sizes(name, sizes, n_train, n_val)
     if "all" in sizes:
         order = np.random.default_rng(0).permutation(sizes["all"])  # files come in runs
-        x, y = arrays["x_all"], arrays["y_all"]
-        train, val = order[:n_train], order[n_train : n_train + n_val]
-        return Dataset(name, x[train], y[train], x[val], y[val], n_classes)
-    train = _first(arrays, "train", n_train)
-    val = _first(arrays, "val", n_val)
-    return Dataset(name, *train, *val, n_classes)
+        parts = [("all", order[:n_train]), ("all", order[n_train : n_train + n_val])]
+    else:
+        parts = [
+            (split, _first(sizes[split], n)) for split, n in (("train", n_train), ("val", n_val))
+        ]
+    (x, y), (x_val, y_val) = (
+        (arrays[f"x_{split}"][rows], arrays[f"y_{split}"][rows]) for split, rows in parts
+    )
+    names, names_val = (
+        tuple(files[split][i] for i in np.arange(sizes[split])[rows]) if files else ()
+        for split, rows in parts
+    )
+    return Dataset(name, x, y, x_val, y_val, n_classes, names, names_val)
 
 
-def _first(arrays: Arrays, split: str, n: int) -> tuple[np.ndarray, np.ndarray]:
-    x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-    if n == len(x):
-        return x, y
-    order = np.random.default_rng(0).permutation(len(x))[:n]
-    return x[order], y[order]
+def _first(size: int, n: int) -> Any:
+    """The first n of a fixed order; all, as they are, without a copy."""
+    return slice(None) if n == size else np.random.default_rng(0).permutation(size)[:n]
 
 
 def _sizes(

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,8 @@ class Encoded:
         n_classes: number of classes.
         read: `read(split)` yields the split's items in order.
         convert: whether images are converted to C channels, or must have them.
+        names: `{split: file of every image}`, relative to `root`; empty where images have none.
+        classes: names of the classes, likewise.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Encoded:
     n_classes: int
     read: Callable[[str], Iterator[Item]]
     convert: bool = False
+    names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     @property
     def n_images(self) -> int:

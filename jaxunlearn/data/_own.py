@@ -131,6 +131,11 @@ def folder(path: Path) -> Encoded:
         shape_of=str(first),
         n_classes=len(classes),
         read=read,
+        names={
+            split: tuple(file.relative_to(path).as_posix() for file, _ in items)
+            for split, items in flat.items()
+        },
+        classes=tuple(classes),
     )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxunlearn.core import products
-from jaxunlearn.core.adapters import LowRank
+from jaxunlearn.core.adapters import Dropped, LowRank
 
 
 class Linear(nnx.Module):
@@ -19,5 +19,5 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel.get_value().astype(x.dtype)
-        y = x @ kernel if isinstance(kernel, LowRank) else products.dense(x, kernel)
+        y = x @ kernel if isinstance(kernel, LowRank | Dropped) else products.dense(x, kernel)
         return y if self.bias is None else y + self.bias.get_value().astype(x.dtype)

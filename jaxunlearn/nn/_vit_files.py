@@ -113,6 +113,24 @@ def read(
     return config, params
 
 
+def normalisation(path: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """See `vit.normalisation`."""
+    file = Path(path) / "preprocessor_config.json"
+    record = read_json(file) if file.is_file() else {}
+    # 1/255, as far as its writer wrote it out.
+    if record.get("do_rescale", True) is not True or (
+        abs(float(record.get("rescale_factor", 1 / 255)) * 255 - 1) > 1e-4
+    ):
+        raise ValueError(f"{file}: only images rescaled by 1/255 are read")
+    if not record.get("do_normalize", True):
+        return (0.0,), (1.0,)
+    found = [record.get(name, [0.5]) for name in ("image_mean", "image_std")]
+    mean, std = (tuple(map(float, one if isinstance(one, list) else [one])) for one in found)
+    if len(mean) != len(std) or not all(value > 0 for value in std):
+        raise ValueError(f"{file}: image_mean is {list(mean)} and image_std {list(std)}")
+    return mean, std
+
+
 def write(path: Any, config: Config, params: Tree) -> None:
     """See `vit.save_pretrained`."""
     path, params = Path(path), adapters.merge(params)

@@ -216,6 +216,24 @@ def from_pretrained(
     return _vit_files.read(path, n_classes, dtype)
 
 
+def normalisation(path: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the images that a checkpoint was trained on, in [0, 1].
+
+    Args:
+        path: a Hugging Face folder; see `preprocessor_config.json` there. Without that file, or
+            what it leaves out: 0.5 and 0.5, as transformers has it for ViTs.
+
+    Returns:
+        Tuples of one float, or of one for each channel.
+
+    Raises:
+        ValueError: a file that says something else.
+    """
+    from jaxunlearn.nn import _vit_files
+
+    return _vit_files.normalisation(path)
+
+
 def save_pretrained(path: str | os.PathLike, config: Config, params: Tree) -> None:
     """Writes a Hugging Face folder that `from_pretrained` and transformers read.
 

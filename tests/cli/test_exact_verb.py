@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +105,9 @@ def test_the_planner_knows_the_paper(tmp_path, capsys):
         (["verify", "STORE", "--retrain", "--prefix", "0", "0", "9"], "stages left"),
         (["predict", "STORE", "NEW/a.png"], "is no file"),
         (["plan", "--budget", "0"], "budget is 0"),
+        (["plan", "--budget", "3", "--slices", "2"], "slices [2] have fewer orders"),
+        (["plan", "--sizes.patches", "0"], "sizes.patches is 0; it must divide"),
+        (["train", "NEW", "--seed", "-1"], "seed is -1"),
         (["forget", "STORE"], "exact: verb is 'forget'; known verbs: plan, train"),
     ],
 )
@@ -150,32 +154,77 @@ def test_a_language_model_forgets_a_group(tmp_path, capsys):
     texts = tmp_path / "facts.jsonl"
     rows = [
         {"question": f"Who is {i}?", "answer": f"Author {i}.", "group": f"author-{i // 3}"}
+        | {"id": f"fact-{i}"}
         for i in range(24)
     ]
-    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def write(file, rows):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write(texts, rows)
     sizes = ("--shards", "2", "--slices", "2", "--budget", "2", "--recipe.epochs", "1")
-    small = ("--recipe.batch-size", "4", "--recipe.rank", "2")
+    small = ("--recipe.batch-size", "4", "--recipe.rank", "2", "--max-tokens", 64)
+    run("train", store, "--data", texts, "--base", model, "--max-answer", 1, code=2)
+    assert "the answer of 'fact-0' has" in capsys.readouterr().err
+    small = (*small, "--max-answer", 16)
     run("train", store, "--data", texts, "--base", model, *sizes, *small)
     outcomes = read(tmp_path, "delete", store, "--group", "author-2")
-    assert [outcome["example"] for outcome in outcomes] == [f"facts:{i}" for i in (7, 8, 9)]
+    assert [outcome["example"] for outcome in outcomes] == ["fact-6", "fact-7", "fact-8"]
+    write(texts, [row for row in rows if row["group"] != "author-2"])  # erased for good
     assert read(tmp_path, "repair", store)["stages_left"] == [[2, 2], [2, 2]]
     assert read(tmp_path, "verify", store, "--retrain")["prefix"] == [0, 0, 2]
+    write(tmp_path / "ask.jsonl", rows[:3])
+    answers = read(tmp_path, "predict", store, tmp_path / "ask.jsonl")
+    assert [answer["id"] for answer in answers] == ["fact-0", "fact-1", "fact-2"]
+    assert all(answer["log_probability"] < 0 < answer["tokens"] for answer in answers)
     run("predict", store, code=2)
-    assert "predict answers to images" in capsys.readouterr().err
+    assert "files is empty; a language model needs JSON-lines" in capsys.readouterr().err
+    write(texts, [rows[0] | {"answer": "Nobody."}, *rows[1:]])
+    run("verify", store, "--retrain", code=2)
+    assert "example 'fact-0' is not what the store was made with" in capsys.readouterr().err
+
+
+def test_images_of_a_folder_are_known_by_their_files_and_can_be_erased(tmp_path, capsys):
+    folder, store = tmp_path / "photos", tmp_path / "store"
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 40), ("test", 6)):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(n):
+                image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+                image.save(folder / split / name / f"{i}.png")
+    run("train", store, "--data", folder, *SMALL[4:])
+    ids = json.loads((store / "examples.json").read_text())["ids"]
+    victim = ids[0]
+    assert (folder / victim).is_file() and victim.startswith("train/cat/")
+    before = read(tmp_path, "predict", store)
+    (outcome,) = read(tmp_path, "delete", store, victim)
+    (folder / victim).unlink()
+    for kept in set(p.name for p in (folder / "train" / "dog").iterdir()) - {
+        Path(name).name for name in ids if "/dog/" in name
+    }:
+        (folder / "train" / "dog" / kept).unlink()  # public ones, which the store has no use for
+    assert read(tmp_path, "repair", store)["stages_left"] == [[2, 2], [2, 2]]
+    prefix = (outcome["shard"], 0, 2)
+    assert read(tmp_path, "verify", store, "--retrain", "--prefix", *prefix)["prefix"] == [*prefix]
+    assert read(tmp_path, "predict", store)["n"] == before["n"] == 12
+    (folder / ids[1]).unlink()
+    run("verify", store, "--retrain", code=2)
+    assert f"example '{ids[1]}' is missing, and it has not been deleted" in capsys.readouterr().err
 
 
 def test_another_base_does_not_go_on_from_the_one_that_was_interrupted(tmp_path, monkeypatch):
     """It may have learned examples that the new store holds."""
-    from jaxunlearn.unlearn.exact import job, pretraining
+    from jaxunlearn.unlearn.exact import job, material, pretraining, settings
 
     monkeypatch.setattr(pretraining, "_SECONDS", 0)
-    settings = job.Settings(
-        n_train=200, n_val=50, sizes=job.Sizes(width=16, layers=4, heads=2, mlp_width=16)
+    small = settings.Settings(
+        n_train=200, n_val=50, sizes=settings.Sizes(width=16, layers=4, heads=2, mlp_width=16)
     )
     folder, seen = tmp_path / "store", []
 
     def begin(seed, stop_at):
-        own = dataclasses.replace(settings, seed=seed)
+        own = dataclasses.replace(small, seed=seed)
 
         def progress(phase, done, total):
             seen.append(done)
@@ -183,7 +232,7 @@ def test_another_base_does_not_go_on_from_the_one_that_was_interrupted(tmp_path,
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            job.open_or_create(folder, own, job.material(own), progress=progress)
+            job.open_or_create(folder, own, material.material(own), progress=progress)
         return [seen.pop(0) for _ in range(len(seen))]
 
     assert begin(seed=0, stop_at=10)[0] == 1

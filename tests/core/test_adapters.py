@@ -182,3 +182,28 @@ def test_an_adapter_of_another_network_is_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             adapters.load(adapted, adapters.split(other)[0])
+
+
+def test_dropout_is_of_what_adapters_read_and_right_on_average():
+    params = adapters.attach(weights(), r".*/kernel", 2, 4.0, KEY)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    x = jax.random.normal(jax.random.key(1), (4, 6))
+    np.testing.assert_array_equal(forward(adapters.drop(params, 0.0, KEY), x), forward(params, x))
+    kernel = jax.tree.map(lambda leaf: leaf[0], params["layers"]["q"]["kernel"])
+    one = adapters.drop({"q": kernel}, 0.25, KEY)["q"]
+    ones = jnp.ones((20_000, 6))
+    dropped, plain = ones @ one, ones @ kernel
+    base = ones @ kernel.base
+    error = (dropped - base).std(0) / len(ones) ** 0.5
+    assert (jnp.abs((dropped - plain).mean(0)) < 4 * error).all()
+    # The very elements: what is kept is divided by what is kept on average.
+    kept = jax.random.bernoulli(one.key, 0.75, ones.shape)
+    want = base + (kept / 0.75) @ kernel.lora_a @ kernel.lora_b * kernel.scale
+    np.testing.assert_allclose(dropped, want, rtol=1e-5)
+    # Layers of a stack, and kernels, draw on their own; without an adapter nothing changes.
+    some = adapters.drop(params, 0.25, KEY)
+    keys = jnp.stack([*some["layers"]["q"]["kernel"].key, *some["layers"]["o"]["kernel"].key])
+    assert len(np.unique(jax.random.key_data(keys), axis=0)) == 6
+    assert adapters.drop(weights(), 0.25, KEY)["head"]["kernel"].shape == (6, 5)
+    with pytest.raises(ValueError, match="rate is 1"):
+        adapters.drop(params, 1.0, KEY)

@@ -6,7 +6,7 @@ steps, or an order of batches. That is what makes a deletion exact.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,9 +17,7 @@ Prefix = tuple[int, tuple[int, ...]]  # a shard, and the first slices of one of 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How one stage trains; defaults are those of S3T for ViT-base (official code), dropout apart.
-
-    There is no dropout and no augmentation, so that what lies below a stage can be cached.
+    """How one stage trains; defaults are those of S3T for ViT-base (official code).
 
     Attributes:
         rank: of the adapters.
@@ -27,6 +25,9 @@ class Recipe:
         learning_rate: of AdamW without weight decay; falls linearly to 0 in every stage.
         epochs: of a stage, over all slices it has read so far.
         batch_size: rows of a step, places that a slice leaves empty included.
+        dropout: of what adapters read while a stage trains, those of earlier stages included.
+        augment: of images, fresh in every step, in this order: "crop" (shifted by up to an eighth
+            of the side, zeros move in) and "flip" (mirrored, with probability 1/2).
     """
 
     rank: int = 16
@@ -34,6 +35,8 @@ class Recipe:
     learning_rate: float = 2e-4
     epochs: int = 15
     batch_size: int = 64
+    dropout: float = 0.1
+    augment: tuple[Literal["crop", "flip"], ...] = ()
 
     def __post_init__(self):
         for name in ("rank", "epochs", "batch_size"):
@@ -43,6 +46,15 @@ class Recipe:
         for name in ("alpha", "learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; 0 <= dropout < 1 is needed")
+        if unknown := set(self.augment) - {"crop", "flip"}:
+            raise ValueError(f"augment has {sorted(unknown)}; crop and flip are allowed")
+
+
+def recipe_of(record: dict[str, Any]) -> Recipe:
+    """A recipe from its JSON-like form."""
+    return Recipe(**record | {"augment": tuple(record["augment"])})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +69,8 @@ class Plan:
         direction: which of the adapted layers, always the topmost of the network, the first stage
             trains: the uppermost ("top_down", the paper's) or the lowest ("bottom_up").
         lane_width: prefixes that train together as one program.
-        cached: whether the layers below a stage's are evaluated once, or in every step.
+        cached: whether the layers below a stage's are evaluated once, or in every step, as they
+            must be with augmentation.
         seed: of adapters and batches.
     """
 
@@ -83,6 +96,8 @@ class Plan:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.direction not in ("top_down", "bottom_up"):
             raise ValueError(f"direction is {self.direction!r}; top_down and bottom_up are allowed")
+        if self.cached and self.recipe.augment:
+            raise ValueError("cached is True; with augmentation what lies below a stage changes")
         if self.recipe.batch_size > self.capacity:
             raise ValueError(
                 f"batch_size is {self.recipe.batch_size}; it must be at most capacity = "

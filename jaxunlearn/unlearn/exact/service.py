@@ -23,11 +23,18 @@ from jaxunlearn.core.tree import Tree
 from jaxunlearn.unlearn.exact import deletion, serving, training
 from jaxunlearn.unlearn.exact.ledger import Entry, Ledger
 from jaxunlearn.unlearn.exact.plan import Plan, Prefix
-from jaxunlearn.unlearn.exact.store import Config, Files, check_id, digest_of, lay_out, place_of
+from jaxunlearn.unlearn.exact.store import (
+    Config,
+    Examples,
+    Files,
+    check_id,
+    check_inputs,
+    digest_of,
+    lay_out,
+    place_of,
+)
 
 __all__ = ["Outcome", "Service", "create", "place_of"]
-
-Examples = dict[str, Any]  # arrays [n, ...]: `x`, and what the network needs beside it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +62,7 @@ def create(
     config: Config,
     base: Tree,
     ids: Sequence[str],
+    examples: Examples,
     *,
     groups: Sequence[str] | None = None,
     source: dict[str, Any] | None = None,
@@ -68,16 +76,18 @@ def create(
         config: of the network, a ViT or a decoder.
         base: its parameters; the head is where every order begins.
         ids: of the examples, each once.
+        examples: arrays [n, ...], see `networks`. Their hashes are kept, not they themselves.
         groups: of every example; those of one group share a slice, and so are given up together.
             By default each is its own.
         source: where the examples come from, JSON-like; kept for whoever reads them again.
         who: is written to the ledger.
 
     Raises:
-        ValueError: a folder that holds something, ids that are not unique or malformed, a slice
-            with more examples than its capacity, or layers that do not suffice.
+        ValueError: a folder that holds something, ids that are not unique or malformed, examples
+            that the network cannot read, a slice with more of them than its capacity, or layers
+            that do not suffice.
     """
-    lay_out(folder, plan, config, base, ids, groups=groups, source=source, who=who)
+    lay_out(folder, plan, config, base, ids, examples, groups=groups, source=source, who=who)
     return Service(folder)
 
 
@@ -234,17 +244,33 @@ class Service:
     def train(
         self,
         examples: Examples,
+        ids: Sequence[str] | None = None,
         *,
         who: str = "",
         mesh: Mesh | None = None,
         progress: training.Progress | None = None,
     ) -> None:
-        """Trains all orders; see `repair`, which trains those that are not whole."""
-        self._train(examples, "train", who, mesh, progress)
+        """Trains all orders; see `repair`, which trains those that are not whole.
+
+        Args:
+            examples: arrays with a row for each id. Rows of what was deleted are not read, and need
+                not be there; all others are checked against their hashes.
+            ids: of the rows; by default all of the store, in its order.
+            who: is written to the ledger.
+            mesh: devices that share the lanes.
+            progress: see `training.train`.
+
+        Raises:
+            ValueError: an example that is missing, or is not what the store was made with; or
+                another process trains this store.
+            ArithmeticError: a loss that is not finite.
+        """
+        self._train(examples, ids, "train", who, mesh, progress)
 
     def repair(
         self,
         examples: Examples,
+        ids: Sequence[str] | None = None,
         *,
         below: int | None = None,
         who: str = "",
@@ -255,6 +281,7 @@ class Service:
 
         Args:
             examples: see `train`.
+            ids: see `train`.
             below: orders with fewer stages than this are trained; by default all that lost any.
             who: is written to the ledger.
             mesh: devices that share the lanes.
@@ -262,11 +289,13 @@ class Service:
 
         Returns:
             The orders (shard, order) that were trained.
-        """
-        return self._train(examples, "repair", who, mesh, progress, below)
 
-    def _train(self, examples, what, who, mesh, progress, below=None) -> list[tuple[int, int]]:
-        self.files.check_examples(examples)
+        Raises:
+            ValueError: as in `train`, or `below` is not among 1 to L.
+        """
+        return self._train(examples, ids, "repair", who, mesh, progress, below)
+
+    def _train(self, examples, ids, what, who, mesh, progress, below=None):
         if below is not None and not 1 <= below <= self.plan.n_slices:
             raise ValueError(f"below is {below}; 1 to {self.plan.n_slices} are allowed")
         with (self.folder / "training.lock").open("wb") as lock:
@@ -276,11 +305,12 @@ class Service:
                 raise ValueError(
                     f"another process trains the store {self.folder}; wait for it"
                 ) from error
-            return self._train_locked(examples, what, who, mesh, progress, below)
+            return self._train_locked(examples, ids, what, who, mesh, progress, below)
 
-    def _train_locked(self, examples, what, who, mesh, progress, below):
+    def _train_locked(self, examples, ids, what, who, mesh, progress, below):
         self.refresh()
         seen, plan = len(self.ledger.entries) - 1, self.plan
+        slices = self._slices(examples, ids)
         left = self.surviving()
         least = plan.n_slices if below is None else below
         todo = [(int(a), int(b)) for a, b in np.argwhere(left < least)]
@@ -290,7 +320,6 @@ class Service:
         only = [(a, plan.orders[a][b]) for a, b in todo]
         # A run is known by what it reads and trains: after a kill the same one goes on, another one
         # begins anew. Its lanes are numbered among its own prefixes.
-        slices = self._slices(examples, sorted(self.deleted))
         reads = [self.files.digest, tree.digest(slices), only, left.tolist()]
         work = self.folder / "work" / digest_of(reads)[:16]
         trained = training.train(
@@ -336,13 +365,15 @@ class Service:
         examples: Examples | None = None,
         prefix: tuple[int, int, int] | None = None,
         *,
+        ids: Sequence[str] | None = None,
         head: str | None = None,
     ) -> dict[str, Any]:
         """Checks the chain and every file; with examples retrains a prefix and compares bits.
 
         Args:
-            examples: see `train`; those that the store trained on. What was deleted is not read.
+            examples: see `train`.
             prefix: shard, order, and number of stages; by default the longest that is served.
+            ids: see `train`.
             head: a checksum that `status` gave once, and that the ledger must know: it shows that
                 nothing up to there was cut off.
 
@@ -352,20 +383,18 @@ class Service:
         Raises:
             DamagedError: something is not what it should be; it is named.
             ValueError: a prefix that does not exist, or was trained on examples that were deleted
-                since.
+                since; examples as in `train`.
         """
-        if examples is not None:
-            self.files.check_examples(examples)
         while True:
             self.refresh()
             try:
-                return self._verify(examples, prefix, head)
+                return self._verify(examples, ids, prefix, head)
             except DamagedError:  # unless a repair has put other generations in their place
                 if not self.ledger.refresh():
                     raise
                 self._apply_new()
 
-    def _verify(self, examples, prefix, head) -> dict[str, Any]:
+    def _verify(self, examples, ids, prefix, head) -> dict[str, Any]:
         ledger = Ledger(self.ledger.path)  # from the first entry on
         entries = ledger.refresh()
         if head is not None and not ledger.knows(head):
@@ -377,7 +406,7 @@ class Service:
         if examples is None:
             return found
         prefix = self._checked_prefix(prefix)
-        self._retrain(examples, *prefix)
+        self._retrain(self._slices(examples, ids), *prefix)
         return found | {"prefix": list(prefix)}
 
     def _checked_prefix(self, prefix: tuple[int, int, int] | None) -> tuple[int, int, int]:
@@ -396,11 +425,9 @@ class Service:
             )
         return prefix
 
-    def _retrain(self, examples: Examples, a: int, b: int, depth: int) -> None:
-        generation, seen, _ = self._generations[a, b]
-        gone = [name for name, entry in self.deleted.items() if entry <= seen]
-        whole = self.plan.orders[a][b][:depth]
-        stored, slices = self._order(a, b), self._slices(examples, gone)
+    def _retrain(self, slices: training.Slices, a: int, b: int, depth: int) -> None:
+        generation, _, _ = self._generations[a, b]
+        whole, stored = self.plan.orders[a][b][:depth], self._order(a, b)
         trained = training.train(self.network, self.base, self.plan, slices, only=[(a, whole)])
         for level in range(1, depth + 1):
             own, kept = trained[a, whole[:level]], training.stage_of(self.plan, stored, level)
@@ -410,10 +437,13 @@ class Service:
                     "training gives from the examples that are left"
                 )
 
-    def _slices(self, examples: Examples, gone: Iterable[str]) -> training.Slices:
-        places = self.files.places.copy()
-        places[[self.files.ids[name] for name in gone]] = -1
-        return training.arrange(self.plan, examples, places)
+    def _slices(self, examples: Examples, ids: Sequence[str] | None) -> training.Slices:
+        """What was not deleted, in its slices.
+
+        That is what a prefix that is left was trained on: what was deleted since was in no slice of
+        it.
+        """
+        return training.arrange(self.plan, *self.files.rows(examples, ids, self.deleted))
 
     # Serving
 
@@ -432,7 +462,7 @@ class Service:
             ValueError: no shard is alive, or inputs of another shape.
             DamagedError: the ledger or a file that is needed is damaged.
         """
-        self.files.check_inputs(x)
+        check_inputs(self.files.config, x)
         if len(x) < 1 or batch < 1:
             raise ValueError(f"x has {len(x)} rows and batch is {batch}; at least 1 are needed")
         examples, found = {"x": x, **rest}, []

@@ -2,7 +2,7 @@
 
 plan.json              the plan and the network; its hash is the ledger's first entry
 base/HASH.npz          the frozen base
-examples.json          ids, and the groups that keep copies of one fact in one slice
+examples.json          ids, the groups that keep copies of one fact in one slice, and hashes
 orders/NUMBER.npz      a generation of an order of a shard: one adapter, a head for each stage
 ledger.jsonl           see `ledger`
 """
@@ -24,9 +24,10 @@ from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn import decoder, vit
 from jaxunlearn.unlearn.exact import networks, training
 from jaxunlearn.unlearn.exact.ledger import Ledger
-from jaxunlearn.unlearn.exact.plan import Plan, Recipe
+from jaxunlearn.unlearn.exact.plan import Plan, recipe_of
 
 Config: TypeAlias = vit.Config | decoder.Config
+Examples: TypeAlias = dict[str, Any]  # arrays [n, ...]: `x`, and what the network needs beside it
 
 
 def place_of(plan: Plan, group: str) -> int:
@@ -48,6 +49,7 @@ def lay_out(
     config: Config,
     base: Tree,
     ids: Sequence[str],
+    examples: Examples,
     *,
     groups: Sequence[str] | None = None,
     source: dict[str, Any] | None = None,
@@ -57,17 +59,19 @@ def lay_out(
     folder, ids = Path(folder), list(ids)
     groups = ids if groups is None else list(groups)
     check_new(folder, plan, config, ids, groups)
+    check_examples(config, examples, len(ids))
     # Under another name first: after a kill there is a whole store, or none.
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     stored = checkpoint.store_shared(new / "base", base)
+    names = {"ids": ids, "groups": groups, "sha256": _row_digests(network_of(config), examples)}
     record = {
         "plan": dataclasses.asdict(plan),
         "network": {"kind": _KINDS[type(config)]} | dataclasses.asdict(config),
         "base": stored,
         "base_file": _file_digest(new / "base" / f"{stored}.npz"),
-        "examples": _write_json(new / "examples.json", {"ids": ids, "groups": groups}),
+        "examples": _write_json(new / "examples.json", names),
         "source": source,
     }
     digest = _write_json(new / "plan.json", record)
@@ -86,6 +90,34 @@ def check_new(folder: Path, plan: Plan, config: Config, ids: list[str], groups: 
         raise ValueError(f"folder {folder} is a file or holds something already; choose another")
     places = np.array([place_of(plan, group) for group in groups])
     training.arrange(plan, {"y": np.zeros(len(ids))}, places)  # raises if a slice is too full
+
+
+def check_examples(config: Config, examples: Examples, n: int) -> None:
+    """Raises a ValueError unless there are n rows of every array, of the kind that is read."""
+    for name in ("x", *network_of(config).arrays):
+        found = len(examples[name]) if name in examples else "no"
+        if found != n:
+            raise ValueError(f"examples have {found} rows of {name}; there are {n} ids")
+    check_inputs(config, examples["x"])
+    if isinstance(config, vit.Config):
+        labels, n_classes = np.asarray(examples["y"]), config.n_classes
+        if labels.ndim != 1 or not 0 <= labels.min() <= labels.max() < n_classes:
+            raise ValueError(
+                f"y has shape {list(labels.shape)} and values {labels.min()} to "
+                f"{labels.max()}; [n] with 0 to {n_classes - 1} is needed"
+            )
+
+
+def check_inputs(config: Config, x: Any) -> None:
+    """Raises a ValueError if `x` is nothing that the network reads."""
+    shape, kind = np.shape(x), np.asarray(x).dtype.kind
+    found = f"x is {np.asarray(x).dtype}{list(shape)}"
+    if isinstance(config, vit.Config):
+        if shape[1:] != config.image or len(shape) != 4 or kind != "f":
+            image = ", ".join(map(str, config.image))
+            raise ValueError(f"{found}; floats [n, {image}] are needed")
+    elif len(shape) != 2 or shape[1] > config.context or kind not in "iu":
+        raise ValueError(f"{found}; integers [n, at most {config.context}] are needed")
 
 
 class Files:
@@ -110,13 +142,14 @@ class Files:
         self.folder, self.digest = folder, digest
         record = _read_json(self.folder / "plan.json", digest)
         orders = tuple(tuple(map(tuple, own)) for own in record["plan"]["orders"])
-        recipe = Recipe(**record["plan"]["recipe"])
+        recipe = recipe_of(record["plan"]["recipe"])
         self.plan = Plan(**record["plan"] | {"orders": orders, "recipe": recipe})
         self.config = _config_of(record["network"])
         self.network = network_of(self.config)
         examples = _read_json(self.folder / "examples.json", record["examples"])
         self.ids = {name: i for i, name in enumerate(examples["ids"])}
         self.groups: list[str] = examples["groups"]
+        self._digests: list[str] = examples["sha256"]
         self.places = np.array([place_of(self.plan, group) for group in self.groups])
         self.source = record["source"]
         self._base, self._base_file = record["base"], record["base_file"]
@@ -168,31 +201,38 @@ class Files:
                 file.unlink()
         shutil.rmtree(self.folder / "work", ignore_errors=True)
 
-    def check_examples(self, examples: dict[str, Any]) -> None:
-        """Raises a ValueError unless there is a row of every array for every id."""
-        for name in ("x", *self.network.arrays):
-            n = len(examples[name]) if name in examples else "no"
-            if n != len(self.ids):
-                raise ValueError(f"examples have {n} rows of {name}; the store has {len(self.ids)}")
-        self.check_inputs(examples["x"])
-        if isinstance(self.config, vit.Config):
-            labels, n_classes = np.asarray(examples["y"]), self.config.n_classes
-            if labels.ndim != 1 or not 0 <= labels.min() <= labels.max() < n_classes:
-                raise ValueError(
-                    f"y has shape {list(labels.shape)} and values {labels.min()} to "
-                    f"{labels.max()}; [n] with 0 to {n_classes - 1} is needed"
-                )
+    def rows(
+        self, examples: Examples, ids: Sequence[str] | None, gone: Iterable[str]
+    ) -> tuple[Examples, np.ndarray]:
+        """The examples that are not gone, in the store's order, and the slice of each.
 
-    def check_inputs(self, x: Any) -> None:
-        """Raises a ValueError if `x` is nothing that the network reads."""
-        shape, kind = np.shape(x), np.asarray(x).dtype.kind
-        found = f"x is {np.asarray(x).dtype}{list(shape)}"
-        if isinstance(self.config, vit.Config):
-            if shape[1:] != self.config.image or len(shape) != 4 or kind != "f":
-                image = ", ".join(map(str, self.config.image))
-                raise ValueError(f"{found}; floats [n, {image}] are needed")
-        elif len(shape) != 2 or shape[1] > self.config.context or kind not in "iu":
-            raise ValueError(f"{found}; integers [n, at most {self.config.context}] are needed")
+        Args:
+            examples: arrays with a row for each id; rows of other ids are not read.
+            ids: of the rows; by default all of the store, in its order.
+            gone: ids without whose rows it must be possible to train; they are not read either.
+
+        Raises:
+            ValueError: a row is missing, or is not what the store was made with; it is named.
+        """
+        given = list(self.ids) if ids is None else list(ids)
+        check_examples(self.config, examples, len(given))
+        at = {name: row for row, name in enumerate(given)}
+        if len(at) < len(given):
+            raise ValueError(f"ids has {len(given) - len(at)} that are there twice")
+        gone = set(gone)
+        wanted = [name for name in self.ids if name not in gone]
+        for name in wanted:
+            if name not in at:
+                raise ValueError(f"example {name!r} is missing, and it has not been deleted")
+        arrays = ("x", *self.network.arrays)
+        chosen = np.array([at[name] for name in wanted], np.int64)
+        own = {name: np.asarray(examples[name])[chosen] for name in arrays}
+        numbers = [self.ids[name] for name in wanted]
+        found = _row_digests(self.network, own)
+        for name, number, digest in zip(wanted, numbers, found, strict=True):
+            if digest != self._digests[number]:
+                raise ValueError(f"example {name!r} is not what the store was made with")
+        return own, self.places[numbers]
 
     def _number(self, shard: int, order: int, generation: int) -> int:
         per_generation = self.plan.n_shards * self.plan.budget
@@ -234,6 +274,20 @@ def _check_ids(ids: list[str], groups: list[str]) -> None:
         if name in seen:
             raise ValueError(f"id {name!r} is there twice")
         seen.add(name)
+
+
+def _row_digests(network: networks.Network, examples: Examples) -> list[str]:
+    """A hash of every example."""
+    arrays = {name: np.asarray(examples[name]) for name in ("x", *network.arrays)}
+    kinds = {name: (str(array.dtype), array.shape[1:]) for name, array in arrays.items()}
+    head = hashlib.sha256(repr(kinds).encode())
+    found = []
+    for row in zip(*arrays.values(), strict=True):
+        digest = head.copy()
+        for part in row:
+            digest.update(np.asarray(part).tobytes())
+        found.append(digest.hexdigest())
+    return found
 
 
 def _file_digest(file: Path) -> str:

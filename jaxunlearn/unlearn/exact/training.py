@@ -21,12 +21,12 @@ from jax.sharding import Mesh
 
 from jaxunlearn.core import adapters, ensemble, loop, tree
 from jaxunlearn.core.checkpoint import BlockStore
-from jaxunlearn.core.keys import fold
+from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.step import gradient_step, init_state
 from jaxunlearn.core.tree import Tree
-from jaxunlearn.data import batches
+from jaxunlearn.data import augment, batches
 from jaxunlearn.unlearn.exact.networks import Network
-from jaxunlearn.unlearn.exact.plan import Plan, Prefix
+from jaxunlearn.unlearn.exact.plan import Plan, Prefix, Recipe
 
 Stage = dict[str, Any]  # `adapter`: matrices of one group by name, `head`: the output layer
 Progress = Callable[[int, int, int], None]  # level, prefixes trained, prefixes in all
@@ -174,6 +174,16 @@ def stage_of(plan: Plan, order: Stage, level: int) -> Stage:
     return stage
 
 
+def augmentation(recipe: Recipe) -> Callable[[Key, jax.Array], jax.Array]:
+    """A function of a key and images [n, H, W, C]."""
+
+    def crop(key: Key, x: jax.Array) -> jax.Array:
+        return augment.translate(key, x, pixels=x.shape[1] // 8)
+
+    known = {"crop": crop, "flip": augment.flip}
+    return augment.compose(*(known[name] for name in recipe.augment))
+
+
 def check_layers(network: Network, plan: Plan) -> None:
     """Raises a ValueError if the network has fewer layers than the plan's stages train."""
     needed = plan.n_adapted
@@ -270,17 +280,24 @@ def _members(
 def _stage(network: Network, plan: Plan, level: int) -> Callable[[Any, Any], Tree]:
     """A function of one prefix of `level` slices: the stage that reads the last of them."""
     start, first, last = _layers(network, plan, level)
-    n_steps = plan.n_steps(level)
+    n_steps, augmented = plan.n_steps(level), augmentation(plan.recipe)
     optimizer = optax.adamw(
         optax.linear_schedule(plan.recipe.learning_rate, 0.0, n_steps), weight_decay=0.0
     )
 
     def objective(params, stats, shared, batch, key):
-        del key
-        x = batch["x"] if plan.cached else network.layers(shared["base"], batch["x"], 0, start)
-        x = jax.lax.stop_gradient(network.layers(shared["lower"], x, start, first))
-        x = network.layers(tree.combine(params["adapter"], shared["group"]), x, first, last)
-        x = network.layers(shared["upper"], x, last, network.n_layers)
+        x, below = batch["x"], shared["lower"]
+        group, above = tree.combine(params["adapter"], shared["group"]), shared["upper"]
+        if plan.recipe.dropout:
+            below, group, above = (
+                adapters.drop(part, plan.recipe.dropout, fold(key, "dropout", where))
+                for part, where in ((below, "below"), (group, "group"), (above, "above"))
+            )
+        if not plan.cached:
+            x = network.layers(shared["base"], augmented(fold(key, "augment"), x), 0, start)
+        x = jax.lax.stop_gradient(network.layers(below, x, start, first))
+        x = network.layers(group, x, first, last)
+        x = network.layers(above, x, last, network.n_layers)
         head = {"head": params["head"]} if network.trains_head else {}
         sums, counts = network.losses(shared["base"] | head, x, batch["rest"])
         weight = batch["weight"]

@@ -57,7 +57,7 @@ from jaxunlearn.nn import vit
 from jaxunlearn.unlearn.exact import deletion, orders, plan, service
 
 CONFIG = vit.Config((4, 4, 1), 2, width=8, n_layers=2, n_heads=2, mlp_width=16, n_classes=2)
-RECIPE = plan.Recipe(rank=2, alpha=2.0, learning_rate=1e-2, epochs=1, batch_size=4)
+RECIPE = plan.Recipe(rank=2, alpha=2.0, learning_rate=1e-2, epochs=1, batch_size=4, dropout=0.0)
 PLAN = plan.make(2, orders.cyclic(2, 2), 16, recipe=RECIPE, lane_width=2)
 ORDERS = ((0, 1), (1, 0))  # of both shards, as `Facts` knows them
 IDS = [f"image-{i}" for i in range(32)]
@@ -307,7 +307,7 @@ def start_jax(work: Path, *, writes: bool = True) -> None:
 def make(work: Path) -> None:
     """Stores to copy: not trained; trained; with deletions that a repair mends."""
     base = jax.device_get(vit.vit(CONFIG).init(jax.random.key(0))[0])
-    service.create(work / "train", PLAN, CONFIG, base, IDS, who="faults")
+    service.create(work / "train", PLAN, CONFIG, base, IDS, EXAMPLES, who="faults")
     if tuple(PLAN.orders) != (ORDERS, ORDERS):
         raise ValueError("ORDERS are not those of the plan")
     shutil.copytree(work / "train", work / "delete")

@@ -13,7 +13,7 @@ from jaxunlearn.unlearn.exact import networks, orders, plan, service, serving, t
 
 CONFIG = decoder.Config("llama", 32, 16, 32, 5, 2, 1, 8, 12)
 MODEL, NETWORK = decoder.decoder(CONFIG), networks.of_decoder(CONFIG)
-RECIPE = plan.Recipe(rank=2, alpha=4.0, learning_rate=1e-2, epochs=2, batch_size=5)
+RECIPE = plan.Recipe(rank=2, alpha=4.0, learning_rate=1e-2, epochs=2, batch_size=5, dropout=0.0)
 PLAN = plan.make(2, orders.cyclic(2, 2), 25, recipe=RECIPE, layers_per_slice=2, lane_width=2)
 N = 48
 AUTHORS = [f"author-{i // 4}" for i in range(N)]
@@ -37,7 +37,7 @@ def examples(seed=0):
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("language") / "store"
     ids = [f"question-{i}" for i in range(N)]
-    made = service.create(folder, PLAN, CONFIG, base(), ids, groups=AUTHORS)
+    made = service.create(folder, PLAN, CONFIG, base(), ids, examples(), groups=AUTHORS)
     made.train(examples())
     return made
 

@@ -9,7 +9,7 @@ from jaxunlearn.nn import vit
 from jaxunlearn.unlearn.exact import ledger, orders, plan, service
 
 CONFIG = vit.Config((4, 4, 1), 2, width=8, n_layers=4, n_heads=2, mlp_width=16, n_classes=2)
-RECIPE = plan.Recipe(rank=2, alpha=2.0, learning_rate=1e-2, epochs=1, batch_size=4)
+RECIPE = plan.Recipe(rank=2, alpha=2.0, learning_rate=1e-2, epochs=1, batch_size=4, dropout=0.0)
 PLAN = plan.make(2, orders.cyclic(2, 2), 16, recipe=RECIPE, layers_per_slice=2, lane_width=4)
 IDS = [f"image-{i}" for i in range(32)]
 EXAMPLES = {
@@ -21,7 +21,7 @@ EXAMPLES = {
 @pytest.fixture
 def store(tmp_path):
     base = jax.device_get(vit.vit(CONFIG).init(jax.random.key(0))[0])
-    made = service.create(tmp_path / "store", PLAN, CONFIG, base, IDS, who="test")
+    made = service.create(tmp_path / "store", PLAN, CONFIG, base, IDS, EXAMPLES, who="test")
     made.train(EXAMPLES)
     return made
 
@@ -67,17 +67,17 @@ def test_dead_shards_do_not_answer_and_repair_brings_them_back(store):
 
 
 def test_a_killed_repair_is_not_mistaken_for_another_one(store):
-    """Neither one of fewer orders, nor one of other labels, though their lanes have one number."""
-    store.delete([of_place(1)[0], of_place(2)[0]])
-    other = EXAMPLES | {"y": 1 - EXAMPLES["y"]}
-    for examples, options in ((EXAMPLES, {"below": 1}), (other, {})):
+    """Neither one of fewer orders, nor one before a deletion, though lanes have one number."""
+    for place, options in ((1, {"below": 1}), (2, {})):
+        store.delete([of_place(place)[0]])
 
         def stop(level, done, total):
             if level == 2 and done == total:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            store.repair(examples, progress=stop, **options)
+            store.repair(EXAMPLES, progress=stop, **options)
+    store.delete([of_place(2)[1]])
     assert len(store.repair(EXAMPLES)) == 4
     for shard in range(2):
         for order in range(2):
@@ -99,13 +99,41 @@ def test_one_process_trains_at_a_time(store):
     assert store.status()["stages_left"][0] == [1, 0]
 
 
-def test_verify_finds_other_data(store):
+def test_verify_finds_what_was_trained_on_other_data(store, monkeypatch):
     assert store.verify(EXAMPLES)["orders"] == 4
     assert store.verify(EXAMPLES, (1, 1, 1))["prefix"] == [1, 1, 1]
-    with pytest.raises(DamagedError, match="stage 1 is not what training gives"):
-        store.verify(EXAMPLES | {"y": 1 - EXAMPLES["y"]})
     with pytest.raises(ValueError, match="has 2 stages left"):
         store.verify(EXAMPLES, (0, 0, 3))
+    other = EXAMPLES | {"y": 1 - EXAMPLES["y"]}
+    with pytest.raises(ValueError, match="'image-0' is not what the store was made with"):
+        store.verify(other)
+    store.delete([of_place(0)[0]])
+    monkeypatch.setattr(
+        store.files, "rows", lambda examples, ids, gone: (other, store.files.places)
+    )
+    store.repair(EXAMPLES)  # by a program that takes other examples, and those that are gone
+    monkeypatch.undo()
+    with pytest.raises(DamagedError, match="stage 1 is not what training gives"):
+        store.verify(EXAMPLES, (0, 0, 2))
+
+
+def test_examples_are_known_by_their_ids_and_what_is_deleted_need_not_be_there(store):
+    gone = of_place(0)[:3]
+    store.delete(gone)
+    rows = [i for i in np.random.default_rng(0).permutation(32) if IDS[i] not in gone]
+    erased = {name: leaf[rows] for name, leaf in EXAMPLES.items()}
+    ids = [IDS[i] for i in rows]
+    for own, names, message in (
+        (erased, ids[1:] + ids[:1], "'image-0' is not what the store was made with"),
+        (erased, ids[:-1] + ids[:1], "1 that are there twice"),
+        (erased, [*ids[:-1], "other"], f"'{ids[-1]}' is missing"),
+        (erased, None, "examples have 29 rows of x; there are 32 ids"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            store.repair(own, names)
+    assert store.repair(erased, ids) == [(0, 0), (0, 1)]
+    store.verify(erased, (0, 1, 2), ids=ids)
+    assert store.verify(EXAMPLES, (0, 0, 2))["prefix"] == [0, 0, 2]
 
 
 def test_any_changed_byte_is_found_and_named(store):
@@ -207,7 +235,8 @@ def test_stores_that_cannot_be_made(tmp_path):
     base = jax.device_get(vit.vit(CONFIG).init(jax.random.key(0))[0])
 
     def make(ids, folder="new", **options):
-        return service.create(tmp_path / folder, PLAN, CONFIG, base, ids, **options)
+        some = {name: leaf[: len(ids)] for name, leaf in EXAMPLES.items()}
+        return service.create(tmp_path / folder, PLAN, CONFIG, base, ids, some, **options)
 
     with pytest.raises(ValueError, match="id 'a' is there twice"):
         make(["a", "b", "a"])

@@ -1,5 +1,6 @@
 """Exactness: what is served after deletions is, bit for bit, a run that never saw the slices."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -13,7 +14,7 @@ from jaxunlearn.unlearn.exact import deletion, networks, orders, plan, serving, 
 
 CONFIG = vit.Config((8, 8, 1), 4, width=16, n_layers=7, n_heads=2, mlp_width=32, n_classes=3)
 NETWORK = networks.of_vit(CONFIG)
-RECIPE = plan.Recipe(rank=2, alpha=4.0, learning_rate=1e-2, epochs=2, batch_size=4)
+RECIPE = plan.Recipe(rank=2, alpha=4.0, learning_rate=1e-2, epochs=2, batch_size=4, dropout=0.0)
 PLAN = plan.make(2, orders.cyclic(3, 3), 9, recipe=RECIPE, layers_per_slice=2, lane_width=3, seed=1)
 N = 45
 
@@ -255,3 +256,81 @@ def test_plans_and_data_that_do_not_fit():
     deep = plan.make(1, orders.cyclic(4, 1), 9, recipe=RECIPE, layers_per_slice=2)
     with pytest.raises(ValueError, match="4 slices need 8 layers, and the network has 7"):
         training.check_layers(NETWORK, deep)
+
+
+NOISY = plan.Recipe(
+    rank=2,
+    alpha=4.0,
+    learning_rate=1e-2,
+    epochs=1,
+    batch_size=4,
+    dropout=0.2,
+    augment=("crop", "flip"),
+)
+
+
+@pytest.mark.parametrize(
+    "direction", ["top_down", pytest.param("bottom_up", marks=pytest.mark.slow)]
+)
+def test_dropout_and_augmentation_are_drawn_by_the_plan_and_the_prefix(direction):
+    """So that other slices, and what trains beside it, change nothing of it."""
+    config = dataclasses.replace(CONFIG, width=8, n_layers=2, mlp_width=8)
+    network = networks.of_vit(config)
+    params = jax.device_get(network.model.init(jax.random.key(0))[0])
+    own = plan.make(
+        1,
+        orders.cyclic(2, 2),
+        24,
+        recipe=NOISY,
+        layers_per_slice=1,
+        cached=False,
+        direction=direction,
+    )
+
+    def train(of, gone=(), **only):
+        places = np.where(np.isin(PLACES % 2, gone), -1, PLACES % 2)
+        return training.train(network, params, of, training.arrange(of, examples(), places), **only)
+
+    trained = train(own)
+    never = train(own, gone=[1], only=[(0, (0,))])
+    assert tree.digest(never[0, (0,)]) == tree.digest(trained[0, (0,)])
+    bits = {tree.digest(stage["head"]) for stage in trained.values()}
+    assert len(bits) == 4
+    if direction == "top_down":
+        for change in ({"dropout": 0.0}, {"augment": ()}):
+            other = dataclasses.replace(own, recipe=dataclasses.replace(NOISY, **change))
+            bits.add(tree.digest(train(other, only=[(0, (0,))])[0, (0,)]["head"]))
+        assert len(bits) == 6
+
+
+def test_augmented_images():
+    images = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype(np.float32)
+    recipe = dataclasses.replace(RECIPE, augment=("flip",))
+    out = np.asarray(training.augmentation(recipe)(jax.random.key(0), images))
+    mirrored = (out == images[:, :, ::-1]).all((1, 2, 3))
+    np.testing.assert_array_equal(out[~mirrored], images[~mirrored])
+    assert 20 < mirrored.sum() < 44
+    recipe = dataclasses.replace(RECIPE, augment=("crop",))
+    out = np.asarray(training.augmentation(recipe)(jax.random.key(0), images))
+    centre = {
+        (out[i, 1:7, 1:7] == images[i, 1 + a : 7 + a, 1 + b : 7 + b]).all() and (a, b)
+        for i in range(64)
+        for a in (-1, 0, 1)
+        for b in (-1, 0, 1)
+    }
+    assert len(centre - {False}) == 9
+    none = training.augmentation(RECIPE)(jax.random.key(0), images)
+    np.testing.assert_array_equal(none, images)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: plan.Recipe(dropout=1.0), "dropout is 1.0"),
+        (lambda: plan.Recipe(augment=("spin",)), r"augment has \['spin'\]; crop and flip"),
+        (lambda: dataclasses.replace(PLAN, recipe=NOISY), "cached is True"),
+    ],
+)
+def test_noise_that_is_not_known(change, message):
+    with pytest.raises(ValueError, match=message):
+        change()
