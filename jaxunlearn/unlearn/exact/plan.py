@@ -54,7 +54,8 @@ class Recipe:
 
 def recipe_of(record: dict[str, Any]) -> Recipe:
     """A recipe from its JSON-like form."""
-    return Recipe(**record | {"augment": tuple(record["augment"])})
+    fields: dict[str, Any] = record | {"augment": tuple(record["augment"])}
+    return Recipe(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
