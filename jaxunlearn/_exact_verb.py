@@ -34,7 +34,7 @@ from jaxunlearn.core.checkpoint import DamagedError, replacing
 from jaxunlearn.nn import decoder
 from jaxunlearn.unlearn.exact import job, material, planner
 from jaxunlearn.unlearn.exact.service import Service
-from jaxunlearn.unlearn.exact.settings import Settings, Sizes
+from jaxunlearn.unlearn.exact.settings import Settings, Sizes, Where
 from jaxunlearn.unlearn.exact.store import network_of
 
 Store = Annotated[Path, tyro.conf.Positional]
@@ -128,14 +128,14 @@ class Train:
     def run(self, console: Console) -> Any:
         """Trains what is not trained yet."""
         devices = _devices(self.devices)
-        own = material.material(self.settings, self.data_dir)
-        with _bar(self.settings.slices, base=own.public is not None) as bar:
-            service = job.open_or_create(
-                self.store, self.settings, own, who=self.who, progress=bar.update
+        begun = (self.store / "ledger.jsonl").exists()
+        with _bar(self.settings.slices, base=self.settings.base is None and not begun) as bar:
+            service, ids, examples = job.open_or_create(
+                self.store, self.settings, self.data_dir, who=self.who, progress=bar.update
             )
             service.train(
-                own.examples,
-                own.ids,
+                examples,
+                ids,
                 who=self.who,
                 mesh=devices,
                 progress=functools.partial(_level, bar),
@@ -186,13 +186,13 @@ class Predict:
         store: its folder.
         files: PNG or JPEG files of the network's size; of a language model JSON-lines files with
             `question` and `answer`, whose probability is shown. None: the validation images.
-        data_dir: see `train`.
+        where: things lie now, if they were moved.
         json: also write the answers to this file.
     """
 
     store: Store
     files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    data_dir: Path | None = None
+    where: Annotated[Where, tyro.conf.arg(name="")] = Where()
     json: Json = None
 
     def run(self, console: Console) -> Any:
@@ -210,7 +210,7 @@ class Predict:
                 line = f"{one['file']}: class {one['class']}"
                 console.print(line, markup=False, highlight=False)
             return found
-        x, y = material.test_of(service, self.data_dir)
+        x, y = material.test_of(service, self.where)
         accuracy = float((service.predict(x).argmax(-1) == y).mean())
         console.print(f"accuracy on {len(y)} validation images: {100 * accuracy:.2f} %")
         return {"accuracy": accuracy, "n": len(y)}
@@ -220,7 +220,7 @@ class Predict:
             raise ValueError(
                 "files is empty; a language model needs JSON-lines files with question and answer"
             )
-        ids, arrays = material.questions_of(service, self.files)
+        ids, arrays = material.questions_of(service, self.files, self.where)
         valid = arrays["labels"] >= 0
         logs = np.log(np.where(valid, service.predict(batch=16, **arrays), 1)).sum(-1)
         found = [
@@ -270,7 +270,7 @@ class Verify:
         prefix: which one: shard, order, number of stages; by default the longest that is served.
         head: a checksum from `status --json` that the ledger must still have: nothing before it was
             cut off.
-        data_dir: see `train`.
+        where: things lie now, if they were moved.
         json: also write what was checked to this file.
     """
 
@@ -278,7 +278,7 @@ class Verify:
     retrain: bool = False
     prefix: tuple[int, int, int] | None = None
     head: str | None = None
-    data_dir: Path | None = None
+    where: Annotated[Where, tyro.conf.arg(name="")] = Where()
     json: Json = None
 
     def run(self, console: Console) -> Any:
@@ -287,7 +287,7 @@ class Verify:
         if self.prefix is not None and not self.retrain:
             raise ValueError("prefix is given without retrain; it says what to train again")
         if self.retrain:
-            ids, examples = material.examples_of(service, self.data_dir)
+            ids, examples = material.examples_of(service, self.where)
         found = service.verify(examples, self.prefix, ids=ids, head=self.head)
         console.print(
             f"{found['entries']} entries of the ledger and {found['orders']} orders are whole"
@@ -305,7 +305,7 @@ class Repair:
     Attributes:
         store: its folder.
         below: only orders with fewer stages than this; by default all that lost any.
-        data_dir: see `train`.
+        where: things lie now, if they were moved.
         devices: see `train`.
         who: is written to the ledger.
         json: also write the status to this file.
@@ -313,7 +313,7 @@ class Repair:
 
     store: Store
     below: int | None = None
-    data_dir: Path | None = None
+    where: Annotated[Where, tyro.conf.arg(name="")] = Where()
     devices: int | None = None
     who: str = ""
     json: Json = None
@@ -321,7 +321,7 @@ class Repair:
     def run(self, console: Console) -> Any:
         """Trains."""
         devices, service = _devices(self.devices), Service(self.store)
-        ids, examples = material.examples_of(service, self.data_dir)
+        ids, examples = material.examples_of(service, self.where)
         with _bar(service.plan.n_slices, base=False) as bar:
             trained = service.repair(
                 examples,
@@ -412,6 +412,10 @@ def _show_status(service: Service, console: Console) -> dict[str, Any]:
         serves = f"order {order[shard]}, {depth[shard]} stages" if depth[shard] else "nothing"
         table.add_row(str(shard), *map(str, left), serves)
     console.print(table, "stages left of every order", sep="")
+    if found["empty_slices"]:
+        console.print(
+            f"{found['empty_slices']} slices hold no example: what reads them learns none"
+        )
     if found["needs_retraining"]:
         console.print("no shard is alive: run `jaxunlearn exact repair`")
     return found

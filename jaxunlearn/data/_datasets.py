@@ -87,6 +87,21 @@ def load(
     return _chosen(str(name), arrays, n_classes, n_train, n_val)
 
 
+def place(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Path | None:
+    """The file or folder, resolved, that a name means to `load`; None where it means a set.
+
+    Args:
+        name: see `load`.
+        data_dir: see `load`.
+    """
+    path = Path(name).expanduser()
+    if name == "digits" or not path.exists():
+        return None
+    if isinstance(name, str) and _tfds.find(name, _tfds.data_folder(data_dir)):
+        return None
+    return path.resolve()
+
+
 def _open(name: str | os.PathLike, folder: Path) -> Encoded | tuple[Arrays, int]:
     place = _tfds.find(name, folder) if isinstance(name, str) else None
     if isinstance(name, str) and place:

@@ -117,17 +117,19 @@ def normalisation(path: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """See `vit.normalisation`."""
     file = Path(path) / "preprocessor_config.json"
     record = read_json(file) if file.is_file() else {}
-    # 1/255, as far as its writer wrote it out.
-    if record.get("do_rescale", True) is not True or (
-        abs(float(record.get("rescale_factor", 1 / 255)) * 255 - 1) > 1e-4
-    ):
+    factor = record.get("rescale_factor", 1 / 255)
+    is_usual = isinstance(factor, float) and abs(factor * 255 - 1) < 1e-4  # as its writer wrote it
+    if record.get("do_rescale", True) is not True or not is_usual:
         raise ValueError(f"{file}: only images rescaled by 1/255 are read")
     if not record.get("do_normalize", True):
         return (0.0,), (1.0,)
-    found = [record.get(name, [0.5]) for name in ("image_mean", "image_std")]
-    mean, std = (tuple(map(float, one if isinstance(one, list) else [one])) for one in found)
-    if len(mean) != len(std) or not all(value > 0 for value in std):
-        raise ValueError(f"{file}: image_mean is {list(mean)} and image_std {list(std)}")
+    found = {name: record.get(name, [0.5]) for name in ("image_mean", "image_std")}
+    try:
+        mean, std = (tuple(map(float, np.atleast_1d(one))) for one in found.values())
+        if len(mean) != len(std) or not np.isfinite(mean + std).all() or min(std) <= 0:
+            raise ValueError("not as many, not finite, or not above 0")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {found}; a number or one for each channel needed") from error
     return mean, std
 
 

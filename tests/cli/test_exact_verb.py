@@ -4,11 +4,13 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxunlearn import cli
+from jaxunlearn.nn import vit
 
 SMALL = (
     *("--n-train", "200", "--n-val", "50", "--shards", "2", "--slices", "2", "--budget", "2"),
@@ -107,7 +109,12 @@ def test_the_planner_knows_the_paper(tmp_path, capsys):
         (["plan", "--budget", "0"], "budget is 0"),
         (["plan", "--budget", "3", "--slices", "2"], "slices [2] have fewer orders"),
         (["plan", "--sizes.patches", "0"], "sizes.patches is 0; it must divide"),
+        (["plan", "--layers-per-slice", "0"], "layers_per_slice is 0"),
         (["train", "NEW", "--seed", "-1"], "seed is -1"),
+        (["train", "NEW", "--recipe.rank", "99"], "rank is 99; layers/q/kernel allows 1 to 64"),
+        (["train", "NEW", "--capacity", "0"], "capacity is 0"),
+        (["train", "NEW", "--n-train", "1"], "public is 0.3; of 1 images that is 0"),
+        (["train", "NEW", "--data", "NEW/no.jsonl"], "there is no such file"),
         (["forget", "STORE"], "exact: verb is 'forget'; known verbs: plan, train"),
     ],
 )
@@ -164,8 +171,14 @@ def test_a_language_model_forgets_a_group(tmp_path, capsys):
     write(texts, rows)
     sizes = ("--shards", "2", "--slices", "2", "--budget", "2", "--recipe.epochs", "1")
     small = ("--recipe.batch-size", "4", "--recipe.rank", "2", "--max-tokens", 64)
-    run("train", store, "--data", texts, "--base", model, "--max-answer", 1, code=2)
-    assert "the answer of 'fact-0' has" in capsys.readouterr().err
+    for wrong, message in (
+        (("--max-answer", 1), "the answer of 'fact-0' has"),
+        (("--recipe.augment", "flip"), "augment is ['flip']; it is for images"),
+        (("--n-train", 25), "n_train is 25"),
+    ):
+        run("train", store, "--data", texts, "--base", model, *sizes, *small, *wrong, code=2)
+        assert message in capsys.readouterr().err
+        assert not store.exists()
     small = (*small, "--max-answer", 16)
     run("train", store, "--data", texts, "--base", model, *sizes, *small)
     outcomes = read(tmp_path, "delete", store, "--group", "author-2")
@@ -184,7 +197,9 @@ def test_a_language_model_forgets_a_group(tmp_path, capsys):
     assert "example 'fact-0' is not what the store was made with" in capsys.readouterr().err
 
 
-def test_images_of_a_folder_are_known_by_their_files_and_can_be_erased(tmp_path, capsys):
+def test_images_of_a_folder_are_known_by_their_files_and_can_be_erased(
+    tmp_path, capsys, monkeypatch
+):
     folder, store = tmp_path / "photos", tmp_path / "store"
     rng = np.random.default_rng(0)
     for split, n in (("train", 40), ("test", 6)):
@@ -193,7 +208,12 @@ def test_images_of_a_folder_are_known_by_their_files_and_can_be_erased(tmp_path,
             for i in range(n):
                 image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
                 image.save(folder / split / name / f"{i}.png")
-    run("train", store, "--data", folder, *SMALL[4:])
+    monkeypatch.setenv("JAXUNLEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    command = ("train", store, "--data", "photos", *SMALL[4:])
+    run(*command)
+    assert not (tmp_path / "cache").exists()  # nothing of the images outlives them
+    monkeypatch.chdir(Path(__file__).parent)
     ids = json.loads((store / "examples.json").read_text())["ids"]
     victim = ids[0]
     assert (folder / victim).is_file() and victim.startswith("train/cat/")
@@ -208,14 +228,21 @@ def test_images_of_a_folder_are_known_by_their_files_and_can_be_erased(tmp_path,
     prefix = (outcome["shard"], 0, 2)
     assert read(tmp_path, "verify", store, "--retrain", "--prefix", *prefix)["prefix"] == [*prefix]
     assert read(tmp_path, "predict", store)["n"] == before["n"] == 12
+    monkeypatch.chdir(tmp_path)
+    run(*command)  # the same as before, though the folder is another one now
+    folder = folder.rename(tmp_path / "moved")
+    run("predict", store, code=2)
+    assert "none of the store's images are there" in capsys.readouterr().err
+    assert read(tmp_path, "predict", store, "--data", folder)["n"] == 12
+    run("verify", store, "--retrain", "--data", folder)
     (folder / ids[1]).unlink()
-    run("verify", store, "--retrain", code=2)
+    run("verify", store, "--retrain", "--data", folder, code=2)
     assert f"example '{ids[1]}' is missing, and it has not been deleted" in capsys.readouterr().err
 
 
 def test_another_base_does_not_go_on_from_the_one_that_was_interrupted(tmp_path, monkeypatch):
     """It may have learned examples that the new store holds."""
-    from jaxunlearn.unlearn.exact import job, material, pretraining, settings
+    from jaxunlearn.unlearn.exact import job, pretraining, settings
 
     monkeypatch.setattr(pretraining, "_SECONDS", 0)
     small = settings.Settings(
@@ -232,9 +259,49 @@ def test_another_base_does_not_go_on_from_the_one_that_was_interrupted(tmp_path,
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            job.open_or_create(folder, own, material.material(own), progress=progress)
+            job.open_or_create(folder, own, progress=progress)
         return [seen.pop(0) for _ in range(len(seen))]
 
     assert begin(seed=0, stop_at=10)[0] == 1
     assert begin(seed=0, stop_at=12)[0] > 8  # goes on
     assert begin(seed=1, stop_at=3)[0] == 1  # begins anew
+
+
+def test_a_pretrained_vit_reads_only_images_of_its_shape(tmp_path, capsys):
+    base, folder, store = tmp_path / "base", tmp_path / "photos", tmp_path / "store"
+    config = vit.Config((8, 8, 3), 4, 8, 4, 2, 8, 2)
+    vit.save_pretrained(base, config, vit.vit(config).init(jax.random.key(0))[0])
+    processor = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    (base / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert vit.normalisation(base) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / split / name / "0.png")
+    run("train", store, "--data", folder, "--base", base, code=2)
+    assert "image_mean has 3 values; the images have 1 channels" in capsys.readouterr().err
+    for wrong in ({"image_mean": None}, {"image_std": [0.0]}, {"image_mean": [float("nan")]}):
+        (base / "preprocessor_config.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=r"preprocessor_config.json: .*for each channel"):
+            vit.normalisation(base)
+    (base / "preprocessor_config.json").write_text(json.dumps({"rescale_factor": None}))
+    with pytest.raises(ValueError, match="rescaled by 1/255"):
+        vit.normalisation(base)
+    (base / "preprocessor_config.json").unlink()
+    assert vit.normalisation(base) == ((0.5,), (0.5,))
+    run("train", store, "--data", folder, "--base", base, code=2)
+    assert "base reads images [8, 8, 3]" in capsys.readouterr().err
+    assert not store.exists()
+
+
+def test_a_group_that_is_null_is_none(tmp_path):
+    from jaxunlearn.unlearn.exact import material, settings
+    from tests import language
+
+    texts = tmp_path / "facts.jsonl"
+    rows = [{"question": "Who?", "answer": f"{i}", "group": None, "id": None} for i in range(3)]
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = settings.Settings(data=str(texts), base=language.save(tmp_path / "model"))
+    found = material.material(own)
+    assert found.groups == found.ids == ["facts:1", "facts:2", "facts:3"]
+    assert found.examples["x"].shape == (3, 256) and found.examples["labels"].shape == (3, 128)

@@ -14,12 +14,12 @@ from jaxunlearn.core.keys import fold
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn import decoder, vit
 from jaxunlearn.unlearn.exact import orders
-from jaxunlearn.unlearn.exact.material import Material
+from jaxunlearn.unlearn.exact.material import Arrays, Material, examples_of, material
 from jaxunlearn.unlearn.exact.plan import Plan
 from jaxunlearn.unlearn.exact.plan import make as make_plan
 from jaxunlearn.unlearn.exact.pretraining import Pretraining, pretrain
 from jaxunlearn.unlearn.exact.service import Service, create
-from jaxunlearn.unlearn.exact.settings import Settings, check_same, record_of
+from jaxunlearn.unlearn.exact.settings import Settings, Where, check_same, placed, record_of
 from jaxunlearn.unlearn.exact.store import Config, check_new, digest_of
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
@@ -34,19 +34,21 @@ def plan_of(settings: Settings, config: Config, n: int, largest_group: int = 1) 
     slices = settings.shards * settings.slices
     if min(settings.shards, settings.slices) < 1:
         raise ValueError(f"shards and slices are {settings.shards} and {settings.slices}; >= 1")
-    per_slice = settings.layers_per_slice or config.n_layers // settings.slices
-    if per_slice < 1:
+    per_slice = settings.layers_per_slice
+    if per_slice is None:
+        per_slice = config.n_layers // settings.slices
+    if settings.layers_per_slice is None and per_slice < 1:
         raise ValueError(
             f"slices is {settings.slices}; the network has {config.n_layers} layers, at least one "
             "is needed for each slice"
         )
     mean = n / slices
-    # A hash decides which slice an example is in; nothing of the data itself may show in the plan.
+    # A hash decides which slice an example is in; only their number and groups show in the plan.
     room = int(np.ceil(mean + 4 * np.sqrt(mean * largest_group)))
     return make_plan(
         settings.shards,
         orders.cyclic(settings.slices, settings.budget),
-        settings.capacity or max(room, settings.recipe.batch_size),
+        max(room, settings.recipe.batch_size) if settings.capacity is None else settings.capacity,
         recipe=settings.recipe,
         layers_per_slice=per_slice,
         direction=settings.direction,
@@ -59,22 +61,27 @@ def plan_of(settings: Settings, config: Config, n: int, largest_group: int = 1) 
 def open_or_create(
     folder: Path,
     settings: Settings,
-    own: Material,
+    data_dir: Path | None = None,
     *,
     who: str = "",
     progress: Progress | None = None,
-) -> Service:
-    """The store in a folder, made if it is not there yet.
+) -> tuple[Service, list[str], Arrays]:
+    """The store in a folder, made if it is not there yet, and what is there of its examples.
 
     A base that has to be trained first is kept in `FOLDER.base`, until the store is there.
+
+    Returns:
+        The store; ids of rows, and the rows, as `Service.train` reads them.
 
     Raises:
         ValueError: a store of other settings, or settings that do not fit.
     """
+    settings = placed(settings, data_dir)
     if (folder / "ledger.jsonl").exists():
         service = Service(folder)
         check_same(service, settings)
-        return service
+        return service, *examples_of(service, Where(data_dir=data_dir))
+    own = material(settings, data_dir)
     largest = max(collections.Counter(own.groups).values())
     plan = plan_of(settings, own.config, len(own.ids), largest)
     check_new(folder, plan, own.config, own.ids, own.groups)
@@ -96,7 +103,7 @@ def open_or_create(
         who=who,
     )
     shutil.rmtree(kept, ignore_errors=True)
-    return service
+    return service, own.ids, own.examples
 
 
 def _base(settings: Settings, own: Material, kept: Path, progress: Progress | None) -> Tree:

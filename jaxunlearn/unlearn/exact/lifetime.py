@@ -102,6 +102,8 @@ def retention(n_slices: int, orders: np.ndarray, keep: int, requests: int) -> fl
     # Python's integers: NumPy's would overflow below.
     n_slices, keep, requests = map(operator.index, (n_slices, keep, requests))
     orders = orders_.check(orders, n_slices)
+    if orders.ndim != 2:
+        raise ValueError(f"orders have shape {list(orders.shape)}; [B, L], of one shard, is needed")
     if not 0 <= keep <= n_slices:
         raise ValueError(f"keep is {keep}; 0 to {n_slices} are allowed")
     if requests < 0:

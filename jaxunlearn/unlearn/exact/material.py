@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn import data
+from jaxunlearn.data import text
 from jaxunlearn.nn import decoder, vit
 from jaxunlearn.unlearn import _path_data as texts
 from jaxunlearn.unlearn.exact.service import Service
-from jaxunlearn.unlearn.exact.settings import Settings, reading_of, settings_of
+from jaxunlearn.unlearn.exact.settings import Settings, Where, reading_of, settings_of
 from jaxunlearn.unlearn.exact.store import Config
 
 Arrays = dict[str, np.ndarray]
@@ -76,38 +78,39 @@ def material(settings: Settings, data_dir: Path | None = None) -> Material:
     return Material(ids, ids, examples, public, config, reading)
 
 
-def examples_of(service: Service, data_dir: Path | None = None) -> tuple[list[str], Arrays]:
-    """What is there of a store's examples: the ids of the rows, and the rows.
+def examples_of(service: Service, where: Where | None = None) -> tuple[list[str], Arrays]:
+    """What is there of a store's examples that were not deleted: the ids of the rows, and the rows.
 
     Files of deleted images may be gone, and so may the lines of deleted texts that have ids.
 
     Raises:
         ValueError: the store does not say where they come from, or they cannot be read.
     """
-    settings, reading = settings_of(service), reading_of(service)
+    settings, reading = settings_of(service, where), reading_of(service)
+    service.refresh()
+    left = [name for name in service.files.ids if name not in service.deleted]
     if _is_text(settings):
-        own = _text_material(dataclasses.replace(settings, n_train=None), data_dir)
-        return own.ids, own.examples
+        wanted, questions = set(left), _questions(settings, None, where and where.data_dir)
+        questions = [question for question in questions if _id_of(question) in wanted]
+        return _encoded(settings, questions)[:2]
     if reading["classes"]:
-        service.refresh()
-        left = [name for name in service.files.ids if name not in service.deleted]
-        here = [name for name in left if (Path(settings.data).expanduser() / name).is_file()]
-        x, y = _from_folder(service, here)
+        here = [name for name in left if (Path(settings.data) / name).is_file()]
+        x, y = _from_folder(service, settings, here)
         return here, {"x": x, "y": y}
-    own = _images(settings, reading, data_dir)
+    own = _images(settings, reading, where and where.data_dir)
     return own.ids, {"x": own.x, "y": own.y}
 
 
-def test_of(service: Service, data_dir: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+def test_of(service: Service, where: Where | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels that a store of images is judged by.
 
     Raises:
         ValueError: as in `examples_of`.
     """
-    settings, reading = settings_of(service), reading_of(service)
+    settings, reading = settings_of(service, where), reading_of(service)
     if reading["classes"]:
-        return _from_folder(service, reading["test"])
-    own = _images(settings, reading, data_dir)
+        return _from_folder(service, settings, reading["test"])
+    own = _images(settings, reading, where and where.data_dir)
     return own.x_val, own.y_val
 
 
@@ -123,19 +126,25 @@ def read_images(service: Service, files: Sequence[Path]) -> np.ndarray:
     return scaled(data.images(files, config.image), reading_of(service))
 
 
-def questions_of(service: Service, files: Sequence[Path]) -> tuple[list[str], Arrays]:
+def questions_of(
+    service: Service, files: Sequence[Path], where: Where | None = None
+) -> tuple[list[str], Arrays]:
     """Questions with their answers from JSON-lines files, as a store's language model reads them.
 
     Raises:
         ValueError: a file that cannot be read, or a text that is too long.
     """
-    settings = settings_of(service)
-    parts = [texts.questions(texts.Part("file", str(file)), 0, None) for file in files]
-    return _encoded(settings, [question for part in parts for question in part])[:2]
+    found = [question for file in files for question in text.jsonl(file)]
+    return _encoded(settings_of(service, where), found)[:2]
 
 
 def scaled(images: np.ndarray, reading: dict[str, Any]) -> np.ndarray:
     """Images as a network reads them: uint8, or floats in [0, 1], less a mean, by a deviation."""
+    if len(reading["mean"]) not in (1, images.shape[-1]):
+        raise ValueError(
+            f"the base's image_mean has {len(reading['mean'])} values; the images have "
+            f"{images.shape[-1]} channels"
+        )
     bright = images.astype(np.float32) / np.float32(255 if images.dtype == np.uint8 else 1)
     mean, std = (np.array(reading[name], np.float32) for name in ("mean", "std"))
     return (bright - mean) / std
@@ -185,16 +194,25 @@ class _Images(NamedTuple):
 
 
 def _images(settings: Settings, reading: dict[str, Any], data_dir: Path | None) -> _Images:
-    own = data.load(settings.data, settings.n_train, settings.n_val, data_dir=data_dir)
+    sizes = settings.n_train, settings.n_val
+    if data.place(settings.data, data_dir) is None:
+        own = data.load(settings.data, *sizes, data_dir=data_dir)
+    else:  # decoded images that outlived the files would keep what was deleted
+        with tempfile.TemporaryDirectory() as cache:
+            own = data.load(settings.data, *sizes, data_dir=data_dir, cache_dir=cache)
     x, x_val = (scaled(images, reading) for images in (own.x_train, own.x_val))
     ids = list(own.files_train) or [f"train-{row}" for row in range(len(x))]
     classes, test = list(own.classes), list(own.files_val)
     return _Images(ids, x, own.y_train, x_val, own.y_val, own.n_classes, classes, test)
 
 
-def _from_folder(service: Service, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Images of the store's folder, and their labels."""
-    folder, reading = Path(settings_of(service).data).expanduser(), reading_of(service)
+def _from_folder(
+    service: Service, settings: Settings, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images of a folder, and their labels."""
+    folder, reading = Path(settings.data), reading_of(service)
+    if not names or not folder.is_dir():
+        raise ValueError(f"data is {settings.data!r}; none of the store's images are there")
     x = read_images(service, [folder / name for name in names])
     y = [reading["classes"].index(Path(name).parent.name) for name in names]
     return x, np.array(y, np.int32)
@@ -207,6 +225,8 @@ def _split(settings: Settings, n: int) -> tuple[np.ndarray, np.ndarray]:
         )
     mixed = np.random.default_rng(settings.seed).permutation(n)
     n_public = round(settings.public * n)
+    if not 0 < n_public < n:
+        raise ValueError(f"public is {settings.public}; of {n} images that is {n_public}, or all")
     return np.sort(mixed[:n_public]), np.sort(mixed[n_public:])
 
 
@@ -215,17 +235,33 @@ def _is_text(settings: Settings) -> bool:
 
 
 def _text_material(settings: Settings, data_dir: Path | None) -> Material:
-    part = texts.Part("data", settings.data, n=settings.n_train)
-    questions = texts.questions(part, settings.seed, data_dir)
+    questions = _questions(settings, settings.n_train, data_dir)
     ids, examples, config = _encoded(settings, questions)
     if settings.data.startswith("tofu:"):
         groups = [f"{settings.data}/author-{i // _AUTHOR}" for i in range(len(ids))]
     else:
         groups = [
-            str(question.extra.get("group", name))
+            name if question.extra.get("group") is None else str(question.extra["group"])
             for name, question in zip(ids, questions, strict=True)
         ]
     return Material(ids, groups, examples, None, config, {})
+
+
+def _questions(settings: Settings, n: int | None, data_dir: Path | None) -> list[Any]:
+    """The first n of the set's, or all."""
+    split = settings.data.removeprefix("tofu:")
+    if split != settings.data:
+        found = text.tofu(split, data_dir=data_dir and data_dir / "tofu")
+    else:
+        found = text.jsonl(settings.data)
+    if n is not None and not 1 <= n <= len(found):
+        raise ValueError(f"n_train is {n}; {settings.data} has {len(found)}")
+    return found[:n]
+
+
+def _id_of(question: Any) -> str:
+    own = question.extra.get("id")
+    return question.id if own is None else str(own)
 
 
 def _encoded(settings: Settings, questions: list[Any]) -> tuple[list[str], Arrays, Config]:
@@ -234,7 +270,7 @@ def _encoded(settings: Settings, questions: list[Any]) -> tuple[list[str], Array
         raise ValueError("base is None; texts need a language model, a folder or a .gguf file")
     pretrained = decoder.from_pretrained(settings.base)
     found = texts.Encoder(pretrained, settings.max_tokens).sequences(questions)
-    ids = [str(question.extra.get("id", question.id)) for question in questions]
+    ids = [_id_of(question) for question in questions]
     for name, n in zip(ids, found.lengths, strict=True):
         if n > settings.max_answer:
             raise ValueError(

@@ -12,7 +12,7 @@ from jaxunlearn.core import adapters, tree
 from jaxunlearn.unlearn.exact import lifetime
 from jaxunlearn.unlearn.exact.networks import Network
 from jaxunlearn.unlearn.exact.plan import Plan
-from jaxunlearn.unlearn.exact.training import check_layers, window
+from jaxunlearn.unlearn.exact.training import check_plan, window
 
 
 class Outlook(NamedTuple):
@@ -53,7 +53,7 @@ def outlook(plan: Plan, network: Network, base: Any) -> Outlook:
     Raises:
         ValueError: more layers than the network has.
     """
-    check_layers(network, plan)
+    check_plan(network, plan)
     own = lifetime.lifetime(plan.table)
     one = lifetime.lifetime(plan.table[:, :1])
     by_level = [len(plan.prefixes(level)) for level in range(1, plan.n_slices + 1)]

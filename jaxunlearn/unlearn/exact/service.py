@@ -114,6 +114,8 @@ class Service:
         self.files = Files(self.folder, self.ledger.entries[0].data["plan"])
         self.plan, self.network = self.files.plan, self.files.network
         self.deleted: dict[str, int] = {}
+        n_places = self.plan.n_shards * self.plan.n_slices
+        self._held = np.bincount(self.files.places, minlength=n_places)  # what was not deleted
         self._hit: dict[int, int] = {}  # by place, the last entry that deleted from it
         self._generations: dict[tuple[int, int], tuple[int, int, str]] = {}
         self._applied = 0  # entries
@@ -136,15 +138,30 @@ class Service:
     def _apply(self, entry: Entry) -> None:
         if entry.what == "delete":
             for name in entry.data["ids"]:
+                place = int(self.files.places[self.files.ids[name]])
+                self._held[place] -= name not in self.deleted
                 self.deleted.setdefault(name, entry.number)
-                self._hit[int(self.files.places[self.files.ids[name]])] = entry.number
+                self._hit[place] = entry.number
         elif entry.what in ("train", "repair"):
             for own in entry.data["orders"]:
                 key = (own["shard"], own["order"])
                 self._generations[key] = (own["generation"], entry.data["seen"], own["sha256"])
 
     def surviving(self) -> np.ndarray:
-        """Stages left of every order, [m, B]; 0 where an order has never been trained."""
+        """Stages left of every order, [m, B].
+
+        0 where an order has never been trained, or has read no example: its slices were empty.
+        """
+        left, shape = self._whole(), (self.plan.n_shards, self.plan.n_slices)
+        held = self._held.reshape(shape)
+        for shard, order in np.ndindex(left.shape):
+            read = self.plan.orders[shard][order][: left[shard, order]]
+            if not held[shard, list(read)].any():
+                left[shard, order] = 0
+        return left
+
+    def _whole(self) -> np.ndarray:
+        """Stages of every order that no deletion reached since they were trained, [m, B]."""
         plan = self.plan
         left = np.zeros((plan.n_shards, plan.budget), np.int64)
         for (shard, order), (_, seen, _) in self._generations.items():
@@ -160,13 +177,13 @@ class Service:
         left = self.surviving()
         served = deletion.served(left)
         plan = self.plan
-        size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
         return {
             "shards": plan.n_shards,
             "slices": plan.n_slices,
             "budget": plan.budget,
             "examples": len(self.files.ids),
             "deleted": len(self.deleted),
+            "empty_slices": int((self._held == 0).sum()),
             "entries": len(self.ledger.entries),
             "head": self.ledger.head,
             "stages_left": left.tolist(),
@@ -174,7 +191,7 @@ class Service:
             "living_shards": int((served.depth > 0).sum()),
             "needs_retraining": deletion.needs_retraining(left),
             "expected_requests_when_new": deletion.lifetime(plan.table).mean,
-            "bytes": size,
+            "bytes": self.files.size(),
         }
 
     def needs_retraining(self, *, trigger: Literal["all", "any"] = "all", depth: int = 1) -> bool:
@@ -209,12 +226,14 @@ class Service:
             ValueError: an id that is malformed or unknown; then none of them is deleted.
             OSError: the ledger cannot be written, as on a full disk; nothing is deleted.
         """
+        if isinstance(ids, str):
+            raise ValueError(f"ids is {ids!r}; several are needed, e.g. [{ids!r}]")
         asked = list(ids)
-        wanted = list(dict.fromkeys(asked))
-        for name in wanted:
+        for name in asked:
             check_id(name)
             if name not in self.files.ids:
                 raise ValueError(f"id {name!r} is unknown: it is no example of this store")
+        wanted = list(dict.fromkeys(asked))
         if not wanted:
             raise ValueError("ids is empty; at least one is needed")
         with self.ledger.writing():
@@ -311,7 +330,7 @@ class Service:
         self.refresh()
         seen, plan = len(self.ledger.entries) - 1, self.plan
         slices = self._slices(examples, ids)
-        left = self.surviving()
+        left = self._whole()
         least = plan.n_slices if below is None else below
         todo = [(int(a), int(b)) for a, b in np.argwhere(left < least)]
         if not todo:
@@ -465,6 +484,12 @@ class Service:
         check_inputs(self.files.config, x)
         if len(x) < 1 or batch < 1:
             raise ValueError(f"x has {len(x)} rows and batch is {batch}; at least 1 are needed")
+        needed = () if self.network.trains_head else self.network.arrays
+        if set(rest) != set(needed) or any(len(leaf) != len(x) for leaf in rest.values()):
+            rows = {name: len(leaf) for name, leaf in rest.items()}
+            raise ValueError(
+                f"x has {len(x)} rows, the rest {rows}; as many of {list(needed)} are needed"
+            )
         examples, found = {"x": x, **rest}, []
         batch = min(batch, 1 << (len(x) - 1).bit_length())  # few rows are not filled up to many
         for at in range(0, len(x), batch):

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxunlearn import data
 from jaxunlearn.core import records
 from jaxunlearn.unlearn.exact.plan import Recipe, recipe_of
 from jaxunlearn.unlearn.exact.service import Service
@@ -78,6 +79,31 @@ class Settings:
     seed: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """Where things lie now, if not where they were when a store was made.
+
+    Attributes:
+        data: the file or folder of the examples.
+        base: the pretrained model.
+        data_dir: folder of prepared data sets; by default `$TFDS_DATA_DIR`; of texts see `paths`.
+    """
+
+    data: str | None = None
+    base: Path | None = None
+    data_dir: Path | None = None
+
+
+def placed(settings: Settings, data_dir: Path | None) -> Settings:
+    """With whole paths, so that they mean the same from any folder."""
+    found = data.place(settings.data, data_dir)
+    return dataclasses.replace(
+        settings,
+        data=settings.data if found is None else str(found),
+        base=None if settings.base is None else settings.base.expanduser().absolute(),
+    )
+
+
 def record_of(settings: Settings) -> dict[str, Any]:
     """Settings, JSON-like, as a store keeps them."""
     record = dataclasses.asdict(settings)
@@ -85,16 +111,21 @@ def record_of(settings: Settings) -> dict[str, Any]:
     return record
 
 
-def settings_of(service: Service) -> Settings:
-    """The settings that a store was made with.
+def settings_of(service: Service, where: Where | None = None) -> Settings:
+    """The settings that a store was made with, and where things lie now.
 
     Raises:
         ValueError: it was made by a program of its own, which alone knows its examples.
     """
     record = _source(service)["settings"]
-    base = record["base"]
-    parts = {"sizes": Sizes(**record["sizes"]), "recipe": recipe_of(record["recipe"])}
-    return Settings(**record | parts | {"base": None if base is None else Path(base)})
+    where = where or Where()
+    base = record["base"] if where.base is None else where.base
+    parts: dict[str, Any] = {
+        "sizes": Sizes(**record["sizes"]),
+        "recipe": recipe_of(record["recipe"]),
+    }
+    parts |= {"base": None if base is None else Path(base), "data": where.data or record["data"]}
+    return Settings(**record | parts)
 
 
 def reading_of(service: Service) -> dict[str, Any]:
@@ -107,10 +138,7 @@ def reading_of(service: Service) -> dict[str, Any]:
 
 
 def check_same(service: Service, settings: Settings) -> None:
-    """Raises a ValueError that names the first setting in which a store differs.
-
-    Where the data lies may have changed; that it is the same, its hashes show.
-    """
+    """Raises a ValueError that names the first setting in which a store differs."""
     records.check_same(_source(service)["settings"], record_of(settings), str(service.folder))
 
 

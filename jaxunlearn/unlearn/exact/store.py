@@ -7,12 +7,14 @@ orders/NUMBER.npz      a generation of an order of a shard: one adapter, a head 
 ledger.jsonl           see `ledger`
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -62,8 +64,28 @@ def lay_out(
     check_examples(config, examples, len(ids))
     # Under another name first: after a kill there is a whole store, or none.
     new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    new.mkdir(parents=True, exist_ok=True)
+    with _locked(new):
+        for left in new.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        _write_store(new, plan, config, base, ids, groups, examples, source, who)
+        new.replace(folder)
+    checkpoint.sync_folder(folder.absolute().parent)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ValueError(f"another process makes {folder} into a store; wait for it") from error
+    finally:
+        os.close(place)
+
+
+def _write_store(new, plan, config, base, ids, groups, examples, source, who) -> None:
     stored = checkpoint.store_shared(new / "base", base)
     names = {"ids": ids, "groups": groups, "sha256": _row_digests(network_of(config), examples)}
     record = {
@@ -78,13 +100,13 @@ def lay_out(
     ledger = Ledger(new / "ledger.jsonl")
     with ledger.writing():
         ledger.append("plan", {"plan": digest, "examples": len(ids)}, who)
-    new.replace(folder)
-    checkpoint.sync_folder(folder.absolute().parent)
 
 
 def check_new(folder: Path, plan: Plan, config: Config, ids: list[str], groups: list[str]) -> None:
     """Raises a ValueError where `lay_out` cannot make a store."""
-    training.check_layers(network_of(config), plan)
+    training.check_plan(network_of(config), plan)
+    if plan.recipe.augment and not isinstance(config, vit.Config):
+        raise ValueError(f"augment is {list(plan.recipe.augment)}; it is for images, not for texts")
     _check_ids(ids, groups)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"folder {folder} is a file or holds something already; choose another")
@@ -116,6 +138,8 @@ def check_inputs(config: Config, x: Any) -> None:
         if shape[1:] != config.image or len(shape) != 4 or kind != "f":
             image = ", ".join(map(str, config.image))
             raise ValueError(f"{found}; floats [n, {image}] are needed")
+        if not np.isfinite(x).all():
+            raise ValueError(f"{found} and holds NaN or infinity; finite values are needed")
     elif len(shape) != 2 or shape[1] > config.context or kind not in "iu":
         raise ValueError(f"{found}; integers [n, at most {config.context}] are needed")
 
@@ -154,6 +178,14 @@ class Files:
         self.source = record["source"]
         self._base, self._base_file = record["base"], record["base_file"]
         self._orders = BlockStore(self.folder / "orders")
+
+    def size(self) -> int:
+        """Bytes of all files; what another process removes meanwhile is not counted."""
+        total = 0
+        for file in self.folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                total += file.stat().st_size if file.is_file() else 0
+        return total
 
     def check(self) -> None:
         """Reads the plan, the examples' names and the base again; raises a DamagedError."""
@@ -214,13 +246,14 @@ class Files:
         Raises:
             ValueError: a row is missing, or is not what the store was made with; it is named.
         """
-        given = list(self.ids) if ids is None else list(ids)
+        given, gone = list(self.ids) if ids is None else list(ids), set(gone)
+        wanted = [name for name in self.ids if name not in gone]
+        if not wanted:
+            raise ValueError("all examples of the store were deleted: there is nothing to train on")
         check_examples(self.config, examples, len(given))
         at = {name: row for row, name in enumerate(given)}
         if len(at) < len(given):
             raise ValueError(f"ids has {len(given) - len(at)} that are there twice")
-        gone = set(gone)
-        wanted = [name for name in self.ids if name not in gone]
         for name in wanted:
             if name not in at:
                 raise ValueError(f"example {name!r} is missing, and it has not been deleted")
@@ -231,7 +264,8 @@ class Files:
         found = _row_digests(self.network, own)
         for name, number, digest in zip(wanted, numbers, found, strict=True):
             if digest != self._digests[number]:
-                raise ValueError(f"example {name!r} is not what the store was made with")
+                kinds = ", ".join(f"{array} is {leaf.dtype}" for array, leaf in own.items())
+                raise ValueError(f"example {name!r} is not what the store was made with ({kinds})")
         return own, self.places[numbers]
 
     def _number(self, shard: int, order: int, generation: int) -> int:
@@ -269,6 +303,8 @@ def _check_ids(ids: list[str], groups: list[str]) -> None:
         raise ValueError(f"groups has {len(groups)} entries; there are {len(ids)} ids")
     for name in (*ids, *groups):
         check_id(name)
+    if not ids:
+        raise ValueError("ids is empty; at least one example is needed")
     seen: set[str] = set()
     for name in ids:
         if name in seen:

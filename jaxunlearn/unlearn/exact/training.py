@@ -118,9 +118,9 @@ def train(
         What each stage trained, by prefix, those that were known included; see `assembled`.
 
     Raises:
-        ValueError: more layers than the network has.
+        ValueError: more layers than the network has, or a rank that its kernels do not allow.
     """
-    check_layers(network, plan)
+    check_plan(network, plan)
     wanted = (
         None
         if only is None
@@ -178,20 +178,25 @@ def augmentation(recipe: Recipe) -> Callable[[Key, jax.Array], jax.Array]:
     """A function of a key and images [n, H, W, C]."""
 
     def crop(key: Key, x: jax.Array) -> jax.Array:
-        return augment.translate(key, x, pixels=x.shape[1] // 8)
+        return augment.translate(key, x, pixels=max(1, x.shape[1] // 8))
 
     known = {"crop": crop, "flip": augment.flip}
     return augment.compose(*(known[name] for name in recipe.augment))
 
 
-def check_layers(network: Network, plan: Plan) -> None:
-    """Raises a ValueError if the network has fewer layers than the plan's stages train."""
+def check_plan(network: Network, plan: Plan) -> None:
+    """Raises a ValueError if the network has too few layers for a plan, or too small ones."""
     needed = plan.n_adapted
     if needed > network.n_layers:
         raise ValueError(
             f"layers_per_slice is {plan.layers_per_slice}; {plan.n_slices} slices need {needed} "
             f"layers, and the network has {network.n_layers}"
         )
+
+    def adapted(key: Key) -> Tree:  # raises if the rank is too large
+        return window(network, network.model.init(key)[0], plan, 0, needed, key)
+
+    jax.eval_shape(adapted, jax.random.key(0))
 
 
 def window(network: Network, base: Tree, plan: Plan, first: int, last: int, key: jax.Array) -> Tree:

@@ -200,6 +200,8 @@ def test_a_full_disk_deletes_nothing(store, monkeypatch):
         ([" image-1"], "printable text without blanks"),
         ([7], "id is 7"),
         ([], "ids is empty"),
+        ("image-1", r"several are needed, e.g. \['image-1'\]"),
+        ([["image-1"]], r"id is \['image-1'\]"),
     ],
 )
 def test_bad_ids_delete_nothing(store, ids, message):
@@ -221,6 +223,9 @@ def test_every_request_has_its_answer_in_order(store):
         (lambda s: s.predict(EXAMPLES["x"].astype(np.uint8)), "x is uint8"),
         (lambda s: s.predict(EXAMPLES["x"][:0]), "x has 0 rows"),
         (lambda s: s.predict(EXAMPLES["x"], batch=0), "batch is 0"),
+        (lambda s: s.predict(np.full_like(EXAMPLES["x"], np.nan)), "holds NaN"),
+        (lambda s: s.predict(EXAMPLES["x"], y=EXAMPLES["y"]), "the rest {'y': 32}"),
+        (lambda s: s.repair(EXAMPLES | {"y": EXAMPLES["y"].astype(int)}), "y is int64"),
         (lambda s: s.repair(EXAMPLES, below=3), "below is 3; 1 to 2"),
         (lambda s: s.repair({"y": EXAMPLES["y"]}), "no rows of x"),
         (lambda s: s.repair(EXAMPLES | {"y": EXAMPLES["y"] + 1}), "values 1 to 2"),
@@ -240,6 +245,8 @@ def test_stores_that_cannot_be_made(tmp_path):
 
     with pytest.raises(ValueError, match="id 'a' is there twice"):
         make(["a", "b", "a"])
+    with pytest.raises(ValueError, match="ids is empty"):
+        make([])
     with pytest.raises(ValueError, match="groups has 1 entries; there are 2 ids"):
         make(["a", "b"], groups=["g"])
     with pytest.raises(ValueError, match="capacity is 16"):
@@ -250,3 +257,25 @@ def test_stores_that_cannot_be_made(tmp_path):
         make(["a"])
     with pytest.raises(ValueError, match="which holds no store"):
         service.Service(tmp_path)
+
+
+def test_what_has_read_no_example_does_not_answer(store):
+    """Neither a shard whose examples are all gone, nor an order that begins with empty slices."""
+    before = store.predict(EXAMPLES["x"])
+    store.delete(of_place(0) + of_place(1))
+    alone = store.predict(EXAMPLES["x"])  # shard 1
+    assert np.abs(alone - before).max() > 0
+    assert store.repair(EXAMPLES) == [(0, 0), (0, 1)]
+    status = store.status()
+    assert status["stages_left"] == [[0, 0], [2, 2]] and status["living_shards"] == 1
+    assert status["empty_slices"] == 2
+    np.testing.assert_array_equal(service.Service(store.folder).predict(EXAMPLES["x"]), alone)
+    assert store.repair(EXAMPLES) == []
+    store.delete(of_place(2))
+    assert store.repair(EXAMPLES) == [(1, 0), (1, 1)]
+    assert store.status()["stages_left"] == [[0, 0], [2, 2]]
+    store.delete([of_place(3)[0]])  # leaves the order that begins with the empty slice: untrained
+    assert store.status()["stages_left"] == [[0, 0], [0, 0]]
+    store.delete(of_place(3))
+    with pytest.raises(ValueError, match="all examples of the store were deleted"):
+        store.repair(EXAMPLES)
