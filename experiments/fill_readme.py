@@ -12,7 +12,7 @@ from rich.console import Console
 from jaxunlearn.unlearn import report
 
 ROOT = Path(__file__).parent.parent
-BENCHMARKS = ("ensemble", "klom", "images", "dmm", "language", "paths", "smollm2")
+BENCHMARKS = ("ensemble", "klom", "images", "dmm", "language", "paths", "smollm2", "exact")
 
 
 def filled(text: str) -> str:
@@ -26,6 +26,8 @@ def filled(text: str) -> str:
         ("experiments/retrain_equivalence/tiny.json", _tiny()),
         ("experiments/retrain_equivalence/smollm2.json", _smollm2()),
         ("experiments/s3t/fashion_mnist.json", _s3t()),
+        ("experiments/s3t/tofu.json", _tofu()),
+        ("benchmarks/results/exact_sizes.json", _exact_sizes()),
         ("benchmarks/results", _benchmarks()),
     ):
         begin, end = f"<!-- table: {mark} -->\n", "\n<!-- end of table -->"
@@ -99,7 +101,7 @@ def _smollm2() -> str:
 
 
 def _s3t() -> str:
-    contents = [_read(f"experiments/s3t/{name}.json") for name in ("fashion_mnist",)]
+    contents = [_read(f"experiments/s3t/{name}.json") for name in ("fashion_mnist", "cifar10")]
     headers = [
         "data",
         *(f"{k} slices" for k in range(1, 5)),
@@ -126,6 +128,34 @@ def _s3t() -> str:
             lines.append(
                 _line(content["data"], f"B = {budget}", *(f"{value:.1f}" for value in values))
             )
+    return "\n".join(lines)
+
+
+def _tofu() -> str:
+    content = _read("experiments/s3t/tofu.json")
+    headers = ["slices", "base", *map(str, range(1, 5))]
+    lines = [_line(*headers), "|---" * len(headers) + "|"]
+    for name, label in (("read", "that the prefix has read"), ("not read", "all others")):
+        values = [content["base"], *content["by_stages"][name]]
+        lines.append(_line(label, *(f"{value:.3f}" for value in values)))
+    headers = ["orders", "before", "after 12 requests", "after 24", "alive after 24", "survived"]
+    lines += ["", _line(*headers), "|---" * len(headers) + "|"]
+    for budget, own in content["budgets"].items():
+        scores = [f"{own['score'][i]:.3f}" for i in (0, 12, 24)]
+        alive = f"{100 * own['alive'][24]:.0f} %"
+        lines.append(_line(f"B = {budget}", *scores, alive, f"{own['requests']['mean']:.1f}"))
+    return "\n".join(lines)
+
+
+def _exact_sizes() -> str:
+    headers = ["m", "L", "B", "requests", "stages", "orders, MB", "base, MB"]
+    headers += ["memory to train, MiB", "memory to serve, MiB"]
+    lines = [_line(*headers), "|---" * len(headers) + "|"]
+    for row in _read("benchmarks/results/exact_sizes.json")["rows"]:
+        sizes = [str(row[name]) for name in ("shards", "slices", "budget")]
+        disk = [f"{row[name] / 1e6:.2f}" for name in ("order_bytes", "base_bytes")]
+        peaks = [f"{row[name]:.0f}" for name in ("train_peak_mib", "serve_peak_mib")]
+        lines.append(_line(*sizes, f"{row['requests']:.1f}", str(row["stages"]), *disk, *peaks))
     return "\n".join(lines)
 
 
@@ -202,17 +232,21 @@ def _benchmarks() -> str:
             lines.append(
                 _line(
                     row["name"],
-                    f"{ours['steady']:.2f} s" + (", over 2 devices" if split else ""),
-                    f"{peer['steady']:.2f} s, {row['peer_name']} ({peer['note']})",
-                    f"{row['ratio']:.2f}x",
+                    _time(ours["steady"]) + (", over 2 devices" if split else ""),
+                    f"{_time(peer['steady'])}, {row['peer_name']} ({peer['note']})",
+                    f"{row['ratio']:,.{2 if row['ratio'] < 1000 else 0}f}x",
                     "shown only" if target is None else f"at least {target:g}x",
-                    f"{row['ratio_with_compile']:.2f}x",
+                    f"{row['ratio_with_compile']:,.2f}x",
                     "-" if None in peaks else "{:.0f} against {:.0f}".format(*peaks),
                     "-" if of_peak is None else f"{100 * of_peak:.0f} %",
                     "-" if is_scaling else f"{row['gap']:.0e}",
                 )
             )
     return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.2f} ms"
 
 
 def _line(*cells: str) -> str:

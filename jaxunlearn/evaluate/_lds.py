@@ -1,7 +1,6 @@
 """The linear datamodeling score."""
 
 import numpy as np
-import scipy.stats
 
 
 def lds(attributions: np.ndarray, masks: np.ndarray, outputs: np.ndarray) -> np.ndarray:
@@ -23,6 +22,8 @@ def lds(attributions: np.ndarray, masks: np.ndarray, outputs: np.ndarray) -> np.
     Raises:
         ValueError: shapes that do not fit, fewer than 2 subsets, or values that are not finite.
     """
+    import scipy.stats  # here, since it takes a second to import
+
     attributions, outputs = (np.asarray(a, np.float64) for a in (attributions, outputs))
     masks = np.asarray(masks)
     if (

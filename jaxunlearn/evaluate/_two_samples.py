@@ -1,7 +1,6 @@
 """Two-sample tests of margins, point by point: do unlearned models and oracles differ at all?"""
 
 import numpy as np
-import scipy.stats
 
 from jaxunlearn.evaluate._klom import check_samples
 
@@ -20,6 +19,8 @@ def kolmogorov_smirnov(unlearned: np.ndarray, oracle: np.ndarray) -> tuple[np.nd
     Raises:
         ValueError: shapes that do not fit, no models, or NaN.
     """
+    import scipy.stats  # here, since it takes a second to import
+
     unlearned, oracle = check_samples(unlearned, oracle)
     n, m = len(unlearned), len(oracle)
     pooled = np.concatenate([unlearned, oracle])
@@ -47,6 +48,8 @@ def welch(unlearned: np.ndarray, oracle: np.ndarray) -> tuple[np.ndarray, np.nda
     Raises:
         ValueError: shapes that do not fit, fewer than 2 models, or NaN.
     """
+    import scipy.stats  # here, since it takes a second to import
+
     unlearned, oracle = check_samples(unlearned, oracle)
     if min(len(unlearned), len(oracle)) < 2:
         raise ValueError(

@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jax.core import Tracer
 
 from jaxunlearn.evaluate._checks import finite
@@ -355,6 +354,8 @@ def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
     Raises:
         ValueError: not whole numbers with 0 <= correct <= total and total >= 1.
     """
+    import scipy.stats  # here, since it takes a second to import
+
     try:
         correct, total = operator.index(correct), operator.index(total)
     except TypeError:

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import scipy.stats
 from scipy.special import logsumexp
 
 from jaxunlearn.evaluate._checks import finite
@@ -124,6 +123,8 @@ def forget_quality(unlearned_ratio: np.ndarray, retain_ratio: np.ndarray) -> flo
     Raises:
         ValueError: samples that are empty, negative or not finite.
     """
+    import scipy.stats  # here, since it takes a second to import
+
     unlearned = _ratio("unlearned_ratio", unlearned_ratio)
     retain = _ratio("retain_ratio", retain_ratio)
     _, p_value = scipy.stats.ks_2samp(unlearned, retain)

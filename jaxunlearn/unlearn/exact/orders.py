@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 
 def cyclic(n_slices: int, budget: int) -> np.ndarray:
@@ -58,6 +57,8 @@ def matching(prior: Sequence[float] | np.ndarray, budget: int, *, horizon: float
     Raises:
         ValueError: a budget outside 1 to L, a prior that is none, or a negative horizon.
     """
+    from scipy.optimize import linear_sum_assignment  # half a second of every start otherwise
+
     prior = _checked_prior(prior)
     n_slices = len(prior)
     if not 1 <= budget <= n_slices:

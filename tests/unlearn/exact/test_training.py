@@ -255,7 +255,7 @@ def test_plans_and_data_that_do_not_fit():
         training.arrange(PLAN, {"y": np.zeros(2)}, np.array([0, 6]))
     deep = plan.make(1, orders.cyclic(4, 1), 9, recipe=RECIPE, layers_per_slice=2)
     with pytest.raises(ValueError, match="4 slices need 8 layers, and the network has 7"):
-        training.check_layers(NETWORK, deep)
+        training.check_plan(NETWORK, deep)
 
 
 NOISY = plan.Recipe(
