@@ -10,7 +10,7 @@ Data:      the first 16 authors of TOFU, 20 questions each. An author's question
            authors a slice, handed out by a fixed permutation
 Plan:      m = 2 shards, L = 4 slices, two of the topmost 8 of 30 layers a slice, B = 2 cyclic
            orders, the first of which is that of B = 1. LoRA of rank 8, alpha 16, on all kernels of
-           a layer; AdamW at 1e-3, linear to 0, 4 epochs a stage, batch 8. One seed
+           a layer; AdamW at 1e-3, linear to 0, 4 epochs a stage, batch 8; no dropout. One seed
 Measured:  per-token probability of the answers, averaged over living shards as the ensemble serves
            it: its geometric mean a question, then the mean over questions. On the slices that a
            prefix has read, and on those that it has not
