@@ -546,6 +546,20 @@ def train(
     tell("steps", steps.names)
 
 
+def train_between(tell: Tell, folder: Path, verb: str, work: Path, name: str) -> None:
+    """Trains or repairs, and deletes an example after the run has begun and before it ends."""
+    start_jax(work, writes=False)
+    store, late = service.Service(folder), [name]
+
+    def progress(*_: Any) -> None:
+        if late:
+            service.Service(folder).delete([late.pop()])
+            tell("ack", [[name, False]])
+
+    with mock.patch.object(ensemble, "lanes", player(work)):
+        getattr(store, verb)(EXAMPLES, progress=progress)
+
+
 def acks(said: list[list[Any]]) -> dict[str, int]:
     """When which id was acknowledged."""
     return {name: own[0] for own in said if own[1] == "ack" for name, _ in own[2]}
@@ -621,8 +635,9 @@ def suffer(tell: Tell, work: Path, verb: str, limit: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     with mock.patch.object(ensemble, "lanes", player(work)):
         dry = Steps(copied(work, verb))
+        store = service.Service(dry.folder)  # before the steps are counted, as in `survive`
         with dry.watching():
-            act(service.Service(dry.folder), verb)
+            act(store, verb)
         for name, fault in some(list(faults_of(verb, dry.names)), limit, rng):
             folder = copied(work, verb)
             tell("case", name, str(folder), *survive(verb, folder, fault(folder)))
@@ -820,6 +835,8 @@ class Harness:
             once(verb, rng, real, functools.partial(self.strike, marks[real], rng))
         for case in some(cases_of(names), steps, rng):
             once(verb, rng, options[0], self.await_death, case)
+        for name in LATE if verb != "delete" else ():
+            self._between(verb, name)
 
     def unkilled(self, verb: str, rng: np.random.Generator, real: bool | None) -> list[list[Any]]:
         """What a run says; the second one, as the first finds less in caches."""
@@ -931,6 +948,15 @@ class Harness:
                     break
             self.complete(verb, rng, folder, acked, found)
             self.look(reader, acked, folder, found)
+            self.go_on(folder, found)
+
+    def _between(self, verb: str, name: str) -> None:
+        """Nothing is killed; the deletion counts against what the run has trained."""
+        with self.trial(verb, f"{verb}, {name} is deleted meanwhile") as (folder, found):
+            said = Child(train_between, folder, verb, self.work, name).finish()
+            acked = dict.fromkeys(HURT if verb == "repair" else (), 0) | acks(said)
+            self.inspect(folder, acked, found)
+            self.count["deletions during a run"] += 1
             self.go_on(folder, found)
 
     def late(self, folder: Path, name: str, acked: dict[str, int]) -> None:
