@@ -2,7 +2,7 @@
 
 from jaxunlearn.data import augment, forget_sets, text
 from jaxunlearn.data._batches import Batches, Interleaved, Joined, batches, interleaved
-from jaxunlearn.data._datasets import Dataset, load, place
+from jaxunlearn.data._datasets import Dataset, load, local_path
 from jaxunlearn.data._own import images
 
 __all__ = [
@@ -16,6 +16,6 @@ __all__ = [
     "images",
     "interleaved",
     "load",
-    "place",
+    "local_path",
     "text",
 ]

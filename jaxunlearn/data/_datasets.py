@@ -87,7 +87,7 @@ def load(
     return _chosen(str(name), arrays, n_classes, n_train, n_val)
 
 
-def place(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Path | None:
+def local_path(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Path | None:
     """The file or folder, resolved, that a name means to `load`; None where it means a set.
 
     Args:

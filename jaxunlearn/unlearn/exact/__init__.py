@@ -17,6 +17,7 @@ from jaxunlearn.unlearn.exact import (
     serving,
     settings,
     simulation,
+    state,
     store,
     training,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "serving",
     "settings",
     "simulation",
+    "state",
     "store",
     "training",
 ]

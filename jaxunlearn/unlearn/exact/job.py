@@ -12,7 +12,7 @@ import numpy as np
 from jaxunlearn.core import tree
 from jaxunlearn.core.keys import fold
 from jaxunlearn.core.tree import Tree
-from jaxunlearn.nn import decoder, vit
+from jaxunlearn.nn import vit
 from jaxunlearn.unlearn.exact import orders
 from jaxunlearn.unlearn.exact.material import Arrays, Material, examples_of, material
 from jaxunlearn.unlearn.exact.plan import Plan
@@ -107,11 +107,9 @@ def open_or_create(
 
 
 def _base(settings: Settings, own: Material, kept: Path, progress: Progress | None) -> Tree:
-    if isinstance(own.config, decoder.Config):
-        return jax.device_get(decoder.from_pretrained(str(settings.base)).params)
-    if settings.base is not None:
-        return jax.device_get(vit.from_pretrained(settings.base, n_classes=own.config.n_classes)[1])
-    assert own.public is not None
+    if own.base is not None:
+        return jax.device_get(own.base)
+    assert own.public is not None and isinstance(own.config, vit.Config)
     return pretrain(
         own.config,
         own.public["x"],

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn import data
+from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import text
 from jaxunlearn.nn import decoder, vit
 from jaxunlearn.unlearn import _path_data as texts
@@ -33,6 +34,7 @@ class Material:
         groups: of the examples.
         examples: arrays [n, ...], see `networks`.
         public: images and labels that train the base; None if it is given.
+        base: its parameters; None if they have to be trained first.
         config: of the network.
         reading: how inputs are read, JSON-like; a store keeps it.
     """
@@ -41,6 +43,7 @@ class Material:
     groups: list[str]
     examples: Arrays
     public: Arrays | None
+    base: Tree | None
     config: Config
     reading: dict[str, Any]
 
@@ -60,13 +63,13 @@ def material(settings: Settings, data_dir: Path | None = None) -> Material:
         mean, std = vit.normalisation(settings.base)
         reading = {"mean": list(mean), "std": list(std)}
     own = _images(settings, reading, data_dir)
-    rows, public = np.arange(len(own.ids)), None
+    rows, public, base = np.arange(len(own.ids)), None, None
     if settings.base is None:
         config = small_vit(settings, own.x.shape[1:], own.n_classes)
         drawn, rows = _split(settings, len(own.ids))
         public = {"x": own.x[drawn], "y": own.y[drawn]}
     else:
-        config = vit.from_pretrained(settings.base, n_classes=own.n_classes)[0]
+        config, base = vit.from_pretrained(settings.base, n_classes=own.n_classes)
         if config.image != own.x.shape[1:]:
             raise ValueError(
                 f"base reads images {list(config.image)}; those of {settings.data} are "
@@ -75,7 +78,7 @@ def material(settings: Settings, data_dir: Path | None = None) -> Material:
     ids = [own.ids[row] for row in rows]
     examples = {"x": own.x[rows], "y": own.y[rows]}
     reading |= {"classes": own.classes, "test": own.test}
-    return Material(ids, ids, examples, public, config, reading)
+    return Material(ids, ids, examples, public, base, config, reading)
 
 
 def examples_of(service: Service, where: Where | None = None) -> tuple[list[str], Arrays]:
@@ -195,7 +198,7 @@ class _Images(NamedTuple):
 
 def _images(settings: Settings, reading: dict[str, Any], data_dir: Path | None) -> _Images:
     sizes = settings.n_train, settings.n_val
-    if data.place(settings.data, data_dir) is None:
+    if data.local_path(settings.data, data_dir) is None:
         own = data.load(settings.data, *sizes, data_dir=data_dir)
     else:  # decoded images that outlived the files would keep what was deleted
         with tempfile.TemporaryDirectory() as cache:
@@ -236,7 +239,7 @@ def _is_text(settings: Settings) -> bool:
 
 def _text_material(settings: Settings, data_dir: Path | None) -> Material:
     questions = _questions(settings, settings.n_train, data_dir)
-    ids, examples, config = _encoded(settings, questions)
+    ids, examples, pretrained = _encoded(settings, questions)
     if settings.data.startswith("tofu:"):
         groups = [f"{settings.data}/author-{i // _AUTHOR}" for i in range(len(ids))]
     else:
@@ -244,7 +247,7 @@ def _text_material(settings: Settings, data_dir: Path | None) -> Material:
             name if question.extra.get("group") is None else str(question.extra["group"])
             for name, question in zip(ids, questions, strict=True)
         ]
-    return Material(ids, groups, examples, None, config, {})
+    return Material(ids, groups, examples, None, pretrained.params, pretrained.config, {})
 
 
 def _questions(settings: Settings, n: int | None, data_dir: Path | None) -> list[Any]:
@@ -264,7 +267,9 @@ def _id_of(question: Any) -> str:
     return question.id if own is None else str(own)
 
 
-def _encoded(settings: Settings, questions: list[Any]) -> tuple[list[str], Arrays, Config]:
+def _encoded(
+    settings: Settings, questions: list[Any]
+) -> tuple[list[str], Arrays, decoder.Pretrained]:
     """Ids, arrays of the plan's sizes whatever the texts are, and the network that reads them."""
     if settings.base is None:
         raise ValueError("base is None; texts need a language model, a folder or a .gguf file")
@@ -281,7 +286,7 @@ def _encoded(settings: Settings, questions: list[Any]) -> tuple[list[str], Array
         "where": _padded(found.where, settings.max_answer, 0),
         "labels": _padded(found.labels, settings.max_answer, -1),
     }
-    return ids, arrays, pretrained.config
+    return ids, arrays, pretrained
 
 
 def _padded(array: np.ndarray, width: int, fill: int) -> np.ndarray:

@@ -33,6 +33,7 @@ class Network:
         n_layers: N.
         targets: the kernels that get adapters, among `layers/...`.
         arrays: names of what examples hold beside `x`.
+        asked: those of them that `outputs` needs, too.
         trains_head: whether `head` trains in every stage (a new classifier), or stays the base's.
         losses: `losses(params, hidden, rest) -> (sums [n], counts [n])`, from the residual stream
             after all layers; the loss of a batch is the sum of the sums over that of the counts.
@@ -43,6 +44,7 @@ class Network:
     n_layers: int
     targets: tree.Pattern
     arrays: tuple[str, ...]
+    asked: tuple[str, ...]
     trains_head: bool
     losses: Read
     outputs: Read
@@ -70,7 +72,7 @@ def of_vit(config: vit.Config) -> Network:
         own = losses.cross_entropy(logits(params, hidden, rest), rest["y"])
         return own, jnp.ones_like(own)
 
-    return Network(model, config.n_layers, vit.LORA_TARGETS, ("y",), True, nll, logits)
+    return Network(model, config.n_layers, vit.LORA_TARGETS, ("y",), (), True, nll, logits)
 
 
 @functools.cache
@@ -95,4 +97,6 @@ def of_decoder(config: decoder.Config) -> Network:
         return jnp.where(rest["labels"] >= 0, jnp.exp(-nll(params, hidden, rest)), 0.0)
 
     arrays = ("where", "labels")
-    return Network(model, config.n_layers, LANGUAGE_TARGETS, arrays, False, sums, probabilities)
+    return Network(
+        model, config.n_layers, LANGUAGE_TARGETS, arrays, arrays, False, sums, probabilities
+    )

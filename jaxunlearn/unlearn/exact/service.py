@@ -9,7 +9,7 @@ entry it has seen deletions; later ones count against it. The files are those of
 import dataclasses
 import fcntl
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,9 @@ from jaxunlearn.core import tree
 from jaxunlearn.core.checkpoint import DamagedError
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.unlearn.exact import deletion, serving, training
-from jaxunlearn.unlearn.exact.ledger import Entry, Ledger
+from jaxunlearn.unlearn.exact.ledger import Ledger
 from jaxunlearn.unlearn.exact.plan import Plan, Prefix
+from jaxunlearn.unlearn.exact.state import State
 from jaxunlearn.unlearn.exact.store import (
     Config,
     Examples,
@@ -97,7 +98,7 @@ class Service:
     Attributes:
         files: what never changes.
         ledger: what happened.
-        deleted: by id, the number of the entry that deleted it.
+        state: what that comes to.
 
     Raises:
         ValueError: there is no store.
@@ -113,63 +114,39 @@ class Service:
             raise DamagedError(f"{self.ledger.path} is damaged: it has no whole entry")
         self.files = Files(self.folder, self.ledger.entries[0].data["plan"])
         self.plan, self.network = self.files.plan, self.files.network
-        self.deleted: dict[str, int] = {}
-        n_places = self.plan.n_shards * self.plan.n_slices
-        self._held = np.bincount(self.files.places, minlength=n_places)  # what was not deleted
-        self._hit: dict[int, int] = {}  # by place, the last entry that deleted from it
-        self._generations: dict[tuple[int, int], tuple[int, int, str]] = {}
-        self._applied = 0  # entries
+        self.state = State(self.files)
         self._base: Tree | None = None
         self._served: tuple[Any, Tree] | None = None  # what it is, and on the device
-        self._apply_new()
+        self._take_new()
 
     # State
 
     def refresh(self) -> None:
         """Reads what other processes added to the ledger."""
         self.ledger.refresh()
-        self._apply_new()
+        self._take_new()
 
-    def _apply_new(self) -> None:
-        for entry in self.ledger.entries[self._applied :]:
-            self._apply(entry)
-        self._applied = len(self.ledger.entries)
+    def _take_new(self) -> None:
+        self.state.take(self.ledger.entries)
 
-    def _apply(self, entry: Entry) -> None:
-        if entry.what == "delete":
-            for name in entry.data["ids"]:
-                place = int(self.files.places[self.files.ids[name]])
-                self._held[place] -= name not in self.deleted
-                self.deleted.setdefault(name, entry.number)
-                self._hit[place] = entry.number
-        elif entry.what in ("train", "repair"):
-            for own in entry.data["orders"]:
-                key = (own["shard"], own["order"])
-                self._generations[key] = (own["generation"], entry.data["seen"], own["sha256"])
+    def _current(self, call: Callable[[], Any]) -> Any:
+        """What a call gives as the ledger is now."""
+        while True:
+            self.refresh()
+            try:
+                return call()
+            except DamagedError:  # unless a repair has put other generations in their place
+                if not self.ledger.refresh():
+                    raise
+
+    @property
+    def deleted(self) -> dict[str, int]:
+        """By id, the number of the entry that deleted it."""
+        return self.state.deleted
 
     def surviving(self) -> np.ndarray:
-        """Stages left of every order, [m, B].
-
-        0 where an order has never been trained, or has read no example: its slices were empty.
-        """
-        left, shape = self._whole(), (self.plan.n_shards, self.plan.n_slices)
-        held = self._held.reshape(shape)
-        for shard, order in np.ndindex(left.shape):
-            read = self.plan.orders[shard][order][: left[shard, order]]
-            if not held[shard, list(read)].any():
-                left[shard, order] = 0
-        return left
-
-    def _whole(self) -> np.ndarray:
-        """Stages of every order that no deletion reached since they were trained, [m, B]."""
-        plan = self.plan
-        left = np.zeros((plan.n_shards, plan.budget), np.int64)
-        for (shard, order), (_, seen, _) in self._generations.items():
-            gone = {place for place, number in self._hit.items() if number > seen}
-            whole = plan.orders[shard][order]
-            hit = [shard * plan.n_slices + s in gone for s in whole]
-            left[shard, order] = hit.index(True) if True in hit else plan.n_slices
-        return left
+        """Stages left of every order, int [m, B]; see `State.surviving`."""
+        return self.state.surviving()
 
     def status(self) -> dict[str, Any]:
         """What is there, JSON-like."""
@@ -183,7 +160,7 @@ class Service:
             "budget": plan.budget,
             "examples": len(self.files.ids),
             "deleted": len(self.deleted),
-            "empty_slices": int((self._held == 0).sum()),
+            "empty_slices": self.state.empty_slices,
             "entries": len(self.ledger.entries),
             "head": self.ledger.head,
             "stages_left": left.tolist(),
@@ -237,21 +214,21 @@ class Service:
         if not wanted:
             raise ValueError("ids is empty; at least one is needed")
         with self.ledger.writing():
-            self._apply_new()
+            self._take_new()
             fresh = [name for name in wanted if name not in self.deleted]
             if fresh:
-                places = sorted({int(self.files.places[self.files.ids[name]]) for name in fresh})
+                places = sorted({self.files.place(name) for name in fresh})
                 n_slices = self.plan.n_slices
                 effect = [[place // n_slices, place % n_slices] for place in places]
                 data = {"ids": fresh, "slices": effect}
                 self.ledger.append("delete", data, who)
-                self._apply_new()
+                self._take_new()
             else:
                 self.ledger.sync()  # the writer of the entry may have been killed before it did
         return [
             Outcome(
                 name,
-                *divmod(int(self.files.places[self.files.ids[name]]), self.plan.n_slices),
+                *divmod(self.files.place(name), self.plan.n_slices),
                 self.deleted[name],
                 name not in fresh or name in asked[:i],
             )
@@ -330,7 +307,7 @@ class Service:
         self.refresh()
         seen, plan = len(self.ledger.entries) - 1, self.plan
         slices = self._slices(examples, ids)
-        left = self._whole()
+        left = self.state.whole()
         least = plan.n_slices if below is None else below
         todo = [(int(a), int(b)) for a, b in np.argwhere(left < least)]
         if not todo:
@@ -355,25 +332,24 @@ class Service:
         written = []
         for a, b in todo:
             order = training.assembled(plan, trained, a, b)
-            generation = self._generations.get((a, b), (-1,))[0] + 1
+            before = self.state.trained.get((a, b))
+            generation = 0 if before is None else before.generation + 1
             digest = self.files.write_order(a, b, generation, order)
             written.append({"shard": a, "order": b, "generation": generation, "sha256": digest})
         with self.ledger.writing():
-            self._apply_new()
+            self._take_new()
             self.ledger.append(what, {"seen": seen, "orders": written}, who)
-            self._apply_new()
+            self._take_new()
         self._sweep()
         return todo
 
     def _sweep(self) -> None:
-        self.files.sweep(
-            (a, b, generation) for (a, b), (generation, *_) in self._generations.items()
-        )
+        self.files.sweep((a, b, own.generation) for (a, b), own in self.state.trained.items())
 
     def _known(self, left: np.ndarray) -> dict[Prefix, training.Stage]:
         """The stages that are left: no slice of theirs lost anything since they were trained."""
         known = {}
-        for a, b in self._generations:
+        for a, b in self.state.trained:
             stored, whole = self._order(a, b), self.plan.orders[a][b]
             for level in range(1, left[a, b] + 1):
                 known[a, whole[:level]] = training.stage_of(self.plan, stored, level)
@@ -404,14 +380,7 @@ class Service:
             ValueError: a prefix that does not exist, or was trained on examples that were deleted
                 since; examples as in `train`.
         """
-        while True:
-            self.refresh()
-            try:
-                return self._verify(examples, ids, prefix, head)
-            except DamagedError:  # unless a repair has put other generations in their place
-                if not self.ledger.refresh():
-                    raise
-                self._apply_new()
+        return self._current(lambda: self._verify(examples, ids, prefix, head))
 
     def _verify(self, examples, ids, prefix, head) -> dict[str, Any]:
         ledger = Ledger(self.ledger.path)  # from the first entry on
@@ -419,9 +388,9 @@ class Service:
         if head is not None and not ledger.knows(head):
             raise DamagedError(f"{ledger.path} has no entry with the checksum {head}")
         self.files.check()
-        for (a, b), (generation, _, digest) in self._generations.items():
-            self.files.read_order(a, b, generation, digest)
-        found = {"entries": len(entries), "orders": len(self._generations), "prefix": None}
+        for key in self.state.trained:
+            self._order(*key)
+        found = {"entries": len(entries), "orders": len(self.state.trained), "prefix": None}
         if examples is None:
             return found
         prefix = self._checked_prefix(prefix)
@@ -445,15 +414,14 @@ class Service:
         return prefix
 
     def _retrain(self, slices: training.Slices, a: int, b: int, depth: int) -> None:
-        generation, _, _ = self._generations[a, b]
         whole, stored = self.plan.orders[a][b][:depth], self._order(a, b)
         trained = training.train(self.network, self.base, self.plan, slices, only=[(a, whole)])
         for level in range(1, depth + 1):
             own, kept = trained[a, whole[:level]], training.stage_of(self.plan, stored, level)
             if tree.digest(own) != tree.digest(kept):
                 raise DamagedError(
-                    f"order {b} of shard {a}, generation {generation}: stage {level} is not what "
-                    "training gives from the examples that are left"
+                    f"order {b} of shard {a}, generation {self.state.trained[a, b].generation}: "
+                    f"stage {level} is not what training gives from the examples that are left"
                 )
 
     def _slices(self, examples: Examples, ids: Sequence[str] | None) -> training.Slices:
@@ -484,7 +452,7 @@ class Service:
         check_inputs(self.files.config, x)
         if len(x) < 1 or batch < 1:
             raise ValueError(f"x has {len(x)} rows and batch is {batch}; at least 1 are needed")
-        needed = () if self.network.trains_head else self.network.arrays
+        needed = self.network.asked
         if set(rest) != set(needed) or any(len(leaf) != len(x) for leaf in rest.values()):
             rows = {name: len(leaf) for name, leaf in rest.items()}
             raise ValueError(
@@ -494,7 +462,7 @@ class Service:
         batch = min(batch, 1 << (len(x) - 1).bit_length())  # few rows are not filled up to many
         for at in range(0, len(x), batch):
             part = {name: np.asarray(leaf)[at : at + batch] for name, leaf in examples.items()}
-            own, alive = self._now_served()
+            own, alive = self._current(self._now_served)
             found.append(
                 serving.predict(self.network, self.plan, self.base, own, part, alive, chunk=batch)
             )
@@ -509,15 +477,8 @@ class Service:
 
     def _now_served(self) -> tuple[Tree, np.ndarray]:
         """What each shard answers with, and which of them do, as the ledger is now."""
-        while True:
-            self.refresh()
-            served = deletion.served(self.surviving())
-            try:
-                return self._chosen(served), served.depth > 0
-            except DamagedError:  # unless a repair has put another generation in its place
-                if not self.ledger.refresh():
-                    raise
-                self._apply_new()
+        served = deletion.served(self.surviving())
+        return self._chosen(served), served.depth > 0
 
     def _chosen(self, served: deletion.Served) -> Tree:
         """What each shard answers with, on the device; read from disk where it changed."""
@@ -529,7 +490,7 @@ class Service:
             (a, int(b)) if depth else (living, int(served.order[living]))
             for a, (b, depth) in enumerate(zip(served.order, served.depth, strict=True))
         ]
-        what = ([self._generations[key] for key in of], of, served.depth.tolist())
+        what = ([self.state.trained[key] for key in of], of, served.depth.tolist())
         if self._served is None or self._served[0] != what:
             orders = [self._order(*key) for key in of]
             weights = jax.tree.map(lambda *leaves: np.stack(leaves)[:, None], *orders)
@@ -539,5 +500,5 @@ class Service:
         return self._served[1]
 
     def _order(self, shard: int, order: int) -> Any:
-        generation, _, digest = self._generations[shard, order]
-        return self.files.read_order(shard, order, generation, digest)
+        own = self.state.trained[shard, order]
+        return self.files.read_order(shard, order, own.generation, own.sha256)

@@ -96,7 +96,7 @@ class Where:
 
 def placed(settings: Settings, data_dir: Path | None) -> Settings:
     """With whole paths, so that they mean the same from any folder."""
-    found = data.place(settings.data, data_dir)
+    found = data.local_path(settings.data, data_dir)
     return dataclasses.replace(
         settings,
         data=settings.data if found is None else str(found),

@@ -179,6 +179,10 @@ class Files:
         self._base, self._base_file = record["base"], record["base_file"]
         self._orders = BlockStore(self.folder / "orders")
 
+    def place(self, name: str) -> int:
+        """a L + s for slice s of shard a, which holds an example."""
+        return int(self.places[self.ids[name]])
+
     def size(self) -> int:
         """Bytes of all files; what another process removes meanwhile is not counted."""
         total = 0

@@ -48,7 +48,7 @@ def test_what_is_served_is_the_mean_probability_of_merged_networks(store):
     sequences = Sequences(*(data[name][:7] for name in ("x", "where", "labels")))
     want = []
     for shard in range(2):
-        order = store.files.read_order(shard, 0, *store._generations[shard, 0][::2])
+        order = store.files.read_order(shard, 0, *store.state.trained[shard, 0][::2])
         part = training.window(NETWORK, base(), PLAN, 1, 5, jax.random.key(0))
         top = adapters.merge(adapters.load(part, order["adapter"]))["layers"]
         layers = jax.tree.map(lambda a, b: np.concatenate([a[:1], b]), base()["layers"], top)
