@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "faults.py"
+ROOT = Path(__file__).parents[3]
 KILLED = ("delete", "train", "repair")
 
 
 def run(folder, *arguments, before=""):
-    """The script in a process of its own: it forks, which one with JAX's threads must not."""
-    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import faults; {before}"
+    """The harness in a process of its own: it forks, which one with JAX's threads must not."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    code += f"from tests.unlearn.exact.faults import __main__ as faults; {before}"
     code += f"\nsys.exit(faults.main({[*map(str, arguments), '--json', 'summary.json']!r}))"
     done = subprocess.run(
         [sys.executable, "-c", code],
