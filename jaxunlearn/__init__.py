@@ -8,7 +8,8 @@ Sub-packages load on first use, so `import jaxunlearn` stays light:
 - `core`: the vocabulary (trees, models, steps, loops, stages, ensembles, meshes, checkpoints);
 - `nn`: network definitions; `data`: data sets, batches and forget sets;
 - `unlearn`: unlearning methods and the job that compares them with retraining;
-- `attribution`: subset masks, datamodels, TRAK; `theory`: closed-form settings;
+- `compact`: networks of 15,000 parameters; `theory`: closed-form settings;
+- `attribution`: subset masks, datamodels, TRAK;
 - `evaluate`: KLOM, U-LiRA, LDS, forgetting epsilon, membership inference, accuracy.
 """
 
@@ -17,7 +18,17 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("attribution", "core", "data", "evaluate", "nn", "plots", "theory", "unlearn")
+_SUBPACKAGES = (
+    "attribution",
+    "compact",
+    "core",
+    "data",
+    "evaluate",
+    "nn",
+    "plots",
+    "theory",
+    "unlearn",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ usage: jaxunlearn VERB [options]
   unlearn    many models forget by several methods, and retrained oracles judge them
   attribute  which training points a model's answers depend on: datamodels and TRAK
   paths      language models trained in stages in different orders forget differently
+  compact    a network of 15,000 parameters: two branches, fused, unfrozen, exported
   exact      a store that serves a model, deletes examples from it exactly, and proves it
 
 `jaxunlearn VERB --help` lists a verb's options.
@@ -26,15 +27,16 @@ import tyro
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxunlearn import __version__, _exact_verb, plots
+from jaxunlearn import __version__, _compact_verb, _exact_verb, plots
 from jaxunlearn._console import FAILED, INTERRUPTED, OK, USAGE, Bar, error
 from jaxunlearn.attribution import members
+from jaxunlearn.compact import job as compact_job
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import replacing
+from jaxunlearn.core.run_folder import RunFolder, versions
 from jaxunlearn.theory import linear_study
 from jaxunlearn.unlearn import BASELINES, METHODS, attribute, comparison, paths
 from jaxunlearn.unlearn._path_report import paths_table
-from jaxunlearn.unlearn._run_folder import RunFolder, versions
 from jaxunlearn.unlearn.comparison import NonFiniteError
 from jaxunlearn.unlearn.report import lds_table, table
 
@@ -250,6 +252,40 @@ class Theory:
     phases: dict[str, float] = dataclasses.field(default_factory=lambda: {"theory": 1.0})
 
 
+@dataclasses.dataclass(frozen=True)
+class Compact:
+    """Trains a small network of two branches, fuses and unfreezes it, measures and exports it.
+
+    `jaxunlearn compact predict MODEL IMAGE...` asks a network that was trained.
+
+    Attributes:
+        settings: what is trained.
+        place: where.
+    """
+
+    settings: Annotated[compact_job.Settings, tyro.conf.arg(name="")] = compact_job.Settings()
+    place: Annotated[Place, tyro.conf.arg(name="")] = Place()
+
+    def devices(self, count: int) -> Mesh:
+        """A mesh of so many devices."""
+        return mesh.make({"models": count})
+
+    def prepare(self, **where: Any) -> compact_job.Job:
+        """Checks everything that can be wrong."""
+        return compact_job.prepare(self.settings, **where)
+
+    execute = staticmethod(compact_job.execute)
+
+    @staticmethod
+    def show(job: compact_job.Job, results: dict[str, Any], console: Console) -> str:
+        """Draws the figure and prints the table; returns what the folder holds."""
+        plots.compact(results, job.folder.path / "figure.png")
+        console.print(_compact_verb.table(results))
+        return (
+            "results.json, figure.png, model.safetensors, model-int8.safetensors, model.stablehlo"
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line.
 
@@ -257,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0, 1 (a run failed), 2 (bad input, nothing written), 130 (interrupted).
     """
     argv = sys.argv[1:] if argv is None else argv
-    verbs = {"unlearn": Unlearn, "attribute": Attribute, "paths": Paths}
+    verbs = {"unlearn": Unlearn, "attribute": Attribute, "paths": Paths, "compact": Compact}
     if argv[:1] in (["--help"], ["-h"]):
         print(__doc__)
         return OK
@@ -266,6 +302,8 @@ def main(argv: list[str] | None = None) -> int:
         return OK
     if argv[:1] == ["exact"]:
         return _exact_verb.main(argv[1:])
+    if argv[:2] == ["compact", "predict"]:
+        return _compact_verb.predict(argv[2:])
     if not argv or argv[0] not in verbs:
         known = ", ".join([*verbs, "exact"])
         return error(f"verb is {argv[0] if argv else ''!r}; known verbs: {known}")
@@ -273,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:
     return _work(verb, argv)
 
 
-Verb: TypeAlias = Unlearn | Attribute | Paths
+Verb: TypeAlias = Unlearn | Attribute | Paths | Compact
 
 
 def _work(verb: Verb, argv: list[str]) -> int:

@@ -339,3 +339,44 @@ def _with_and_without_shared(axes: Any, row: dict[str, Any], color: str) -> None
         whole = row["cost"] + row["cost_shared"]
         axes.plot([row["cost"], whole], [forget] * 2, color=color, linewidth=0.7, alpha=0.6)
         axes.plot(whole, forget, "o", color=color, fillstyle="none")
+
+
+def compact(results: dict[str, Any], path: str | os.PathLike) -> None:
+    """Draws the training of a small network by epoch, and its confusion matrix.
+
+    Args:
+        results: `results.json` of `compact.job.run`.
+        path: where the PNG goes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    curves, matrix = figure.subplots(1, 2, width_ratios=[3, 2])
+    which = results["file_is_model"]
+    at = 0
+    for i in (1, 2):
+        own = results["dual"][f"accuracy_{i}"][which]
+        curves.plot(range(1, len(own) + 1), own, color=f"C{i - 1}", label=f"branch {i}")
+        at = len(own)
+    for number, stage in enumerate(results["unfreezing"]):
+        own = stage["accuracy"][which]
+        label = "fused, by stages" if number == 0 else None
+        curves.plot(range(at + 1, at + len(own) + 1), own, color="C2", marker=".", label=label)
+        curves.axvline(at + 0.5, color="0.8", zorder=0)
+        at += len(own)
+    curves.axhline(results["test_accuracy"], color="0.4", linestyle=":", label="test, in the end")
+    curves.set(xlabel="epoch", ylabel="validation accuracy")
+    curves.legend(fontsize="small")
+    counts = np.array(results["confusion"])
+    names = results.get("classes") or [str(i) for i in range(len(counts))]
+    matrix.imshow(np.log1p(counts), cmap="Blues")
+    matrix.set(xlabel="answer", ylabel="class", title="test images", xticks=range(len(counts)))
+    matrix.set_xticks(range(len(counts)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    matrix.set_yticks(range(len(counts)), names)
+    if len(counts) <= 12:
+        for (i, j), count in np.ndenumerate(counts):
+            color = "white" if count > counts.max() / 20 else "black"
+            matrix.text(j, i, str(count), ha="center", va="center", fontsize=7, color=color)
+    figure.savefig(path, dpi=110)

@@ -1,4 +1,4 @@
-"""What all tests share; the compilation cache must be set before JAX is imported."""
+"""What all tests share; what JAX reads from the environment must be set before it is imported."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,9 @@ from pathlib import Path
 CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Most of the suite's time is LLVM's, for programs that run once. `XLA_FLAGS= pytest` compiles as
+# users do; the tests of tests/mesh always do, since equal bits are what is promised to users.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -17,6 +20,13 @@ from jaxunlearn.core import keys  # noqa: E402
 
 settings.register_profile("default", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Drops a module's programs after it: a process may map some 65,000 regions of memory."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ ROOT = Path(__file__).parent.parent / "jaxunlearn"
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"_exact_verb"},
+    {"_exact_verb", "_compact_verb"},
     {"_console"},
     {"plots"},
-    {"unlearn"},
+    {"unlearn", "compact"},
     {"attribution", "evaluate"},
     {"nn", "data", "theory"},
     {"core"},

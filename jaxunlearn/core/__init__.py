@@ -48,6 +48,7 @@ What "equal" means:
 from jaxunlearn.core import (
     adapters,
     checkpoint,
+    cohort,
     ema,
     ensemble,
     keys,
@@ -75,6 +76,7 @@ __all__ = [
     "TrainState",
     "adapters",
     "checkpoint",
+    "cohort",
     "ema",
     "ensemble",
     "keys",

@@ -163,7 +163,7 @@ def run(
     report = callback or (lambda done: None)
     report(done)
     missing = [i for i in range(n_lanes) if i not in there]
-    shared = _placed(shared, mesh)
+    shared = placed(shared, mesh)
     by_lane = jax.NamedSharding(mesh, PartitionSpec("models"))
     members = jax.tree.map(np.asarray, _pack_keys(members))
     for number, group in enumerate(_groups(missing, mesh.shape["models"])):
@@ -190,7 +190,8 @@ def run(
     return jax.tree.map(lambda *rows: np.concatenate(rows), *(finished[i] for i in range(n_lanes)))
 
 
-def _placed(shared: Any, mesh: Mesh) -> Any:
+def placed(shared: Any, mesh: Mesh) -> Any:
+    """`shared` on every device of a mesh; what is laid over that mesh already stays as it is."""
     whole = jax.NamedSharding(mesh, PartitionSpec())
 
     def put(leaf: Any) -> Any:

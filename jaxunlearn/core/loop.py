@@ -20,7 +20,17 @@ from jaxunlearn.core.mesh import split_batch
 from jaxunlearn.core.sources import as_source, blocks_of
 from jaxunlearn.core.step import Metrics, Step, TrainState
 
-__all__ = ["EarlyStop", "Progress", "Result", "Tracker", "run", "scan", "start"]
+__all__ = [
+    "EarlyStop",
+    "Progress",
+    "Result",
+    "Tracker",
+    "advance",
+    "finish",
+    "run",
+    "scan",
+    "start",
+]
 
 Evaluate = Callable[[TrainState, Any], Metrics]
 
@@ -125,8 +135,8 @@ def run(
     _check_lengths(n_steps, every, block, stops, evaluate)
     progress = resume if resume is not None else start(state, stops)
     progress = jax.tree.map(jnp.copy, progress)
-    advance = functools.partial(
-        _advance, step=step, evaluate=evaluate, every=every, stops=tuple(stops)
+    next_block = functools.partial(
+        advance, step=step, evaluate=evaluate, every=every, stops=tuple(stops)
     )
     history: list[tuple[Metrics, Metrics]] = []
     taken = 0 if resume is None else int(progress.done)
@@ -135,7 +145,7 @@ def run(
         source, size = next(blocks, (None, 0))
         if source is None:
             raise ValueError(f"data: the blocks ended after step {taken} of {n_steps}")
-        progress, metrics, checks = advance(progress, shared, source, key, n_steps, block=size)
+        progress, metrics, checks = next_block(progress, shared, source, key, n_steps, block=size)
         if any(isinstance(x, Tracer) for x in (progress.done, progress.stopped)):
             # Inside jit or vmap the host cannot look, and one block leaves nothing to decide.
             if size != n_steps:
@@ -158,7 +168,7 @@ def start(state: TrainState, stops: tuple[EarlyStop, ...] = ()) -> Progress:
 @functools.partial(
     jax.jit, static_argnames=("step", "evaluate", "every", "stops", "block"), donate_argnums=0
 )
-def _advance(
+def advance(
     progress: Progress,
     shared: Any,
     source: Any,
@@ -171,7 +181,24 @@ def _advance(
     stops: tuple[EarlyStop, ...],
     block: int,
 ) -> tuple[Progress, Metrics, Metrics]:
-    """At most `block` steps, fewer at the limit or when stopped; a `while` over checks."""
+    """At most `block` steps, fewer at the limit or when stopped: one compiled call of `run`.
+
+    Args:
+        progress: where the run stands; donated.
+        shared: see `run`.
+        source: on the device, with `plan` and `gather`.
+        key: see `run`.
+        limit: steps of the whole run.
+        step: see `run`, and likewise the others.
+        evaluate: after every `every` steps.
+        every: divides `block`.
+        stops: those of `progress`.
+        block: steps.
+
+    Returns:
+        The progress, metrics with a leading axis `block`, and checks with one of `block // every`;
+        those of steps that were not taken are NaN (0 for integers).
+    """
     n_checks = block // every
     numbers = progress.done + jnp.arange(block, dtype=jnp.int32)
     reads = (shared, source, key, numbers, source.plan(fold(key, "data"), numbers))
@@ -202,14 +229,14 @@ def _advance(
         progress, check, _ = carry
         return (check < n_checks) & (progress.done < limit) & ~progress.stopped
 
-    def advance(carry):
+    def go_on(carry):
         progress, check, buffers = carry
         progress, *values = stretch(progress, check, reads)
         buffers = jax.tree.map(lambda b, v: b.at[check].set(v), buffers, tuple(values))
         return progress, check + 1, buffers
 
     progress, _, (metrics, checks) = jax.lax.while_loop(
-        unfinished, advance, (progress, jnp.zeros((), jnp.int32), empty)
+        unfinished, go_on, (progress, jnp.zeros((), jnp.int32), empty)
     )
     metrics = jax.tree.map(lambda x: x.reshape(block, *x.shape[2:]), metrics)
     return progress, metrics, checks
@@ -225,11 +252,17 @@ def _body(step: Step, shared: Any, source: Any, key: Key):
     return body
 
 
-def _result(progress: Progress, metrics: Metrics, checks: Metrics) -> Result:
+def finish(progress: Progress) -> tuple[TrainState, tuple[jax.Array, ...]]:
+    """The state at the end of a run, with the best weights restored, and the checks they are of."""
     state = progress.state
     for tracker in progress.trackers:
         state = restore_best(tracker, state)
-    return Result(state, metrics, checks, tuple(t.best_check for t in progress.trackers))
+    return state, tuple(tracker.best_check for tracker in progress.trackers)
+
+
+def _result(progress: Progress, metrics: Metrics, checks: Metrics) -> Result:
+    state, best_checks = finish(progress)
+    return Result(state, metrics, checks, best_checks)
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -1,7 +1,12 @@
-"""What optax lacks: PyTorch's SGD with coupled weight decay, and schedules that papers use."""
+"""What optax lacks: optimizers as PyTorch and Keras have them, and schedules that papers use."""
+
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+
+from jaxunlearn.core.tree import Tree
 
 
 def triangular(peak: float | jax.Array, n_steps: int, peak_at: float = 0.2) -> optax.Schedule:
@@ -60,3 +65,84 @@ def sgd(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum=momentum),
     )
+
+
+class NadamState(NamedTuple):
+    """Of `keras_nadam`: steps taken, the product of all momenta so far, and both moments."""
+
+    count: jax.Array
+    product: jax.Array
+    mu: Tree
+    nu: Tree
+
+
+def keras_nadam(
+    learning_rate: float | jax.Array,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-7,
+) -> optax.GradientTransformation:
+    """Nadam as in Keras 3, whose momentum warms up (Dozat 2016): u_t = b1 (1 - 0.96^t / 2).
+
+    With U_t = u_1 ... u_t, and m and v as in Adam, step t = 1, 2, ... adds
+
+        -lr (u_{t+1} m / (1 - U_t u_{t+1}) + (1 - u_t) g / (1 - U_t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+    to the parameters. `optax.nadam` has a constant b1 and another eps.
+    """
+
+    def init(params: Tree) -> NadamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return NadamState(jnp.zeros((), jnp.int32), jnp.ones(()), zeros, zeros)
+
+    def update(updates: Tree, state: Any, params: Any = None) -> tuple[Tree, NadamState]:
+        del params
+        grads = updates
+        t = state.count + 1
+        now, after = (b1 * (1 - 0.5 * 0.96**s) for s in (t, t + 1))
+        product = state.product * now
+        mu = jax.tree.map(lambda m, g: m + (1 - b1) * (g - m), state.mu, grads)
+        nu = jax.tree.map(lambda v, g: v + (1 - b2) * (g * g - v), state.nu, grads)
+        of_m, of_g = after / (1 - product * after), (1 - now) / (1 - product)
+        of_v = 1 / (1 - b2**t)
+        updates = jax.tree.map(
+            lambda m, v, g: (
+                -learning_rate * (of_m * m + of_g * g) / (jnp.sqrt(of_v * v) + eps)
+            ).astype(g.dtype),
+            mu,
+            nu,
+            grads,
+        )
+        return updates, NadamState(t, product, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def keras_sgd(
+    learning_rate: float | jax.Array,
+    momentum: float | jax.Array = 0.9,
+    weight_decay: float | jax.Array = 0.0,
+    *,
+    nesterov: bool = True,
+) -> optax.GradientTransformation:
+    """SGD as in Keras 3: the decay is decoupled, and every trained parameter decays, biases too.
+
+    w <- w - lr wd w; then v <- momentum v - lr g; and w <- w + momentum v - lr g with Nesterov's
+    momentum, w + v without. `sgd` is PyTorch's, whose decay is part of the gradient.
+    """
+
+    def init(params: Tree) -> Tree:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def update(updates: Tree, state: Any, params: Any = None) -> tuple[Tree, Tree]:
+        grads = updates
+        velocity = jax.tree.map(lambda v, g: momentum * v - learning_rate * g, state, grads)
+        ahead = (
+            jax.tree.map(lambda v, g: momentum * v - learning_rate * g, velocity, grads)
+            if nesterov
+            else velocity
+        )
+        decay = learning_rate * weight_decay
+        return jax.tree.map(lambda step, w: step - decay * w, ahead, params), velocity
+
+    return optax.GradientTransformation(init, update)

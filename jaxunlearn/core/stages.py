@@ -102,8 +102,8 @@ def run_stage(
     Returns:
         The state with all parameters, and the loop's result for the trainable part.
     """
-    start, frozen = _start(stage, state)
-    step, evaluate = _programs(stage.objective, stage.optimizer, stage.wrap, stage.evaluate)
+    start, frozen = begin(stage, state)
+    step, evaluate = programs(stage)
     result = loop.run(
         step,
         start,
@@ -307,6 +307,15 @@ def stage_key(stage: Stage, key: Key, before: tuple[str, ...], prefix: tuple) ->
     return fold(key, "stage", stage.name, before.count(stage.name))
 
 
+def programs(stage: Stage) -> tuple[Step, Evaluate | None]:
+    """A stage's step and evaluation, for the trainable part.
+
+    Both read `{"frozen": the frozen part, "shared": what the stage's own functions read}`. Stages
+    of the same functions get the same ones.
+    """
+    return _programs(stage.objective, stage.optimizer, stage.wrap, stage.evaluate)
+
+
 @functools.lru_cache(maxsize=64)  # the same functions give the same step, and jit its program
 def _programs(objective, optimizer, wrap, evaluate) -> tuple[Step, Evaluate | None]:
     step = gradient_step(with_frozen(objective), optimizer)
@@ -320,7 +329,7 @@ def _programs(objective, optimizer, wrap, evaluate) -> tuple[Step, Evaluate | No
     return (step if wrap is None else wrap(step)), evaluate_all
 
 
-def _start(stage: Stage, state: TrainState) -> tuple[TrainState, tree.Tree]:
+def begin(stage: Stage, state: TrainState) -> tuple[TrainState, tree.Tree]:
     """A stage's first state, of the trainable part, and the frozen part."""
     trainable, frozen = tree.partition(state.params, tree.select(state.params, stage.trainable))
     opt_state = _optimizer_state(stage, state, trainable)
@@ -377,7 +386,7 @@ class _Snapshots:
             return self._read(path, stage, state), None
         resume = None
         if self._is_there(partial, now):
-            resume = checkpoint.restore(partial, loop.start(_start(stage, state)[0], stage.stops))
+            resume = checkpoint.restore(partial, loop.start(begin(stage, state)[0], stage.stops))
 
         def keep(progress: loop.Progress) -> None:
             report(int(progress.done), stage.n_steps)

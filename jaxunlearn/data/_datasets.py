@@ -41,6 +41,11 @@ class Dataset:
     files_val: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
 
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """Everything that training and validation read."""
+        return [self.x_train, self.y_train, self.x_val, self.y_val]
+
 
 def load(
     name: str | os.PathLike,

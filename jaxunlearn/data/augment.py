@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.ndimage import map_coordinates
 
 from jaxunlearn.core.keys import Key, fold
 
@@ -68,6 +69,145 @@ def cutout(key: Key, images: jax.Array, size: int) -> jax.Array:
     return jnp.where(hole, jnp.zeros((), images.dtype), images)
 
 
+def rotations(angles: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Matrices for `affine` that turn images about their centres.
+
+    Args:
+        angles: [B], in radians; a positive one turns the picture anticlockwise.
+        size: height and width of the images.
+
+    Returns:
+        [B, 2, 3].
+    """
+    x, y = _centre(size)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return _matrices([[cos, -sin, x - x * cos + y * sin], [sin, cos, y - x * sin - y * cos]])
+
+
+def zooms(factors: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Matrices for `affine` that scale height and width about the centre.
+
+    Args:
+        factors: [B, 2], of height and width; above 1 the picture becomes smaller.
+        size: height and width of the images.
+
+    Returns:
+        [B, 2, 3].
+    """
+    x, y = _centre(size)
+    down, right = factors[:, 0], factors[:, 1]
+    return _matrices([[right, 0, x * (1 - right)], [0, down, y * (1 - down)]])
+
+
+def translations(shifts: jax.Array) -> jax.Array:
+    """Matrices for `affine` that move the picture.
+
+    Args:
+        shifts: [B, 2], in pixels, down and to the right.
+
+    Returns:
+        [B, 2, 3].
+    """
+    return _matrices([[1, 0, -shifts[:, 1]], [0, 1, -shifts[:, 0]]])
+
+
+def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
+    """Reads each image at transformed places, bilinearly; beyond its edges it is reflected.
+
+    Pixel (x, y) of the result, column and row, is the image at `matrix @ (x, y, 1)`. The edge's own
+    row is repeated by the reflection: d c b a | a b c d | d c b a.
+
+    Args:
+        images: [B, H, W, C]; floats, or uint8, which is rounded.
+        matrices: [B, 2, 3], of `rotations`, `zooms`, `translations`, or products of them.
+    """
+    y, x = jnp.mgrid[: images.shape[1], : images.shape[2]]
+    ones = jnp.ones_like(x)
+    places = jnp.einsum("bij,jhw->bihw", matrices, jnp.stack([x, y, ones]).astype(jnp.float32))
+
+    def read(channel: jax.Array, places: jax.Array) -> jax.Array:
+        return map_coordinates(channel, [places[1], places[0]], order=1, mode="reflect")
+
+    of_channels = jax.vmap(read, in_axes=(-1, None), out_axes=-1)
+    return jax.vmap(of_channels)(images, places)
+
+
+def warp(
+    key: Key,
+    images: jax.Array,
+    rotation: float = 0.1,
+    zoom: float = 0.2,
+    translation: float = 0.2,
+    brightness: float = 0.0,
+    sequential: bool = False,
+) -> jax.Array:
+    """Turns, scales, moves and brightens each image at random, all uniformly.
+
+    The defaults are those of arXiv 2501.15547, whose code has the brightness switched off.
+
+    Args:
+        key: of the draws.
+        images: [B, H, W, C], floats in [0, 1].
+        rotation: the largest angle, as a part of a full turn.
+        zoom: how far the factors of height and of width, drawn apart, lie from 1 at most.
+        translation: the largest shift, as a part of height and width.
+        brightness: what is added to all pixels at most; the result is clipped to [0, 1].
+        sequential: interpolate three times, one after the other, as Keras' layers do, and not once
+            with the product of the three matrices, which is faster and blurs less.
+
+    Raises:
+        ValueError: images of integers, or a negative amount.
+    """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images are {images.dtype}; floats in [0, 1] are needed")
+    amounts = {"rotation": rotation, "zoom": zoom, "translation": translation}
+    for name, value in (amounts | {"brightness": brightness}).items():
+        if value < 0:
+            raise ValueError(f"{name} is {value}; at least 0 is allowed")
+
+    def draw(purpose: str, most: float, shape: tuple[int, ...]) -> jax.Array:
+        own = fold(key, purpose)
+        return jax.random.uniform(own, (len(images), *shape), minval=-most, maxval=most)
+
+    size = images.shape[1:3]
+    angles = draw("rotation", 2 * jnp.pi * rotation, ())
+    shifts = draw("translation", translation, (2,)) * jnp.array(size, jnp.float32)
+    steps = (
+        rotations(angles, size),
+        zooms(1 + draw("zoom", zoom, (2,)), size),
+        translations(shifts),
+    )
+    if not sequential:
+        steps = (functools.reduce(_product, steps),)
+    for matrices in steps:
+        images = affine(images, matrices)
+    if not brightness:
+        return images
+    return jnp.clip(images + draw("brightness", brightness, (1, 1, 1)), 0, 1)
+
+
+def _centre(size: tuple[int, ...]) -> tuple[float, float]:
+    return (size[1] - 1) / 2, (size[0] - 1) / 2
+
+
+def _matrices(rows: list[list[Any]]) -> jax.Array:
+    entries = jnp.broadcast_arrays(
+        *(jnp.asarray(entry, jnp.float32) for row in rows for entry in row)
+    )
+    return jnp.stack(entries, axis=-1).reshape(-1, 2, 3)
+
+
+def _product(first: jax.Array, then: jax.Array) -> jax.Array:
+    """The matrix that reads as `affine` by `then` after `affine` by `first`, [B, 2, 3]."""
+    last = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0]), (len(then), 1, 3))
+    return first @ jnp.concatenate([then, last], axis=1)
+
+
+def as_float(images: jax.Array) -> jax.Array:
+    """Images in [0, 1]: uint8 divided by 255, floats as they are."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """`(images - mean) / std` by channel, in float32; uint8 is scaled to [0, 1] first.
 
@@ -76,8 +216,7 @@ def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
         mean: [C], in units of [0, 1]; see `channel_statistics`.
         std: [C], likewise.
     """
-    scaled = images.astype(jnp.float32)
-    scaled = scaled / 255 if images.dtype == jnp.uint8 else scaled
+    scaled = as_float(images).astype(jnp.float32)
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 

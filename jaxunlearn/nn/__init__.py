@@ -1,6 +1,6 @@
 """Networks (Flax NNX definitions behind the common contract); no training code."""
 
-from jaxunlearn.nn import decoder, generate, likelihood, weights
+from jaxunlearn.nn import decoder, dual_cnn, generate, likelihood, weights
 from jaxunlearn.nn._batch_norm import BatchNorm
 from jaxunlearn.nn._cnn import cnn
 from jaxunlearn.nn._mlp import mlp
@@ -17,6 +17,7 @@ __all__ = [
     "cnn",
     "conv",
     "decoder",
+    "dual_cnn",
     "generate",
     "likelihood",
     "mlp",

@@ -19,7 +19,8 @@ _DTYPES = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_INT8 = {"I8": np.dtype("i1")}  # of quantised kernels, which mean nothing without their scales
+_CODES = {dtype: code for code, dtype in (_DTYPES | _INT8).items()}
 _MOST_HEADER = 100 * 2**20  # the format's own limit
 
 
@@ -44,34 +45,52 @@ class Stored:
         return np.array(np.memmap(self.file, self.dtype, "r", self.offset, self.shape)[index])
 
 
-def tensors(file: Path) -> dict[str, Stored]:
+def tensors(file: Path, *, quantised: bool = False) -> dict[str, Stored]:
     """The tensors of a file by name; only its header is read.
+
+    Args:
+        file: to read.
+        quantised: whether tensors may be int8 as well.
 
     Raises:
         ValueError: no safetensors file, one that is cut off, or a tensor that is not of floats.
     """
+    header, start = _header(file)
+    header.pop("__metadata__", None)
+    dtypes = _DTYPES | _INT8 if quantised else _DTYPES
+    size = file.stat().st_size
+    return {name: _stored(file, name, own, start, size, dtypes) for name, own in header.items()}
+
+
+def metadata(file: Path) -> dict[str, str]:
+    """What a file says of itself; raises as `tensors` does."""
+    return dict(_header(file)[0].get("__metadata__", {}))
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header, and where the tensors begin."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if size < 8 or length > min(size - 8, _MOST_HEADER):
             raise ValueError(f"{file}: cut off in its header, or no safetensors file")
         try:
-            header = dict(json.loads(opened.read(length)))
+            return dict(json.loads(opened.read(length))), 8 + length
         except (ValueError, TypeError) as error:
             raise ValueError(f"{file}: no safetensors file; its header is not JSON") from error
-    header.pop("__metadata__", None)
-    return {name: _stored(file, name, entry, 8 + length, size) for name, entry in header.items()}
 
 
-def _stored(file: Path, name: str, entry: Any, start: int, size: int) -> Stored:
+def _stored(
+    file: Path, name: str, entry: Any, start: int, size: int, dtypes: dict[str, np.dtype]
+) -> Stored:
     try:
         code, shape = entry["dtype"], tuple(map(int, entry["shape"]))
         begin, end = map(int, entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: the header's entry of {name!r} is broken: {entry}") from error
-    if code not in _DTYPES:
-        raise ValueError(f"{file}: tensor {name!r} is {code}; read are {', '.join(_DTYPES)}")
-    if begin < 0 or end - begin != math.prod(shape) * _DTYPES[code].itemsize:
+    if code not in dtypes:
+        raise ValueError(f"{file}: tensor {name!r} is {code}; read are {', '.join(dtypes)}")
+    if begin < 0 or end - begin != math.prod(shape) * dtypes[code].itemsize:
         raise ValueError(
             f"{file}: tensor {name!r} of {code}{list(shape)} has {end - begin} bytes, which does "
             "not fit"
@@ -80,7 +99,7 @@ def _stored(file: Path, name: str, entry: Any, start: int, size: int) -> Stored:
         raise ValueError(
             f"{file}: cut off; tensor {name!r} ends at byte {start + end}, the file has {size}"
         )
-    return Stored(file, shape, _DTYPES[code], start + begin)
+    return Stored(file, shape, dtypes[code], start + begin)
 
 
 def writable(dtype: Any, name: str) -> np.dtype:
@@ -89,7 +108,7 @@ def writable(dtype: Any, name: str) -> np.dtype:
     Raises:
         ValueError: not one of the float types.
     """
-    if np.dtype(dtype) not in _CODES:
+    if np.dtype(dtype) not in _DTYPES.values():
         raise ValueError(f"{name!r} is {np.dtype(dtype)}; a file holds {', '.join(_DTYPES)}")
     return np.dtype(dtype)
 
@@ -98,6 +117,7 @@ def write(
     file: IO[bytes],
     layout: dict[str, tuple[tuple[int, ...], Any]],
     arrays: Iterable[np.ndarray],
+    says: dict[str, str] | None = None,
 ) -> None:
     """Writes a file, one tensor after another.
 
@@ -105,8 +125,9 @@ def write(
         file: opened for writing.
         layout: shape and dtype of each tensor by name.
         arrays: their values, in the same order; they are taken one by one.
+        says: what the file says of itself, see `metadata`.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"} | (says or {})}  # for transformers
     end = 0
     for name, (shape, dtype) in layout.items():
         begin, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize

@@ -77,11 +77,16 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | None =
             f"stride is {stride} and padding {padding}; a stride of at least 1 and a padding that "
             f"leaves room for a {size}x{size} kernel on {x.shape[1]}x{x.shape[2]} are needed"
         )
-    # In half precision the sums of the other lowerings would lose digits that XLA's keeps.
-    is_plain = x.dtype not in (jnp.float32, jnp.float64) or len(x) == 0
-    if jax.default_backend() != "cpu" or is_plain or _plain.get():
+    if is_plain(x) or len(x) == 0:
         return _lax_conv(x, kernel, stride, ((padding, padding), (padding, padding)))
     return _cpu_conv(x, kernel, stride, padding)
+
+
+def is_plain(x: jax.Array) -> bool:
+    """Whether a convolution of `x` is XLA's own: off a CPU, and where it is asked for."""
+    # In half precision the sums of the other lowerings would lose digits that XLA's keeps.
+    is_half = x.dtype not in (jnp.float32, jnp.float64)
+    return jax.default_backend() != "cpu" or is_half or _plain.get()
 
 
 @contextlib.contextmanager

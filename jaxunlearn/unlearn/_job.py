@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from jaxunlearn.core import ensemble, keys
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.model import Model, predict
+from jaxunlearn.core.run_folder import Clock, RunFolder
 from jaxunlearn.data import Dataset
 from jaxunlearn.unlearn import baselines
 from jaxunlearn.unlearn._problem import Problem, Unlearned
-from jaxunlearn.unlearn._run_folder import Clock, RunFolder
 from jaxunlearn.unlearn._settings import Settings
 from jaxunlearn.unlearn.methods import bind
 from jaxunlearn.unlearn.training import Training, train

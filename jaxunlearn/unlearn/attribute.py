@@ -20,11 +20,11 @@ from jaxunlearn.core import ensemble, keys, losses, records
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.model import Model
+from jaxunlearn.core.run_folder import RunFolder, run_record
 from jaxunlearn.data import Dataset
 from jaxunlearn.unlearn import _estimates
 from jaxunlearn.unlearn._job import Progress, check_finite, keys_of, ticking, training_of_one
 from jaxunlearn.unlearn._problem import Problem
-from jaxunlearn.unlearn._run_folder import RunFolder, run_record
 from jaxunlearn.unlearn._settings import check_run
 from jaxunlearn.unlearn.comparison import build_model
 from jaxunlearn.unlearn.methods import check_settings
@@ -161,7 +161,7 @@ def prepare(
             raise ValueError(f"shown is {settings.shown}; it must lie in 1 to {n // 2}")
         model = build_model(settings.model, settings.budget, dataset)
         # What is only read off finished models may change when the run is resumed.
-        record = run_record(settings, dataset)
+        record = run_record(settings, data=dataset.arrays)
         for name in ("targets", "shown", "method"):
             del record["settings"][name]
         folder = RunFolder(out, record, {}, resume)

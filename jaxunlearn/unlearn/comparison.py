@@ -21,11 +21,11 @@ from jaxunlearn import data as datasets
 from jaxunlearn import nn
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.model import Model
+from jaxunlearn.core.run_folder import RunFolder, run_record
 from jaxunlearn.data import Dataset, augment, forget_sets
 from jaxunlearn.unlearn import _estimates, matching, report
 from jaxunlearn.unlearn._job import Job, NonFiniteError, Progress, forget_phase, train_phase
 from jaxunlearn.unlearn._problem import Problem, Unlearned
-from jaxunlearn.unlearn._run_folder import RunFolder, run_record
 from jaxunlearn.unlearn._settings import Estimates, Settings, check_run
 from jaxunlearn.unlearn.methods import BASELINES, METHODS, check_settings
 
@@ -162,7 +162,7 @@ def _checked(
         _estimates.check_space(out, settings.estimates.members, n_points, dataset.n_classes)
     model = build_model(settings.model, settings.budget, dataset)
     own = {name: dataclasses.asdict(config) for name, (_, config) in methods.items()}
-    record = run_record(settings, dataset, forget)
+    record = run_record(settings, data=dataset.arrays, forget=forget)
     folder = RunFolder(out, record, own, resume)
     return Job(settings, methods, dataset, problem, model, record, folder, mesh)
 

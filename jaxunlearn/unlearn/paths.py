@@ -21,12 +21,12 @@ from jax.sharding import Mesh
 
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core import tree
+from jaxunlearn.core.run_folder import RunFolder, versions
 from jaxunlearn.data import text
 from jaxunlearn.evaluate.paths import refusal_phrases
 from jaxunlearn.nn import decoder
 from jaxunlearn.unlearn import _path_data, _path_metrics, _path_report, _path_training
 from jaxunlearn.unlearn._path_data import Encoder, Part
-from jaxunlearn.unlearn._run_folder import RunFolder, versions
 from jaxunlearn.unlearn.language import LOCAL
 
 Progress = Callable[[str, int, int], None]

@@ -72,9 +72,9 @@ def test_traced_once_compiled_once_types_unchanged(training):
         return take(state, shared, batch, key)
 
     first = loop.run(counted, state, None, data, KEY, 50, block=12)
-    size = loop._advance._cache_size()
+    size = loop.advance._cache_size()
     second = loop.run(counted, first.state, None, data, jax.random.key(8), 30, block=12)
-    assert loop._advance._cache_size() == size, "the second call compiled again"
+    assert loop.advance._cache_size() == size, "the second call compiled again"
     for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(second.state), strict=True):
         assert jax.typeof(before) == jax.typeof(after)
 

@@ -62,9 +62,9 @@ def test_orders_share_prefixes_bit_for_bit(setting, orders, runs, monkeypatch):
 def test_no_stage_compiles_again(setting):
     stage, state = setting
     stages.run([stage("a")], state, KEY)
-    size = loop._advance._cache_size()
+    size = loop.advance._cache_size()
     stages.run([stage("x"), stage("y"), stage("x")], state, KEY)
-    assert loop._advance._cache_size() == size
+    assert loop.advance._cache_size() == size
 
 
 def test_stage_of_may_depend_on_the_whole_prefix(setting, tmp_path):

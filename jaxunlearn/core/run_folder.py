@@ -16,7 +16,6 @@ import numpy as np
 import jaxunlearn
 from jaxunlearn.core import mesh, records, tree
 from jaxunlearn.core.checkpoint import BlockStore, replacing, write_npz
-from jaxunlearn.data import Dataset
 
 
 class RunFolder:
@@ -124,20 +123,18 @@ class RunFolder:
         self.write_json("seconds.json", self.seconds)
 
 
-def run_record(settings: Any, dataset: Dataset, forget: np.ndarray | None = None) -> dict[str, Any]:
+def run_record(settings: Any, **hashed: tree.Tree) -> dict[str, Any]:
     """What must be equal for a run to go on: settings, data and versions.
 
-    The methods' own settings are recorded with each method's lanes, so that methods can be added,
-    left out or, as long as they have no finished lane, changed.
+    Methods' own settings are recorded with each method's lanes, so that methods can be added, left
+    out or, as long as they have no finished lane, changed.
+
+    Args:
+        settings: a dataclass.
+        hashed: arrays that matter, such as the data; of each its hash is kept, by name.
     """
-    arrays = [dataset.x_train, dataset.y_train, dataset.x_val, dataset.y_val]
-    hashes = {"data_sha256": tree.digest(arrays)}
-    if forget is not None:
-        hashes["forget_sha256"] = tree.digest(forget)
-    return {
-        "settings": dataclasses.asdict(settings) | hashes,
-        "versions": versions(),
-    }
+    hashes = {f"{name}_sha256": tree.digest(arrays) for name, arrays in hashed.items()}
+    return {"settings": dataclasses.asdict(settings) | hashes, "versions": versions()}
 
 
 def versions() -> dict[str, str]:

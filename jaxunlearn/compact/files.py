@@ -1,0 +1,123 @@
+"""Trained networks in files: safetensors in float32 or int8, and a portable program."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.compact.networks import Architecture
+from jaxunlearn.core import tree
+from jaxunlearn.core.checkpoint import replacing
+from jaxunlearn.core.model import Model
+from jaxunlearn.core.tree import Tree
+from jaxunlearn.nn import _safetensors, plain_convolutions
+
+_SAYS = "jaxunlearn.compact"
+_SCALE = ".scale"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+class Trained(NamedTuple):
+    """What a file holds."""
+
+    architecture: Architecture
+    params: Tree
+
+
+def save(
+    path: str | os.PathLike, architecture: Architecture, params: Tree, *, int8: bool = False
+) -> None:
+    """Writes a network as safetensors, whole or not at all; its names are those of the parameters.
+
+    Args:
+        path: the file.
+        architecture: is kept in the file's metadata.
+        params: of one model.
+        int8: kernels as whole numbers from -127 to 127, with one scale (`NAME.scale`) for each
+            output; biases stay float32.
+    """
+    leaves = {name: np.asarray(leaf) for name, leaf in tree.named(params).items()}
+    if int8:
+        leaves = _quantised(leaves)
+    layout = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
+    says = {_SAYS: json.dumps(dataclasses.asdict(architecture))}
+    with replacing(path) as file:
+        _safetensors.write(file, layout, leaves.values(), says)
+
+
+def load(path: str | os.PathLike) -> Trained:
+    """Reads what `save` wrote; int8 kernels become float32.
+
+    Raises:
+        ValueError: no such file, one of another kind, or with tensors of other shapes than its
+            network has.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is no file")
+    says = _safetensors.metadata(path).get(_SAYS)
+    if says is None:
+        raise ValueError(f"{path} is a safetensors file, but not of `jaxunlearn compact`")
+    try:
+        architecture = Architecture.of_json(json.loads(says))
+        like, _ = jax.eval_shape(architecture.model.init, jax.random.key(0))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} describes no network that is known: {error}") from error
+    stored = {name: own[...] for name, own in _safetensors.tensors(path, quantised=True).items()}
+    leaves = {
+        name: _dequantised(name, own, stored)
+        for name, own in stored.items()
+        if not name.endswith(_SCALE)
+    }
+    wanted = {name: leaf.shape for name, leaf in tree.named(like).items()}
+    for name in {**wanted, **leaves}:
+        found = leaves[name].shape if name in leaves else None
+        if found != wanted.get(name):
+            raise ValueError(
+                f"{path}: {name} is {_described(found)}; its network, of images "
+                f"{list(architecture.input_shape)}, has {_described(wanted.get(name))}"
+            )
+    return Trained(architecture, tree.nested(leaves))
+
+
+def export(model: Model, params: Tree, input_shape: tuple[int, int, int]) -> bytes:
+    """A network with its weights as a portable StableHLO program, for CPU, CUDA, ROCm and TPU.
+
+    It takes float32 images in [0, 1], [b, H, W, C] with any b, and returns logits. Read it with
+    `jax.export.deserialize(content).call`, without this package.
+    """
+    (batch,) = jax.export.symbolic_shape("b")
+    shape = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
+    with plain_convolutions():  # what every backend makes the best of by itself
+        program = jax.jit(lambda x: model.apply(params, {}, x)[0])
+        return bytes(jax.export.export(program, platforms=PLATFORMS)(shape).serialize())
+
+
+def _quantised(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for name, leaf in leaves.items():
+        if leaf.ndim == 1:
+            found[name] = leaf
+            continue
+        scale = np.abs(leaf).max(axis=tuple(range(leaf.ndim - 1))) / 127
+        scale = np.where(scale > 0, scale, 1).astype(np.float32)
+        found[name] = np.round(leaf / scale).astype(np.int8)
+        found[name + _SCALE] = scale
+    return found
+
+
+def _dequantised(name: str, own: np.ndarray, stored: dict[str, Any]) -> np.ndarray:
+    if own.dtype != np.int8:
+        return own.astype(np.float32)
+    if name + _SCALE not in stored:
+        raise ValueError(f"{name} is int8, but {name + _SCALE} is missing")
+    return own * stored[name + _SCALE]
+
+
+def _described(shape: tuple[int, ...] | None) -> str:
+    return "not there" if shape is None else str(list(shape))

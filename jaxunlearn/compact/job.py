@@ -1,0 +1,303 @@
+"""The job: a small network is trained on images, judged, measured and written to files."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxunlearn import data as datasets
+from jaxunlearn.compact import files, measure, training
+from jaxunlearn.compact.networks import Architecture
+from jaxunlearn.compact.recipe import Recipe
+from jaxunlearn.core import cohort, records
+from jaxunlearn.core import mesh as meshes
+from jaxunlearn.core.checkpoint import BlockStore, replacing
+from jaxunlearn.core.run_folder import Clock, RunFolder, run_record
+from jaxunlearn.core.tree import Tree
+from jaxunlearn.data import Dataset
+
+Progress = Callable[[str, int, int], None]
+_DIGITS_SIZE = 28
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is trained, and on what.
+
+    Attributes:
+        data: a data set, an `.npz` file or a folder of images, see `data.load`.
+        n_train: training images, of which the first 10,000, at most a fifth, validate before the
+            folds; by default all.
+        n_test: test images, which are only looked at in the end; by default all.
+        size: height and width that images are scaled to; by default they stay as they are, but
+            digits become 28 x 28.
+        models: how many are trained, from different draws. The files hold the one that is best on
+            validation images.
+        seed: of the first model; the next one's is higher by 1.
+        filters: of a branch's first convolution, n.
+        hidden: units between the branches and the answer, h.
+        recipe: how they are trained.
+    """
+
+    data: str = "digits"
+    n_train: int | None = None
+    n_test: int | None = None
+    size: int | None = None
+    models: int = 1
+    seed: int = 0
+    filters: int = 10
+    hidden: int = 32
+    recipe: Recipe = Recipe()
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Work whose settings have been checked and whose folder is ready; see `prepare`."""
+
+    settings: Settings
+    dataset: Dataset
+    architecture: Architecture
+    record: dict[str, Any]
+    folder: RunFolder
+    mesh: Mesh
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """The phases in their order, with their expected shares of the work."""
+        recipe = self.settings.recipe
+        phases = {"dual": 1.5 * recipe.dual_epochs}
+        phases |= {
+            stage.name: float(epochs)
+            for stage, epochs in training.unfreezing(self.architecture.pair, recipe)
+        }
+        if recipe.fold_mode == "independent":
+            phases["fold"] = float(recipe.folds * recipe.fold_epochs)
+        if recipe.fold_mode == "continued":
+            phases |= {f"fold.{i}": float(recipe.fold_epochs) for i in range(recipe.folds)}
+        return phases | {"evaluation": 1.0}
+
+
+def run(
+    settings: Settings,
+    *,
+    out: str | os.PathLike,
+    resume: bool = False,
+    mesh: Mesh | None = None,
+    progress: Progress = lambda phase, done, total: None,
+    data_dir: str | os.PathLike | None = None,
+) -> dict[str, Any]:
+    """Runs the job.
+
+    Writes `results.json`, `model.safetensors`, `model-int8.safetensors` (see `files`) and
+    `model.stablehlo`. A run that was stopped goes on from the last epoch to the same bits.
+
+    Args:
+        settings: what is trained.
+        out: the output folder: new or empty, or (with `resume`) that of the same run.
+        resume: whether to go on with the run in `out`, if there is one.
+        mesh: devices with an axis `models`; by default one.
+        progress: called after each epoch.
+        data_dir: prepared data sets, see `data.load`.
+
+    Returns:
+        The contents of `results.json`.
+
+    Raises:
+        ValueError: settings, data or a folder that do not fit, before anything is compiled.
+    """
+    job = prepare(settings, out=out, resume=resume, mesh=mesh, data_dir=data_dir)
+    return execute(job, progress=progress)
+
+
+def prepare(
+    settings: Settings,
+    *,
+    out: str | os.PathLike,
+    resume: bool = False,
+    mesh: Mesh | None = None,
+    data_dir: str | os.PathLike | None = None,
+) -> Job:
+    """Checks everything that can be wrong before work starts; arguments and errors as for `run`."""
+    if settings.models < 1 or settings.seed < 0:
+        raise ValueError(
+            f"models is {settings.models} and seed {settings.seed}; at least 1 and 0 are needed"
+        )
+    dataset = datasets.load(settings.data, settings.n_train, settings.n_test, data_dir=data_dir)
+    dataset = _scaled(dataset, settings)
+    architecture = Architecture(
+        dataset.x_train.shape[1:],
+        dataset.n_classes,
+        filters=settings.filters,
+        hidden=settings.hidden,
+        classes=dataset.classes,
+    )
+    _ = architecture.model
+    n_train = len(dataset.x_train)
+    least = max(5, settings.recipe.folds if settings.recipe.fold_mode != "none" else 0)
+    if n_train < least:
+        raise ValueError(f"n_train is {n_train}; at least {least} are needed for this recipe")
+    record = run_record(settings, data=dataset.arrays)
+    folder = RunFolder(out, record, {}, resume)
+    folder.begin()
+    return Job(settings, dataset, architecture, record, folder, mesh or meshes.make({"models": 1}))
+
+
+def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -> dict[str, Any]:
+    """Does the work of a prepared job; see `run`."""
+    recipe, pair, data = job.settings.recipe, job.architecture.pair, job.dataset
+    n_val = min(10_000, len(data.x_train) // 5)
+    images = training.Images(jnp.asarray(data.x_train), jnp.asarray(data.y_train), n_val)
+    keys = jax.vmap(jax.random.key)(job.settings.seed + jnp.arange(job.settings.models))
+    where = training.Where(job.mesh, lambda phase: _store(job, phase), _ticking(job, progress))
+    dual = training.train_dual(pair, recipe, images, keys, where)
+    fused = training.fuse(pair, recipe, dual.state.params, keys)
+    stages = training.unfreeze(pair, recipe, fused, images, keys, where)
+    folds: list[cohort.Trained] = []
+    if recipe.fold_mode != "none":
+        folds = training.fine_tune(pair, recipe, stages[-1].state, images, keys, where)
+    progress("evaluation", 0, 1)
+    results = _results(job, dual, stages, folds)
+    job.folder.write_json("results.json", results)
+    progress("evaluation", 1, 1)
+    return records.read(job.folder.path / "results.json")
+
+
+def _store(job: Job, phase: str) -> BlockStore:
+    return BlockStore(job.folder.path / "phases" / phase)
+
+
+def _ticking(job: Job, progress: Progress) -> Progress:
+    clocks: dict[str, Clock] = {}
+
+    def tell(phase: str, done: int, most: int) -> None:
+        clock = clocks.setdefault(phase, Clock(job.folder, phase))
+        clock.tick(done)
+        progress(phase, done, most)
+
+    return tell
+
+
+def _results(
+    job: Job, dual: cohort.Trained, stages: list[cohort.Trained], folds: list[cohort.Trained]
+) -> dict[str, Any]:
+    """Judges all models on test images, and writes the files of the best one."""
+    model, y = job.architecture.model, job.dataset.y_val
+    recipe, n_models = job.settings.recipe, job.settings.models
+    last = stages[-1]
+    val = _best(last)
+    finals, chosen = last.state.params, np.zeros(n_models, int)
+    report: dict[str, Any] = {}
+    if folds:
+        fold_val = np.stack([_best(fold) for fold in folds])  # [K, N]
+        fold_test = np.stack([_test_accuracies(job, fold.state.params) for fold in folds])
+        report["folds"] = {
+            "mode": recipe.fold_mode,
+            "val": fold_val.T.tolist(),
+            "test": fold_test.T.tolist(),
+            # Above 0 where the images that judge a fold have been trained on.
+            "leak": (fold_val[1:] - fold_test[1:]).mean(0).tolist(),
+        }
+        if recipe.fold_mode == "independent":
+            chosen, val = fold_val.argmax(0), fold_val.max(0)
+        else:
+            chosen = np.full(n_models, len(folds) - 1)
+        finals = jax.tree.map(
+            lambda *leaves: np.stack([leaves[k][i] for i, k in enumerate(chosen)]),
+            *(fold.state.params for fold in folds),
+        )
+    logits = [measure.logits_of(model, _of(finals, i), job.dataset.x_val) for i in range(n_models)]
+    accuracies = [float((own.argmax(-1) == y).mean()) for own in logits]
+    best = int(val.argmax())
+    report |= _written(job, _of(finals, best))
+    return report | {
+        "schema": 1,
+        "test_accuracy": float(np.mean(accuracies)),
+        "test_accuracies": accuracies,
+        "val_accuracies": val.tolist(),
+        "fold_of_model": chosen.tolist() if folds else None,
+        "file_is_model": best,
+        "classes": list(job.architecture.classes),
+        "unfrozen_test_accuracies": _test_accuracies(job, last.state.params).tolist(),
+        "confusion": measure.confusion(logits[best], y).tolist(),
+        "dual": _curves(dual) | {"best_epochs": [b.tolist() for b in dual.best_checks[2:]]},
+        "unfreezing": [_curves(stage) for stage in stages],
+        "seconds": job.folder.seconds,
+        **job.record,
+    }
+
+
+def _of(params: Tree, i: int) -> Tree:
+    return jax.tree.map(lambda leaf: leaf[i], params)
+
+
+def _best(trained: cohort.Trained) -> np.ndarray:
+    """Validation accuracy of the weights that were kept, of each model."""
+    accuracy, kept = trained.checks["accuracy"], trained.best_checks[0]
+    return accuracy[np.arange(len(kept)), kept]
+
+
+def _test_accuracies(job: Job, params: Tree) -> np.ndarray:
+    model, x, y = job.architecture.model, job.dataset.x_val, job.dataset.y_val
+    found = [measure.logits_of(model, _of(params, i), x) for i in range(job.settings.models)]
+    return np.array([(own.argmax(-1) == y).mean() for own in found])
+
+
+def _curves(trained: cohort.Trained) -> dict[str, Any]:
+    """Losses and checks by epoch, of each model as long as it trained."""
+    histories = trained.checks | {f"train_{name}": own for name, own in trained.metrics.items()}
+    return {
+        name: [own[~np.isnan(own)].tolist() for own in history]
+        for name, history in histories.items()
+    }
+
+
+def _written(job: Job, params: Tree) -> dict[str, Any]:
+    """Writes a model's files; what it costs."""
+    folder, architecture, test = job.folder.path, job.architecture, job.dataset
+    files.save(folder / "model.safetensors", architecture, params)
+    files.save(folder / "model-int8.safetensors", architecture, params, int8=True)
+    program = files.export(architecture.model, params, architecture.input_shape)
+    with replacing(folder / "model.stablehlo") as file:
+        file.write(program)
+    rounded = files.load(folder / "model-int8.safetensors").params
+    logits = measure.logits_of(architecture.model, rounded, test.x_val)
+    return measure.size(architecture.model, params, architecture.input_shape) | {
+        "file_bytes": {name: (folder / name).stat().st_size for name in _FILES},
+        "int8_test_accuracy": float((logits.argmax(-1) == test.y_val).mean()),
+        "speed": measure.speed(program, architecture.input_shape),
+    }
+
+
+_FILES = ("model.safetensors", "model-int8.safetensors", "model.stablehlo")
+
+
+def _scaled(dataset: Dataset, settings: Settings) -> Dataset:
+    """With images of the wanted size."""
+    size = settings.size
+    if size is None:
+        size = _DIGITS_SIZE if settings.data == "digits" else None
+    if size is None:
+        return dataset
+    if not 10 <= size <= 1024:
+        raise ValueError(f"size is {size}; 10 to 1024 pixels are allowed")
+    return dataclasses.replace(
+        dataset, x_train=scaled(dataset.x_train, size), x_val=scaled(dataset.x_val, size)
+    )
+
+
+def scaled(x: np.ndarray, size: int, chunk: int = 1000) -> np.ndarray:
+    """Images [n, H, W, C] in another size, [n, size, size, C], bilinearly, of the same type."""
+    if x.shape[1:3] == (size, size):
+        return x
+    parts: list[np.ndarray] = []
+    for i in range(0, len(x), chunk):
+        part = jnp.asarray(x[i : i + chunk], jnp.float32)
+        part = jax.image.resize(part, (len(part), size, size, x.shape[3]), "bilinear")
+        found = np.asarray(part)
+        parts.append(np.round(found).astype(np.uint8) if x.dtype == np.uint8 else found)
+    return np.concatenate(parts)

@@ -1,0 +1,74 @@
+"""What a small network costs: parameters, multiply-adds, bytes, time."""
+
+import functools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxunlearn.core import tree
+from jaxunlearn.core.model import Model, predict
+from jaxunlearn.core.tree import Tree
+from jaxunlearn.data import augment
+from jaxunlearn.nn import multiply_adds
+
+
+def size(model: Model, params: Tree, input_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Parameters, multiply-adds of an image, and bytes that the paper's 0.17 MB mixes.
+
+    Returns:
+        `parameters`, `multiply_adds`, `weight_bytes` (float32) and `training_bytes` (with the one
+        slot of SGD's momentum).
+    """
+    parameters = tree.size(params)
+    return {
+        "parameters": parameters,
+        "multiply_adds": multiply_adds(model, input_shape),
+        "weight_bytes": 4 * parameters,
+        "training_bytes": 8 * parameters,
+    }
+
+
+def speed(
+    program: bytes, input_shape: tuple[int, int, int], *, calls: int = 1000, batch: int = 1000
+) -> dict[str, float]:
+    """Times an exported program on this machine, compiled once, from NumPy to NumPy.
+
+    Returns:
+        `p50_ms` and `p99_ms` of single images, over `calls` calls, and `images_per_second` of
+        batches of `batch`, the median of 10.
+    """
+    call = jax.jit(jax.export.deserialize(bytearray(program)).call)
+    images = np.random.default_rng(0).random((batch, *input_shape), np.float32)
+
+    def seconds(x: np.ndarray, n: int) -> list[float]:
+        own = call.lower(x).compile()
+        np.asarray(own(x))
+        times = []
+        for _ in range(n):
+            start = time.perf_counter()
+            np.asarray(own(x))
+            times.append(time.perf_counter() - start)
+        return times
+
+    p50, p99 = np.percentile(seconds(images[:1], calls), [50, 99]) * 1000
+    many = batch / float(np.median(seconds(images, 10)))
+    return {"p50_ms": float(p50), "p99_ms": float(p99), "images_per_second": many}
+
+
+def logits_of(model: Model, params: Tree, x: np.ndarray) -> np.ndarray:
+    """What a network says of images, uint8 or floats in [0, 1]: [n, n_classes]."""
+    return np.asarray(_predict(model)(params, x))
+
+
+def confusion(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """How often class i (rows) was taken for class j: int [K, K]."""
+    n_classes = logits.shape[-1]
+    pairs = y * n_classes + logits.argmax(-1)
+    return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
+@functools.cache
+def _predict(model: Model) -> Any:
+    return jax.jit(lambda params, x: predict(model, params, {}, augment.as_float(x)))

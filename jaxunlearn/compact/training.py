@@ -1,0 +1,410 @@
+"""The training of the lightweight CNN: two branches, their fusion, unfreezing, folds.
+
+Every function takes several models at once, one for each key: seeds, or seeds times folds. Their
+states have a leading axis, and each model stops on its own (`core.cohort`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxunlearn import data
+from jaxunlearn.compact.recipe import Recipe, Warp
+from jaxunlearn.compact.schedules import LAYERS, layers_of, of_layers
+from jaxunlearn.core import cohort, ensemble, optimizers, stages
+from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.keys import Key, fold
+from jaxunlearn.core.loop import EarlyStop
+from jaxunlearn.core.losses import cross_entropy
+from jaxunlearn.core.model import Model, predict
+from jaxunlearn.core.stages import Stage
+from jaxunlearn.core.step import Metrics, Objective, TrainState, supervised
+from jaxunlearn.core.tree import Tree
+from jaxunlearn.data import augment
+from jaxunlearn.nn import dual_cnn
+from jaxunlearn.nn.dual_cnn import BRANCHES, Pair
+
+
+class Images(NamedTuple):
+    """What is trained on, and how it is split.
+
+    Attributes:
+        x: [n, H, W, C], uint8 or floats in [0, 1].
+        y: int32 [n].
+        n_val: the first rows, which are not trained on before the folds.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    n_val: int
+
+
+class Where(NamedTuple):
+    """Where and how models are computed.
+
+    Attributes:
+        mesh: of the models.
+        store: `store(phase)` keeps how far a phase is, or None.
+        tell: `tell(phase, epochs done, most epochs)`.
+    """
+
+    mesh: Mesh | None = None
+    store: Callable[[str], BlockStore | None] = lambda phase: None
+    tell: Callable[[str, int, int], None] = lambda phase, done, most: None
+
+
+HERE = Where()
+
+
+def train_dual(
+    pair: Pair, recipe: Recipe, images: Images, keys: Key, where: Where = HERE
+) -> cohort.Trained:
+    """Stage A: both branches read the same batch, the second one augmented (A.2 of the paper).
+
+    Training ends when either branch has stopped improving, and each keeps the weights of its own
+    best epoch. Validation is not augmented.
+
+    Args:
+        pair: the network.
+        recipe: how.
+        images: the data.
+        keys: of the models, [N].
+        where: where.
+
+    Returns:
+        States of `pair.dual`; checks `accuracy_1`, `accuracy_2` for each epoch.
+    """
+    stop = functools.partial(
+        EarlyStop, mode="max", patience=5, min_delta=0.001, start=3, restore=None
+    )
+    # The notebook's checkpoints know neither a least gain nor first epochs that do not count.
+    keep = functools.partial(EarlyStop, mode="max", patience=recipe.dual_epochs + 1)
+    metrics = [f"accuracy_{i + 1}" for i in range(len(BRANCHES))]
+    stage = Stage(
+        "dual",
+        dual_objective(pair.dual),
+        None,
+        _nadam(recipe.learning_rate),
+        0,
+        evaluate=_accuracies(pair.dual),
+        stops=(
+            *(stop(metric) for metric in metrics),
+            *(keep(m, restore=f"{b}/.*") for m, b in zip(metrics, BRANCHES, strict=True)),
+        ),
+    )
+    own_keys = jax.vmap(lambda key: fold(key, "init", "dual"))(keys)
+    state = stages.init_members(*jax.vmap(pair.dual.init)(own_keys))
+    transform = dual_batch(recipe.warp)
+    return _through(stage, recipe.dual_epochs, state, keys, images, recipe, where, transform)
+
+
+def fuse(pair: Pair, recipe: Recipe, params: Tree, keys: Key) -> TrainState:
+    """The surgery for each model; see `nn.dual_cnn.fuse`."""
+    own_keys = jax.vmap(lambda key: fold(key, "init", "fused"))(keys)
+    fresh, _ = jax.vmap(pair.fused.init)(own_keys)
+    cut = functools.partial(dual_cnn.fuse, heads=recipe.copied_heads)
+    return stages.init_members(jax.vmap(cut)(params, fresh))
+
+
+def unfreezing(pair: Pair, recipe: Recipe) -> list[tuple[Stage, int]]:
+    """Stage B as a list of stages, each with its largest number of epochs (A.4).
+
+    All but the last train by Nadam, the last one by SGD. Stages that train nothing below the heads
+    read what the heads say, which is computed once.
+    """
+    layers = layers_of(recipe.schedule, recipe.last_k)
+    stop = EarlyStop("accuracy", mode="max", patience=5, min_delta=recipe.min_delta)
+    before, last = recipe.epochs
+    base = Stage("unfreeze", supervised(pair.fused), None, _nadam(recipe.learning_rate), 0)
+    found = []
+    for i, stage in enumerate(of_layers(base, layers)):
+        is_last = i == len(layers) - 1
+        model = above_heads(pair.fused) if _is_above_heads(stage) else pair.fused
+        found.append(
+            (
+                dataclasses.replace(
+                    stage,
+                    objective=supervised(model),
+                    evaluate=_accuracy(model),
+                    optimizer=_sgd(recipe) if is_last else stage.optimizer,
+                    stops=(dataclasses.replace(stop, patience=10) if is_last else stop,),
+                ),
+                last if is_last else before,
+            )
+        )
+    return found
+
+
+def unfreeze(
+    pair: Pair,
+    recipe: Recipe,
+    state: TrainState,
+    images: Images,
+    keys: Key,
+    where: Where = HERE,
+) -> list[cohort.Trained]:
+    """Runs the stages of `unfreezing` on the images as they are, from states of `fuse`."""
+    found, heads = [], None
+    for stage, n_epochs in unfreezing(pair, recipe):
+        own = {}
+        if _is_above_heads(stage):
+            heads = _heads(pair, state, images, where) if heads is None else heads
+            own = {"heads": heads}
+        result = _through(stage, n_epochs, state, keys, images, recipe, where, plain_batch, own)
+        state = result.state
+        found.append(result)
+    return found
+
+
+def fine_tune(
+    pair: Pair,
+    recipe: Recipe,
+    state: TrainState,
+    images: Images,
+    keys: Key,
+    where: Where = HERE,
+) -> list[cohort.Trained]:
+    """Stage C: K folds of all images, the validation images of before among them (A.5).
+
+    Args:
+        pair: the network.
+        recipe: with `fold_mode` "independent" or "continued".
+        state: of N models.
+        images: the data.
+        keys: [N].
+        where: where.
+
+    Returns:
+        For each fold the N models after it. Independent folds all start from `state` and run as one
+        program; continued ones each start from the one before, so that from the second fold on the
+        accuracy on its validation images is that of images that were trained on.
+    """
+    train, val = fold_rows(len(images.y), recipe.folds)
+    stage = Stage(
+        "fold",
+        supervised(pair.fused),
+        None,
+        _sgd(recipe),
+        0,
+        evaluate=_accuracy(pair.fused),
+        stops=(EarlyStop("accuracy", mode="max", patience=3),),
+    )
+    least = int((train >= 0).sum(1).min())
+    tune = functools.partial(_through, images=images, recipe=recipe, where=where, least=least)
+    n_models, found = len(keys), []
+    if recipe.fold_mode == "independent":
+        all_keys = jax.vmap(lambda i: jax.vmap(lambda key: fold(key, "fold", i))(keys))(
+            jnp.arange(recipe.folds)
+        ).reshape(-1)
+        many = jax.tree.map(lambda x: jnp.tile(x, (recipe.folds, *[1] * (x.ndim - 1))), state)
+        own = {"train": np.repeat(train, n_models, 0), "val": np.repeat(val, n_models, 0)}
+        result = tune(stage, recipe.fold_epochs, many, all_keys, transform=plain_batch, own=own)
+        parts = [slice(i * n_models, (i + 1) * n_models) for i in range(recipe.folds)]
+        return [jax.tree.map(lambda x, part=part: x[part], result) for part in parts]
+    for i in range(recipe.folds):
+        own_keys = jax.vmap(lambda key, i=i: fold(key, "fold", i))(keys)
+        own = {"train": np.repeat(train[[i]], n_models, 0), "val": np.repeat(val[[i]], n_models, 0)}
+        named = dataclasses.replace(stage, name=f"fold.{i}")
+        result = tune(named, recipe.fold_epochs, state, own_keys, transform=plain_batch, own=own)
+        state = result.state
+        found.append(result)
+    return found
+
+
+def fold_rows(n: int, n_folds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and to judge by, for each of K shuffled folds, ended by -1.
+
+    Returns:
+        int32 [K, most] each, those of scikit-learn's `KFold` with the author's seed, 42.
+    """
+    if n_folds > n:
+        raise ValueError(f"folds is {n_folds}, but there are {n} images")
+    order = np.arange(n)
+    np.random.RandomState(42).shuffle(order)
+    held_out = [np.sort(part) for part in np.array_split(order, n_folds)]
+    splits = [(np.setdiff1d(order, part), part) for part in held_out]
+    tables = []
+    for part in (0, 1):
+        most = max(len(split[part]) for split in splits)
+        table = np.full((n_folds, most), -1, np.int32)
+        for row, split in zip(table, splits, strict=True):
+            row[: len(split[part])] = split[part]
+        tables.append(table)
+    return tables[0], tables[1]
+
+
+@functools.cache
+def dual_objective(model: Model) -> Objective:
+    """Sum of the cross-entropies of both branches, on batches `{"x_1", "x_2", "y"}`."""
+
+    def objective(params, stats, shared, batch, key):
+        del shared, key
+        logits, stats = model.apply(params, stats, batch["x_1"], batch["x_2"], train=True)
+        losses = [jnp.mean(cross_entropy(own, batch["y"])) for own in logits]
+        return losses[0] + losses[1], (stats, {"loss_1": losses[0], "loss_2": losses[1]})
+
+    return objective
+
+
+@functools.cache
+def dual_batch(warp: Warp) -> Callable[[Any, Key], Any]:
+    """A transform of batches: the images as they are, and augmented afresh."""
+
+    def transform(batch: Any, key: Key) -> Any:
+        x = augment.as_float(batch["x"])
+        return {"x_1": x, "x_2": augment.warp(key, x, **dataclasses.asdict(warp)), "y": batch["y"]}
+
+    return transform
+
+
+def plain_batch(batch: Any, key: Key) -> Any:
+    """A transform of batches: the images in [0, 1], or what the heads say of them."""
+    del key
+    return batch | {"x": augment.as_float(batch["x"])}
+
+
+@functools.cache
+def above_heads(model: Model) -> Model:
+    """The fused network from what its heads say."""
+    return Model(model.init, functools.partial(model.apply, start_at="heads"))
+
+
+def _is_above_heads(stage: Stage) -> bool:
+    return set(stage.trainable) <= {LAYERS["out"], LAYERS["hidden"]}
+
+
+def _through(
+    stage: Stage,
+    n_epochs: int,
+    state: TrainState,
+    keys: Key,
+    images: Images,
+    recipe: Recipe,
+    where: Where,
+    transform: Callable[[Any, Key], Any],
+    own: dict[str, Any] | None = None,
+    least: int | None = None,
+) -> cohort.Trained:
+    """One stage for all models; an epoch is a block with a check at its end."""
+    n_models, n = len(keys), len(images.y)
+    own = dict(own or {})
+    if "train" not in own:
+        rows = np.arange(n, dtype=np.int32)
+        own["train"] = np.tile(rows[images.n_val :], (n_models, 1))
+        own["val"] = np.tile(rows[: images.n_val], (n_models, 1))
+    n_train = least or own["train"].shape[1]
+    per_epoch = n_train // min(recipe.batch_size, n_train)
+    stage = dataclasses.replace(stage, n_steps=n_epochs * per_epoch, every=per_epoch)
+    own_keys = jax.vmap(lambda key: stages.stage_key(stage, key, (), (stage.name,)))(keys)
+    return cohort.run(
+        stage,
+        state,
+        own_keys,
+        data=_source(recipe.batch_size, None if least is None else least, transform),
+        shared={"x": images.x, "y": images.y},
+        own=own,
+        mode=ensemble.pick_mode(True),
+        mesh=where.mesh,
+        store=where.store(stage.name),
+        callback=lambda done, checks: where.tell(stage.name, done, n_epochs),
+    )
+
+
+@functools.cache
+def _source(batch_size: int, least: int | None, transform: Callable) -> Callable[[Any], Any]:
+    def source(reads: Any) -> Any:
+        arrays = {"x": _inputs(reads), "y": reads["shared"]["y"]}
+        rows = reads["own"]["train"]
+        return data.batches(arrays, rows, batch_size, least=least, transform=transform)
+
+    return source
+
+
+def _inputs(reads: Any) -> jax.Array:
+    """Images, or for a stage above the heads what they say of all images."""
+    return reads["own"].get("heads", reads["shared"]["x"])
+
+
+@functools.cache
+def _accuracy(model: Model) -> Callable[[TrainState, Any], Metrics]:
+    def evaluate(state: TrainState, reads: Any) -> Metrics:
+        x, y, counts = _validation(reads)
+        logits = predict(model, state.params, state.stats, x)
+        losses = cross_entropy(logits, y)
+        right = (jnp.argmax(logits, -1) == y).astype(jnp.float32)
+        total = counts.sum()
+        return {"accuracy": (right * counts).sum() / total, "loss": (losses * counts).sum() / total}
+
+    return evaluate
+
+
+@functools.cache
+def _accuracies(dual: Model) -> Callable[[TrainState, Any], Metrics]:
+    both = Model(dual.init, lambda params, stats, x: _stacked(dual.apply(params, stats, x, x)))
+
+    def evaluate(state: TrainState, reads: Any) -> Metrics:
+        x, y, counts = _validation(reads)
+        logits = predict(both, state.params, state.stats, x)
+        right = (jnp.argmax(logits, -1) == y[:, None]).astype(jnp.float32)
+        accuracies = (right * counts[:, None]).sum(0) / counts.sum()
+        return {f"accuracy_{i + 1}": accuracies[i] for i in range(len(BRANCHES))}
+
+    return evaluate
+
+
+def _stacked(result: tuple[tuple[jax.Array, ...], Tree]) -> tuple[jax.Array, Tree]:
+    logits, stats = result
+    return jnp.stack(logits, axis=1), stats
+
+
+def _validation(reads: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Images, labels, and 1 for each that counts: rows of -1 fill a table."""
+    rows = reads["own"]["val"]
+    return augment.as_float(_inputs(reads)[rows]), reads["shared"]["y"][rows], (rows >= 0) * 1.0
+
+
+def _heads(pair: Pair, state: TrainState, images: Images, where: Where) -> np.ndarray:
+    """What the heads of each model say of all images, [N, n, 2 n_classes]."""
+    found = ensemble.run(
+        _heads_of(pair.fused),
+        {"x": images.x},
+        {"params": state.params},
+        width=1,
+        mode=ensemble.pick_mode(True),
+        mesh=where.mesh,
+    )
+    return found["heads"]
+
+
+@functools.cache
+def _heads_of(model: Model) -> Callable[[Any, Any], Any]:
+    heads = Model(
+        model.init,
+        lambda params, stats, x: model.apply(params, stats, augment.as_float(x), stop_at="heads"),
+    )
+
+    def run(shared: Any, member: Any) -> Any:
+        return {"heads": predict(heads, member["params"], {}, shared["x"])}
+
+    return run
+
+
+# Equal rates give the same optimizer, so that stages find their programs compiled.
+@functools.cache
+def _nadam(learning_rate: float) -> Any:
+    return optimizers.keras_nadam(learning_rate)
+
+
+def _sgd(recipe: Recipe) -> Any:
+    return _sgd_of(recipe.sgd_learning_rate, recipe.weight_decay)
+
+
+@functools.cache
+def _sgd_of(learning_rate: float, weight_decay: float) -> Any:
+    return optimizers.keras_sgd(learning_rate, 0.9, weight_decay)
