@@ -23,7 +23,6 @@ from jaxunlearn.core.sources import as_source
 from jaxunlearn.core.stages import Stage
 from jaxunlearn.core.step import TrainState
 
-
 History: TypeAlias = dict[str, np.ndarray]
 
 
