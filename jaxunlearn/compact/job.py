@@ -224,7 +224,13 @@ def _results(
         "classes": list(job.architecture.classes),
         "unfrozen_test_accuracies": _test_accuracies(job, last.state.params).tolist(),
         "confusion": measure.confusion(logits[best], y).tolist(),
-        "dual": _curves(dual) | {"best_epochs": [b.tolist() for b in dual.best_checks[2:]]},
+        "dual": _curves(dual)
+        | {
+            "best_epochs": [best.tolist() for best in dual.best_checks[2:]],
+            "test_accuracies": training.branch_accuracies(
+                job.architecture.pair, dual.state.params, job.dataset.x_val, y
+            ).tolist(),
+        },
         "unfreezing": [_curves(stage) for stage in stages],
         "seconds": job.folder.seconds,
         **job.record,

@@ -239,6 +239,18 @@ def fold_rows(n: int, n_folds: int) -> tuple[np.ndarray, np.ndarray]:
     return tables[0], tables[1]
 
 
+def branch_accuracies(pair: Pair, params: Tree, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Accuracy of each branch of each model on images as they are, [N, 2]."""
+    rows = jnp.arange(len(y), dtype=jnp.int32)
+    reads = {"shared": {"x": jnp.asarray(x), "y": jnp.asarray(y)}, "own": {"val": rows}}
+    evaluate = _accuracies(pair.dual)
+    # One model at a time: together their activations would not fit a cache.
+    found = jax.jit(lambda many: jax.lax.map(lambda state: evaluate(state, reads), many))(
+        stages.init_members(params)
+    )
+    return np.stack([found[f"accuracy_{i + 1}"] for i in range(len(BRANCHES))], axis=1)
+
+
 @functools.cache
 def dual_objective(model: Model) -> Objective:
     """Sum of the cross-entropies of both branches, on batches `{"x_1", "x_2", "y"}`."""

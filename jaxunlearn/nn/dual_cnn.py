@@ -148,7 +148,7 @@ class Head(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...]
-        return x.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[-1]) + self.bias[...]
+        return x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[-1]) + self.bias[...]
 
 
 class Branch(nnx.Module):

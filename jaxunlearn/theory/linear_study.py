@@ -1,10 +1,10 @@
 """What the linear theory of `theory.linear` says, on random problems: bound, recency, phases.
 
 `report` gathers everything that `plots.linear_theory` draws and that an experiment writes down. All
-problems of a kind run side by side, in one vmapped program.
+problems of a kind run in one program.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,15 @@ from jaxunlearn.theory import linear
 
 # Steps after t0 over which the bound is compared, and the last ones that give the slope.
 _AFTER, _SLOPE = 50, 19
+
+
+def _each(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of several problems, stacked, in one program; one problem after the other.
+
+    Not `vmap`: two batched factorisations in one program, which XLA runs at once, may wait for each
+    other's threads for ever on two cores.
+    """
+    return jax.jit(lambda *args: jax.lax.map(lambda own: function(*own), args))
 
 
 class Problem(NamedTuple):
@@ -92,14 +101,14 @@ def divergence(seeds: Sequence[int], *, mu: float = 1.0, lr: float = 0.01) -> di
         return linear.distance(ends[0], (ends[0] + ends[1]) / 2, problem.x_test) / eps, eps, step
 
     with jax.enable_x64(True):
-        a, b, t0, rho = jax.jit(jax.vmap(starts))(problems)
+        a, b, t0, rho = _each(starts)(problems)
         t0, rho = jax.device_get((t0, rho))
         first = np.maximum(t0, 0).astype(int)
         steps = np.arange(first.max() + _AFTER + 1)
         distance, bound, error = jax.device_get(
-            jax.jit(jax.vmap(course, (0, 0, 0, None)))(problems, a, b, steps)
+            _each(lambda *own: course(*own, steps))(problems, a, b)
         )
-        halfway, eps, impossible = jax.device_get(jax.jit(jax.vmap(midpoint))(problems, a, b))
+        halfway, eps, impossible = jax.device_get(_each(midpoint)(problems, a, b))
     window = (steps >= first[:, None]) & (steps <= first[:, None] + _AFTER)
     last = first + _AFTER
     row = np.arange(len(first))
@@ -170,7 +179,7 @@ def recency(
         return changes[3], jnp.stack(changes[:3]).mean(0)
 
     with jax.enable_x64(True):
-        forget, damage = jax.device_get(jax.jit(jax.vmap(scores))(x, y))
+        forget, damage = jax.device_get(_each(scores)(x, y))
     return {
         "forget_score": forget.tolist(),
         "retain_damage": damage.tolist(),

@@ -70,7 +70,7 @@ def test_a_run_prints_a_table_and_writes_its_files(finished):
 @pytest.mark.parametrize(
     "phase",
     [
-        "oracle",
+        pytest.param("oracle", marks=pytest.mark.slow),
         "methods/scrub",
         pytest.param("full", marks=pytest.mark.slow),
         pytest.param("methods/retrain", marks=pytest.mark.slow),

@@ -91,9 +91,8 @@ def test_a_folder_that_does_not_fit_ends_both(tmp_path):
 
 
 # The first process also coordinates: without it JAX may abort the other one before it can speak.
-@pytest.mark.parametrize(
-    ("victim", "processes"), [(1, 2), pytest.param(0, 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "processes"), [(1, 2), (0, 1)])
 def test_a_dead_process_ends_the_run_and_it_resumes(victim, processes, alone, tmp_path):
     both = start_two(tmp_path)
     deadline = time.monotonic() + 120

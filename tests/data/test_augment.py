@@ -164,3 +164,68 @@ def test_batches_are_transformed_with_the_key_of_the_batch():
         for name in by_hand:
             np.testing.assert_array_equal(untouched[name][t], by_hand[name])
             np.testing.assert_array_equal(results[name][t], transform(by_hand, keys[t])[name])
+
+
+IDENTITY = jnp.array([[1.0, 0, 0], [0, 1, 0]])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_the_identity_changes_nothing(dtype):
+    images = images_of((3, 5, 7, 2), dtype)
+    found = augment.affine(images, jnp.tile(IDENTITY, (3, 1, 1)))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, images)
+
+
+def test_whole_pixels_move_and_edges_are_reflected():
+    images = images_of((1, 4, 5, 1), np.float32)
+    found = augment.affine(images, augment.translations(jnp.array([[1.0, -2.0]])))
+    rows, columns = [0, 0, 1, 2], [2, 3, 4, 4, 3]  # d c b a | a b c d | d c b a
+    np.testing.assert_allclose(found[0], images[0][rows][:, columns], atol=1e-6)
+
+
+def test_a_quarter_turn_is_that_of_numpy():
+    images = images_of((2, 6, 6, 3), np.float32)
+    found = augment.affine(images, augment.rotations(jnp.full(2, jnp.pi / 2), (6, 6)))
+    np.testing.assert_allclose(found, np.rot90(images, axes=(1, 2)), atol=1e-5)
+
+
+def test_zoom_scales_each_side_about_the_centre():
+    ramp = jnp.tile(jnp.arange(9.0)[:, None] / 10, (1, 1, 9))[..., None]
+    found = augment.affine(ramp, augment.zooms(jnp.array([[0.5, 1.3]]), (9, 9)))
+    np.testing.assert_allclose(found[0, :, 4, 0], 0.4 + (np.arange(9) - 4) / 20, atol=1e-6)
+
+
+def test_one_warp_is_the_product_of_three():
+    """On a picture without edges, which interpolation does not blur, both ways agree."""
+    y, x = np.mgrid[:32, :32] / 32.0
+    images = (
+        np.stack([np.sin(2 * x + y), np.cos(x - 2 * y)])[..., None].astype(np.float32) / 2 + 0.5
+    )
+    how = {"rotation": 0.02, "zoom": 0.1, "translation": 0.05}
+    once, thrice = (augment.warp(KEY, images, **how, sequential=flag) for flag in (False, True))
+    inside = np.s_[:, 8:-8, 8:-8]
+    np.testing.assert_allclose(once[inside], thrice[inside], atol=0.003)
+    assert np.abs(once - images)[inside].max() > 0.02
+
+
+def test_warps_draw_within_their_bounds_and_afresh():
+    images = np.zeros((500, 8, 8, 1), np.float32) + 0.5
+    bright = augment.warp(KEY, images, 0, 0, 0, brightness=0.3)
+    values = np.asarray(bright[:, 0, 0, 0])
+    assert values.min() >= 0.2 - 1e-6 and values.max() <= 0.8 + 1e-6
+    np.testing.assert_allclose(values.std(), 0.6 / np.sqrt(12), rtol=0.1)
+    assert (np.ptp(bright, axis=(1, 2, 3)) == 0).all()
+    other = augment.warp(jax.random.key(1), images, 0, 0, 0, brightness=0.3)
+    assert not np.array_equal(other, bright)
+    full = augment.warp(KEY, images, 0, 0, 0, brightness=2.0)
+    assert full.min() == 0 and full.max() == 1
+
+
+@pytest.mark.parametrize("name", ["rotation", "zoom", "translation", "brightness"])
+def test_bad_warps(name):
+    images = np.zeros((1, 8, 8, 1), np.float32)
+    with pytest.raises(ValueError, match=f"{name} is -1"):
+        augment.warp(KEY, images, **{name: -1})
+    with pytest.raises(ValueError, match="images are uint8; floats"):
+        augment.warp(KEY, images.astype(np.uint8))

@@ -118,7 +118,8 @@ def test_bad_meshes():
         mesh.start(jax.device_count() + 1)
 
 
-@pytest.mark.parametrize("part", ["steps", pytest.param("study", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["steps", "study"])
 def test_meshes_and_micro_batches_do_not_change_a_step_of_a_language_model(part, tmp_path):
     result = finish(start("language_steps", tmp_path / "model", part))
     whole = result.pop("whole")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxunlearn.core import tree
@@ -38,6 +38,7 @@ def test_the_counts_of_the_paper(shape, dual, fused, macs):
     assert multiply_adds(pair.fused, shape) == macs
 
 
+@settings(max_examples=12)  # each builds two networks
 @given(
     st.integers(10, 40),
     st.integers(10, 40),

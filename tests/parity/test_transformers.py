@@ -372,6 +372,7 @@ def test_smollm2(smollm2):
 
 
 @pytest.mark.weights
+@pytest.mark.slow
 def test_smollm2_continues_a_text(smollm2):
     """30 greedy tokens, one by one through the cache, are those of transformers."""
     ours, theirs = smollm2

@@ -260,6 +260,7 @@ def test_a_tokenizer_with_more_tokens_than_the_network_is_refused(settings, tmp_
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_sampled_answers_are_kept_model_by_model(settings, tmp_path):
     folder_of("GSM8K_DIR")
     few = dataclasses.replace(

@@ -203,6 +203,7 @@ def test_a_prefix_served_is_the_network_with_its_groups_on():
         np.testing.assert_allclose(got[shard], want, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_from_the_bottom_up_the_lowest_layers_train_first():
     import dataclasses
 

@@ -1,0 +1,1 @@
+"""The lightweight CNN (arXiv 2501.15547)."""

@@ -1,0 +1,82 @@
+"""The lightweight CNN on its three data sets: both unfreezing schedules, both kinds of folds.
+
+Paper:     Building Efficient Lightweight CNN Models, arXiv 2501.15547, and its author's notebook
+Command:   python -m experiments.lightweight_cnn.paper mnist     (or fashion_mnist, cifar10)
+           (TFDS_DATA_DIR names the folder of prepared data sets; it goes on after an interruption)
+Hardware:  2 CPU cores
+Data:      all training images, the first 10,000 of which validate before the folds; all test
+           images, which are read in the end. The CIFAR-10 images went through JPEG once. The order
+           of the sets is that of tensorflow_datasets, not that of Keras
+Network:   10 filters, 32 hidden units: 14,862 parameters (CIFAR-10 19,622)
+Recipes:   `paper`: both heads copied; the last layer, the last two, and so on, 5 epochs of Nadam
+           each, at last all layers by SGD, 10 epochs; 6 independent folds, of which the one that
+           is best on its own validation images is the result.
+           `official_notebook`: the first head copied; all but the last layer, then all; 6 folds,
+           each going on from the one before; the last one is the result.
+           Batches of 32, incomplete ones dropped; all else as the author's code has it
+Seeds:     0, 1, 2 (parameters, batches, augmentation, dropout)
+To show (fixed before the run), means over seeds of test accuracy with the recipe `paper`: MNIST at
+           least 98.8 %, Fashion-MNIST at least 88.5 %, CIFAR-10 at least 63 %; on each set the
+           continued folds' validation accuracy lies above their test accuracy by at least 0.4
+           points, and by more than that of the independent ones
+Published: 99 % (notebook: 98.98), 89 %, 65 %, one run each
+
+Writes DATA.json and DATA.png beside this file; every epoch is kept under runs/lightweight_cnn.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn import plots
+from jaxunlearn.compact import Recipe, job
+from jaxunlearn.core import mesh, records
+
+HERE, RUNS = Path(__file__).parent, Path("runs/lightweight_cnn")
+ASKED = {"mnist": 0.988, "fashion_mnist": 0.885, "cifar10": 0.63}
+RECIPES = {
+    "paper": Recipe(),
+    "official_notebook": Recipe(heads="first", schedule="official_notebook", fold_mode="continued"),
+}
+
+
+def main(name: str) -> int:
+    """Runs both recipes on a data set."""
+    mesh.start(mesh.cores())
+    found: dict[str, Any] = {}
+    for kind, recipe in RECIPES.items():
+        settings = job.Settings(data=name, models=3, recipe=recipe)
+        found[kind] = job.run(
+            settings,
+            out=RUNS / f"{name}-{kind}",
+            resume=True,
+            mesh=mesh.make({"models": mesh.cores()}),
+            progress=lambda *now, kind=kind: print(name, kind, *now, flush=True),
+        )
+    shown = {"data": name} | {"recipes": found} | {"shown": verdicts(name, found)}
+    records.write(HERE / f"{name}.json", shown)
+    plots.compact(found["paper"], HERE / f"{name}.png")
+    for kind, result in found.items():
+        print(name, kind, f"{100 * result['test_accuracy']:.2f}", result["seconds"])
+    print(shown["shown"])
+    return 0
+
+
+def verdicts(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for, and whether it came."""
+    gaps = {kind: float(np.mean(result["folds"]["leak"])) for kind, result in found.items()}
+    return {
+        "asked": ASKED[name],
+        "reached": found["paper"]["test_accuracy"] >= ASKED[name],
+        "gap_of_folds": gaps,
+        "leak_shows": gaps["official_notebook"] >= max(0.004, gaps["paper"]),
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] and sys.argv[1] in ASKED:
+        raise SystemExit(main(sys.argv[1]))
+    print(f"data is {sys.argv[1:]}; {', '.join(ASKED)} are known", file=sys.stderr)
+    raise SystemExit(2)

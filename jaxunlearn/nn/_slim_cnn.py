@@ -1,0 +1,142 @@
+"""Small convolutional networks with BatchNorm, which folds into the convolutions for inference."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxunlearn.core.keys import Key, fold
+from jaxunlearn.core.model import Model, from_nnx
+from jaxunlearn.core.tree import Tree
+from jaxunlearn.nn import _batch_last
+from jaxunlearn.nn._batch_norm import EPSILON, BatchNorm
+from jaxunlearn.nn.conv import Conv
+
+
+class SlimCNN(nnx.Module):
+    """Pairs of 3x3 convolutions, each followed by a pool; the last layer's average; linear."""
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        channels: tuple[int, ...],
+        n_classes: int,
+        folded: bool,
+        rngs: nnx.Rngs,
+    ):
+        n_outs = (input_shape[2], *channels)
+        pairs = list(zip(n_outs[:-1], n_outs[1:], strict=True))
+        self.conv = nnx.List(Conv(a, b, use_bias=folded, rngs=rngs) for a, b in pairs)
+        normed = [] if folded else channels
+        self.norm = nnx.List(BatchNorm(n, axis=0, rngs=rngs) for n in normed)
+        self.head = nnx.Linear(n_outs[-1], n_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = _batch_last.enter(x)
+        for i, layer in enumerate(self.conv):
+            x = _batch_last.conv(x, layer.kernel[...], padding=1)
+            if self.norm:
+                x = self.norm[i](x, train)
+            elif layer.bias is not None:
+                x = x + layer.bias[...][:, None, None, None]
+            x = jax.nn.relu(x)
+            if i % 2 and i < len(self.conv) - 1:
+                x = _batch_last.max_pool(x)
+        return self.head(x.mean((1, 2)).T)
+
+
+class MinimalCNN(nnx.Module):
+    """`ruslangrimov/mnist-minimal-model`: 4,862 parameters and 99.07 % on MNIST, as it says."""
+
+    def __init__(self, input_shape: tuple[int, ...], n_classes: int, folded: bool, rngs: nnx.Rngs):
+        height, width, n_in = input_shape
+        for _ in range(2):
+            height, width = (height - 2) // 2, (width - 2) // 2
+        sizes = ((n_in, 8, 3), (8, 16, 3), (16, 16, 3), (16, 4, 1))
+        conv = functools.partial(Conv, padding=0, rngs=rngs)
+        self.conv = nnx.List(conv(a, b, size) for a, b, size in sizes)
+        normed = () if folded else sizes
+        self.norm = nnx.List(BatchNorm(n, axis=0, rngs=rngs) for _, n, _ in normed)
+        self.hidden = nnx.Linear((height - 2) * (width - 2) * 4, 24, rngs=rngs)
+        self.head = nnx.Linear(24, n_classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool = False, key: Key | None = None) -> jax.Array:
+        x = _batch_last.enter(x)
+        for i, layer in enumerate(self.conv):
+            assert layer.bias is not None
+            x = _batch_last.conv(x, layer.kernel[...]) + layer.bias[...][:, None, None, None]
+            x = jax.nn.relu(self.norm[i](x, train) if self.norm else x)
+            if train:
+                assert key is not None
+                kept = jax.random.bernoulli(fold(key, i), 0.9, x.shape)
+                x = jnp.where(kept, x / 0.9, 0)
+            if i < 2:
+                x = _batch_last.max_pool(x)
+        x = _batch_last.leave(x)
+        return self.head(jax.nn.relu(self.hidden(x.reshape(x.shape[0], -1))))
+
+
+@functools.cache  # the same network is the same `Model`, so that jit finds its programs again
+def slim_cnn(
+    input_shape: tuple[int, int, int],
+    channels: tuple[int, ...] = (16, 16, 24, 24, 16),
+    n_classes: int = 10,
+    *,
+    folded: bool = False,
+) -> Model:
+    """3x3 convolutions with BatchNorm and ReLU, a 2x2 max-pool after every second, global average.
+
+    Args:
+        input_shape: height, width and channels of an image.
+        channels: outputs of the convolutions.
+        n_classes: number of classes.
+        folded: the network for inference, with biases in place of BatchNorm; see
+            `fold_batch_norm`.
+
+    Raises:
+        ValueError: an image that the pools leave nothing of.
+    """
+    shrink = 2 ** ((len(channels) - 1) // 2)
+    if not channels or min(input_shape[:2]) < shrink:
+        raise ValueError(
+            f"channels is {channels} and input_shape {input_shape}; sides of at least {shrink} "
+            "pixels, and at least one convolution, are needed"
+        )
+    return from_nnx(lambda rngs: SlimCNN(input_shape, channels, n_classes, folded, rngs))
+
+
+@functools.cache
+def minimal_cnn(
+    input_shape: tuple[int, int, int], n_classes: int = 10, *, folded: bool = False
+) -> Model:
+    """The network of `ruslangrimov/mnist-minimal-model`, of 4,862 parameters for 28 x 28 x 1.
+
+    Args:
+        input_shape: height, width and channels of an image, sides of at least 18.
+        n_classes: number of classes.
+        folded: without BatchNorm, for inference; see `fold_batch_norm`.
+
+    Raises:
+        ValueError: an image that is too small.
+    """
+    if min(input_shape[:2]) < 18:
+        raise ValueError(f"input_shape is {input_shape}; sides of at least 18 are needed")
+    return from_nnx(lambda rngs: MinimalCNN(input_shape, n_classes, folded, rngs))
+
+
+def fold_batch_norm(params: Tree, stats: Tree) -> Tree:
+    """Parameters of the folded network, which says the same as the trained one in eval mode.
+
+    Args:
+        params: of `slim_cnn` or `minimal_cnn`.
+        stats: its BatchNorm statistics.
+    """
+    rest = {name: own for name, own in params.items() if name not in ("conv", "norm")}
+    folded = {}
+    for name, conv in params["conv"].items():
+        norm, own = params["norm"][name], stats["norm"][name]
+        factor = norm["scale"] * jax.lax.rsqrt(own["var"] + EPSILON)
+        bias = conv.get("bias", 0.0) - own["mean"]
+        folded[name] = {"kernel": conv["kernel"] * factor, "bias": norm["bias"] + bias * factor}
+    return {"conv": folded, **rest}

@@ -1,0 +1,147 @@
+"""`jaxunlearn compact`, as a user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxunlearn import cli
+
+QUICK = (
+    "--recipe.dual-epochs 1 --recipe.unfreeze-epochs 1 --recipe.last-epochs 1 "
+    "--recipe.fold-mode none --recipe.batch-size 16 --recipe.schedule last_k --filters 2 --hidden 3"
+).split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images of two classes, 12 x 12, dark and light."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 30), ("test", 6)):
+        for name, level in (("dark", 40), ("light", 200)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(level - 30, level + 30, (12, 12), np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    file = out.parent / "results.json"
+    arguments = ["compact", "--data", str(folder), *QUICK, "--out", str(out), "--json", str(file)]
+    assert cli.main(arguments) == cli.OK
+    return out, json.loads(file.read_text())
+
+
+def test_the_results(run):
+    out, results = run
+    assert results["parameters"] == 2 * (20 + 19 * 4 + 5 * 2) + 5 * 3 + 4 * 2
+    assert 0 <= results["test_accuracy"] <= 1
+    assert results["classes"] == ["dark", "light"]
+    assert np.sum(results["confusion"]) == 12
+    assert results["weight_bytes"] * 2 == results["training_bytes"]
+    for name, size in results["file_bytes"].items():
+        assert (out / name).stat().st_size == size
+    assert results["speed"]["p99_ms"] >= results["speed"]["p50_ms"] > 0
+    assert (out / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model-int8.safetensors"])
+def test_predict(run, folder, name, capsys, tmp_path):
+    files = [str(folder / "test" / kind / "0.png") for kind in ("dark", "light")]
+    answers = tmp_path / "answers.json"
+    arguments = ["compact", "predict", str(run[0] / name), *files, "--json", str(answers)]
+    assert cli.main(arguments) == cli.OK
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads(answers.read_text())
+    for line, own, file in zip(lines, found, files, strict=True):
+        assert line.startswith(f"{file}: {own['class']} (")
+        assert own["class"] in ("dark", "light")
+        np.testing.assert_allclose(sum(own["probabilities"]), 1, rtol=1e-5)
+
+
+def test_a_finished_run_is_shown_again(run, folder, capsys):
+    out, results = run
+    arguments = ["compact", "--data", str(folder), *QUICK, "--out", str(out), "--resume"]
+    assert cli.main(arguments) == cli.OK
+    again = json.loads((out / "results.json").read_text())
+    assert again["test_accuracies"] == results["test_accuracies"]
+    assert again["unfreezing"] == results["unfreezing"]
+
+
+def image(path, size=(12, 12), mode="L"):
+    Image.new(mode, size).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda place: image(place / "a.png", (10, 12)), "is 10x12 .*network reads 12x12"),
+        (lambda place: image(place / "a.png", mode="RGB"), "the network reads"),
+        (lambda place: place / "none.png", "is no file"),
+        (lambda place: place / "text.png", "text.png"),
+    ],
+)
+def test_bad_images_of_predict(run, make, message, tmp_path, capsys):
+    (tmp_path / "text.png").write_text("no image")
+    arguments = ["compact", "predict", str(run[0] / "model.safetensors"), str(make(tmp_path))]
+    assert cli.main(arguments) == cli.USAGE
+    assert_says(capsys, message)
+
+
+def test_bad_models_of_predict(run, folder, tmp_path, capsys):
+    file = str(folder / "test" / "dark" / "0.png")
+    assert cli.main(["compact", "predict", str(tmp_path / "none"), file]) == cli.USAGE
+    assert_says(capsys, "none is no file")
+    assert cli.main(["compact", "predict", str(run[0] / "results.json"), file]) == cli.USAGE
+    assert_says(capsys, "no safetensors file")
+    assert cli.main(["compact", "predict", str(run[0] / "model.safetensors")]) == cli.USAGE
+    assert_says(capsys, "images is empty")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "{empty}"], "holds no folders of images"),
+        (["--data", "{mixed}"], "is 12x12 with 1 channel; all"),
+        (["--data", "{broken}"], "broken"),
+        (["--size", "8"], "size is 8; 10 to 1024"),
+        (["--filters", "0"], "filters is 0"),
+        (["--models", "0"], "models is 0"),
+        (["--data", "nothing"], "data is 'nothing'"),
+        (["--n-train", "4"], "n_train is 4; at least 5"),
+        (["--data", "digits", "--size", "9"], "size is 9"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(options, message, folder, tmp_path, capsys):
+    for name, sizes in (("mixed", [(12, 12), (12, 11)]), ("broken", [(12, 12)] * 2)):
+        for kind in ("a", "b"):
+            (tmp_path / name / kind).mkdir(parents=True)
+            for i, size in enumerate(sizes):
+                image(tmp_path / name / kind / f"{i}.png", size)
+    (tmp_path / "broken" / "b" / "1.png").write_text("broken")
+    (tmp_path / "empty").mkdir()
+    own = [
+        option.format(**{n: tmp_path / n for n in ("empty", "mixed", "broken")})
+        for option in options
+    ]
+    if "--data" not in own:
+        own += ["--data", str(folder)]
+    if "--n-train" not in own and str(folder) not in own:
+        own += ["--n-train", "3"] if "digits" not in own else []
+    out = tmp_path / "out"
+    assert cli.main(["compact", *QUICK, *own, "--out", str(out)]) == cli.USAGE
+    assert_says(capsys, message)
+    assert not out.exists()
+
+
+def assert_says(capsys, message):
+    import re
+
+    err = " ".join(capsys.readouterr().err.split())
+    assert re.search(f"jaxunlearn: error: .*{message}", err), err

@@ -1,0 +1,147 @@
+"""Several models through one stage, each with its own data and early stopping."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn import nn
+from jaxunlearn.core import EarlyStop, cohort, stages, tree
+from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.optimizers import sgd
+from jaxunlearn.core.stages import Stage
+from jaxunlearn.core.step import supervised
+from jaxunlearn.data import batches
+
+N, EPOCHS, PER_EPOCH = 3, 6, 4
+MODEL = nn.mlp(4, (8,), 3)
+X = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+SHARED = {"x": X, "y": (X[:, 0] > 0).astype(np.int32) + (X[:, 1] > 0.5)}
+KEYS = jax.random.split(jax.random.key(1), N)
+
+
+def source(reads):
+    return batches(reads["shared"], reads["own"]["rows"], 8)
+
+
+def evaluate(state, reads):
+    """Made so that each model stops where its `reads["own"]["until"]` says."""
+    epoch = state.step // PER_EPOCH
+    return {"score": jnp.minimum(epoch, reads["own"]["until"]) * 1.0}
+
+
+def the_stage(patience=2, trainable=".*"):
+    stop = EarlyStop("score", patience, mode="max")
+    return Stage(
+        "train",
+        supervised(MODEL),
+        None,
+        OPTIMIZER,
+        EPOCHS * PER_EPOCH,
+        trainable=trainable,
+        evaluate=evaluate,
+        every=PER_EPOCH,
+        stops=(stop,),
+    )
+
+
+OPTIMIZER = sgd(0.1)
+
+
+def start():
+    return stages.init_members(*jax.vmap(MODEL.init)(jax.random.split(jax.random.key(0), N)))
+
+
+def own(until=(1, 2, 100)):
+    rows = np.stack([np.arange(32) + i for i in range(N)]).astype(np.int32)
+    return {"rows": rows, "until": np.array(until)}
+
+
+def trained(**options):
+    arguments = {"data": source, "shared": SHARED, "own": own()} | options
+    stage = arguments.pop("stage", the_stage())
+    return cohort.run(stage, start(), KEYS, **arguments)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return trained()
+
+
+def test_each_model_stops_on_its_own(result):
+    taken = (~np.isnan(result.checks["score"])).sum(1)
+    np.testing.assert_array_equal(taken, [3, 4, 6])  # its best epoch and two without gain
+    np.testing.assert_array_equal(result.best_checks[0], [0, 1, 5])
+    np.testing.assert_array_equal(
+        ~np.isnan(result.metrics["loss"]), ~np.isnan(result.checks["score"])
+    )
+
+
+@pytest.mark.parametrize("i", range(N))
+def test_a_model_is_as_if_it_were_alone(result, i):
+    """One model through `stages.run_stage`, which has the same loop and other programs."""
+    mine = {name: leaf[i] for name, leaf in own().items()}
+    alone = jax.tree.map(lambda leaf: leaf[i], start())
+    stage = the_stage()
+    reads = {"shared": SHARED, "own": mine}
+    stage = Stage(**{**vars(stage), "data": source(reads)})
+    state, _ = stages.run_stage(stage, alone, KEYS[i], shared=reads)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6),
+        result.state.params,
+        state.params,
+    )
+
+
+@pytest.mark.parametrize("how", [{"mode": "map"}, {"width": 2}, {"width": 2, "mode": "map"}])
+def test_lanes_of_other_shapes_agree(result, how):
+    other = trained(**how)
+    np.testing.assert_array_equal(other.checks["score"], result.checks["score"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        other.state.params,
+        result.state.params,
+    )
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 4])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(result, killed_after, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(done, checks):
+        if done == killed_after:
+            raise Killed
+
+    store = BlockStore(tmp_path / "cohort")
+    with pytest.raises(Killed):
+        trained(store=store, callback=kill)
+    seen = []
+    again = trained(store=store, callback=lambda done, checks: seen.append(done))
+    assert seen == list(range(killed_after + 1, EPOCHS + 1))
+    assert_same(again, result)
+    assert_same(trained(store=store, callback=lambda *_: pytest.fail("it was finished")), result)
+
+
+def test_frozen_parameters_keep_their_bits():
+    state = trained(stage=the_stage(trainable="dense/001/.*"))
+    before, after = tree.named(start().params), tree.named(state.state.params)
+    for name, leaf in after.items():
+        assert np.array_equal(leaf, before[name]) == name.startswith("dense/000")
+
+
+def test_models_of_another_stage_are_refused(tmp_path):
+    store = BlockStore(tmp_path / "cohort")
+    trained(store=store)
+    with pytest.raises(ValueError, match="00000.npz holds other models than stage train"):
+        trained(store=store, stage=the_stage(trainable="dense/001/.*"))
+
+
+def test_checks_are_needed():
+    stage = Stage("train", supervised(MODEL), None, OPTIMIZER, 8)
+    with pytest.raises(ValueError, match="Stage train: evaluate is None"):
+        trained(stage=stage)
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
