@@ -79,7 +79,7 @@ def table(results: dict[str, Any]) -> Table:
     rows["one image (p50, p99)"] = f"{speed['p50_ms']:.3f} ms, {speed['p99_ms']:.3f} ms"
     rows["images per second"] = f"{speed['images_per_second']:,.0f}"
     if "folds" in results:
-        gap = [100 * own for own in results["folds"]["leak"]]
+        gap = [100 * own for own in results["folds"]["val_above_test"]]
         rows["validation above test, folds 2 to K"] = ", ".join(f"{own:+.2f} points" for own in gap)
     found = Table("", "measured")
     for name, value in rows.items():

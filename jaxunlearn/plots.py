@@ -356,13 +356,13 @@ def compact(results: dict[str, Any], path: str | os.PathLike) -> None:
     curves, matrix = figure.subplots(1, 2, width_ratios=[3, 2])
     which = results["file_is_model"]
     at = 0
-    for i in (1, 2):
+    for i in (1, 2) if "dual" in results else ():
         own = results["dual"][f"accuracy_{i}"][which]
         curves.plot(range(1, len(own) + 1), own, color=f"C{i - 1}", label=f"branch {i}")
         at = len(own)
-    for number, stage in enumerate(results["unfreezing"]):
+    for number, stage in enumerate(results.get("unfreezing") or [results["slim"]]):
         own = stage["accuracy"][which]
-        label = "fused, by stages" if number == 0 else None
+        label = "after each epoch" if number == 0 else None
         curves.plot(range(at + 1, at + len(own) + 1), own, color="C2", marker=".", label=label)
         curves.axvline(at + 0.5, color="0.8", zorder=0)
         at += len(own)

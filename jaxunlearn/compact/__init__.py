@@ -1,6 +1,6 @@
 """Small networks: dual-branch training, fusion, unfreezing schedules, folds, export."""
 
-from jaxunlearn.compact import files, job, measure, networks, recipe, schedules, training
+from jaxunlearn.compact import files, job, measure, networks, recipe, schedules, slim, training
 from jaxunlearn.compact.networks import Architecture
 from jaxunlearn.compact.recipe import Recipe, Warp
 
@@ -14,5 +14,6 @@ __all__ = [
     "networks",
     "recipe",
     "schedules",
+    "slim",
     "training",
 ]

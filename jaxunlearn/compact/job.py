@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxunlearn import data as datasets
-from jaxunlearn.compact import files, measure, training
+from jaxunlearn import nn
+from jaxunlearn.compact import files, measure, networks, slim, training
 from jaxunlearn.compact.networks import Architecture
 from jaxunlearn.compact.recipe import Recipe
+from jaxunlearn.compact.slim import SlimRecipe
 from jaxunlearn.core import cohort, records
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore, replacing
+from jaxunlearn.core.keys import Key
 from jaxunlearn.core.run_folder import Clock, RunFolder, run_record
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import Dataset
@@ -39,9 +42,13 @@ class Settings:
         models: how many are trained, from different draws. The files hold the one that is best on
             validation images.
         seed: of the first model; the next one's is higher by 1.
-        filters: of a branch's first convolution, n.
-        hidden: units between the branches and the answer, h.
-        recipe: how they are trained.
+        network: "dual", the paper's; "slim", convolutions with BatchNorm under the same budget; or
+            "minimal", the 4,862 parameters of `ruslangrimov/mnist-minimal-model`.
+        filters: of a branch's first convolution, n, of "dual".
+        hidden: units between the branches and the answer, h, of "dual".
+        channels: of the convolutions of "slim".
+        recipe: how "dual" is trained.
+        slim: how the others are trained.
     """
 
     data: str = "digits"
@@ -50,9 +57,12 @@ class Settings:
     size: int | None = None
     models: int = 1
     seed: int = 0
+    network: networks.Name = "dual"
     filters: int = 10
     hidden: int = 32
+    channels: tuple[int, ...] = (16, 16, 24, 24, 16)
     recipe: Recipe = Recipe()
+    slim: SlimRecipe = SlimRecipe()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +80,8 @@ class Job:
     def phases(self) -> dict[str, float]:
         """The phases in their order, with their expected shares of the work."""
         recipe = self.settings.recipe
+        if self.settings.network != "dual":
+            return {"slim": float(self.settings.slim.epochs), "evaluation": 1.0}
         phases = {"dual": 1.5 * recipe.dual_epochs}
         phases |= {
             stage.name: float(epochs)
@@ -132,13 +144,16 @@ def prepare(
     architecture = Architecture(
         dataset.x_train.shape[1:],
         dataset.n_classes,
+        network=settings.network,
         filters=settings.filters,
         hidden=settings.hidden,
+        channels=settings.channels,
         classes=dataset.classes,
     )
     _ = architecture.model
     n_train = len(dataset.x_train)
-    least = max(5, settings.recipe.folds if settings.recipe.fold_mode != "none" else 0)
+    has_folds = settings.network == "dual" and settings.recipe.fold_mode != "none"
+    least = max(5, settings.recipe.folds if has_folds else 0)
     if n_train < least:
         raise ValueError(f"n_train is {n_train}; at least {least} are needed for this recipe")
     record = run_record(settings, data=dataset.arrays)
@@ -149,22 +164,69 @@ def prepare(
 
 def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -> dict[str, Any]:
     """Does the work of a prepared job; see `run`."""
-    recipe, pair, data = job.settings.recipe, job.architecture.pair, job.dataset
+    data = job.dataset
     n_val = min(10_000, len(data.x_train) // 5)
     images = training.Images(jnp.asarray(data.x_train), jnp.asarray(data.y_train), n_val)
     keys = jax.vmap(jax.random.key)(job.settings.seed + jnp.arange(job.settings.models))
     where = training.Where(job.mesh, lambda phase: _store(job, phase), _ticking(job, progress))
+    train = _train_dual if job.settings.network == "dual" else _train_slim
+    finals, val, report = train(job, images, keys, where)
+    progress("evaluation", 0, 1)
+    job.folder.write_json("results.json", _judged(job, finals, val) | report)
+    progress("evaluation", 1, 1)
+    return records.read(job.folder.path / "results.json")
+
+
+# The final parameters of all models, their validation accuracies, and what else is reported.
+_Outcome: TypeAlias = tuple[Tree, np.ndarray, dict[str, Any]]
+
+
+def _train_slim(job: Job, images: training.Images, keys: Key, where: training.Where) -> _Outcome:
+    """One stage; BatchNorm folds into the convolutions."""
+    trained = slim.train(job.architecture.trained, job.settings.slim, images, keys, where)
+    folded = jax.vmap(nn.fold_batch_norm)(trained.state.params, trained.state.stats)
+    return folded, trained.checks["accuracy"][:, -1], {"slim": _curves(trained)}
+
+
+def _train_dual(job: Job, images: training.Images, keys: Key, where: training.Where) -> _Outcome:
+    """The paper's three phases; the result is that of the best or the last fold."""
+    recipe, pair = job.settings.recipe, job.architecture.pair
     dual = training.train_dual(pair, recipe, images, keys, where)
     fused = training.fuse(pair, recipe, dual.state.params, keys)
     stages = training.unfreeze(pair, recipe, fused, images, keys, where)
-    folds: list[cohort.Trained] = []
-    if recipe.fold_mode != "none":
-        folds = training.fine_tune(pair, recipe, stages[-1].state, images, keys, where)
-    progress("evaluation", 0, 1)
-    results = _results(job, dual, stages, folds)
-    job.folder.write_json("results.json", results)
-    progress("evaluation", 1, 1)
-    return records.read(job.folder.path / "results.json")
+    last = stages[-1]
+    report = {
+        "dual": _curves(dual)
+        | {
+            "best_epochs": [best.tolist() for best in dual.best_checks[2:]],
+            "test_accuracies": training.branch_accuracies(
+                pair, dual.state.params, job.dataset.x_val, job.dataset.y_val
+            ).tolist(),
+        },
+        "unfreezing": [_curves(stage) for stage in stages],
+        "unfrozen_test_accuracies": _test_accuracies(job, last.state.params).tolist(),
+    }
+    if recipe.fold_mode == "none":
+        return last.state.params, _best(last), report
+    folds = training.fine_tune(pair, recipe, last.state, images, keys, where)
+    fold_val = np.stack([_best(fold) for fold in folds])  # [K, N]
+    fold_test = np.stack([_test_accuracies(job, fold.state.params) for fold in folds])
+    is_honest = recipe.fold_mode == "independent"
+    chosen = fold_val.argmax(0) if is_honest else np.full(len(keys), len(folds) - 1)
+    finals = jax.tree.map(
+        lambda *leaves: np.stack([leaves[k][i] for i, k in enumerate(chosen)]),
+        *(fold.state.params for fold in folds),
+    )
+    report["folds"] = {
+        "mode": recipe.fold_mode,
+        "val": fold_val.T.tolist(),
+        "test": fold_test.T.tolist(),
+        "of_model": chosen.tolist(),
+        # Above 0 where the images that judge a fold have been trained on.
+        "val_above_test": (fold_val[1:] - fold_test[1:]).mean(0).tolist(),
+    }
+    # What continued folds say of themselves is not fit to choose by.
+    return finals, fold_val.max(0) if is_honest else _best(last), report
 
 
 def _store(job: Job, phase: str) -> BlockStore:
@@ -182,56 +244,21 @@ def _ticking(job: Job, progress: Progress) -> Progress:
     return tell
 
 
-def _results(
-    job: Job, dual: cohort.Trained, stages: list[cohort.Trained], folds: list[cohort.Trained]
-) -> dict[str, Any]:
-    """Judges all models on test images, and writes the files of the best one."""
+def _judged(job: Job, finals: Tree, val: np.ndarray) -> dict[str, Any]:
+    """All models on test images; the files of the best one and what it costs."""
     model, y = job.architecture.model, job.dataset.y_val
-    recipe, n_models = job.settings.recipe, job.settings.models
-    last = stages[-1]
-    val = _best(last)
-    finals, chosen = last.state.params, np.zeros(n_models, int)
-    report: dict[str, Any] = {}
-    if folds:
-        fold_val = np.stack([_best(fold) for fold in folds])  # [K, N]
-        fold_test = np.stack([_test_accuracies(job, fold.state.params) for fold in folds])
-        report["folds"] = {
-            "mode": recipe.fold_mode,
-            "val": fold_val.T.tolist(),
-            "test": fold_test.T.tolist(),
-            # Above 0 where the images that judge a fold have been trained on.
-            "leak": (fold_val[1:] - fold_test[1:]).mean(0).tolist(),
-        }
-        if recipe.fold_mode == "independent":
-            chosen, val = fold_val.argmax(0), fold_val.max(0)
-        else:
-            chosen = np.full(n_models, len(folds) - 1)
-        finals = jax.tree.map(
-            lambda *leaves: np.stack([leaves[k][i] for i, k in enumerate(chosen)]),
-            *(fold.state.params for fold in folds),
-        )
+    n_models = job.settings.models
     logits = [measure.logits_of(model, _of(finals, i), job.dataset.x_val) for i in range(n_models)]
     accuracies = [float((own.argmax(-1) == y).mean()) for own in logits]
     best = int(val.argmax())
-    report |= _written(job, _of(finals, best))
-    return report | {
+    return _written(job, _of(finals, best)) | {
         "schema": 1,
         "test_accuracy": float(np.mean(accuracies)),
         "test_accuracies": accuracies,
         "val_accuracies": val.tolist(),
-        "fold_of_model": chosen.tolist() if folds else None,
         "file_is_model": best,
         "classes": list(job.architecture.classes),
-        "unfrozen_test_accuracies": _test_accuracies(job, last.state.params).tolist(),
         "confusion": measure.confusion(logits[best], y).tolist(),
-        "dual": _curves(dual)
-        | {
-            "best_epochs": [best.tolist() for best in dual.best_checks[2:]],
-            "test_accuracies": training.branch_accuracies(
-                job.architecture.pair, dual.state.params, job.dataset.x_val, y
-            ).tolist(),
-        },
-        "unfreezing": [_curves(stage) for stage in stages],
         "seconds": job.folder.seconds,
         **job.record,
     }

@@ -1,10 +1,14 @@
 """The networks that `jaxunlearn compact` trains, by name."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+from jaxunlearn import nn
 from jaxunlearn.core.model import Model
 from jaxunlearn.nn import dual_cnn
+
+Name: TypeAlias = Literal["dual", "slim", "minimal"]
+NAMES: tuple[Name, ...] = ("dual", "slim", "minimal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,22 +18,24 @@ class Architecture:
     Attributes:
         input_shape: height, width and channels of an image.
         n_classes: number of classes.
-        network: "dual", the fused one of two branches.
-        filters: of a branch's first convolution.
-        hidden: units between the branches and the answer.
+        network: "dual", the fused one of two branches; "slim" or "minimal", with BatchNorm.
+        filters: of a branch's first convolution, of "dual".
+        hidden: units between the branches and the answer, of "dual".
+        channels: of the convolutions of "slim".
         classes: their names, if they have some.
     """
 
     input_shape: tuple[int, int, int]
     n_classes: int = 10
-    network: Literal["dual"] = "dual"
+    network: Name = "dual"
     filters: int = 10
     hidden: int = 32
+    channels: tuple[int, ...] = (16, 16, 24, 24, 16)
     classes: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.network != "dual":
-            raise ValueError(f"network is {self.network!r}; dual is known")
+        if self.network not in NAMES:
+            raise ValueError(f"network is {self.network!r}; {', '.join(NAMES)} are known")
         if self.classes and len(self.classes) != self.n_classes:
             raise ValueError(
                 f"classes has {len(self.classes)} names, but n_classes is {self.n_classes}"
@@ -50,5 +56,15 @@ class Architecture:
 
     @property
     def model(self) -> Model:
-        """What answers: one input, logits [B, n_classes]."""
-        return self.pair.fused
+        """What answers: one input, logits [B, n_classes]; BatchNorm is folded."""
+        return self.pair.fused if self.network == "dual" else self._with_batch_norm(folded=True)
+
+    @property
+    def trained(self) -> Model:
+        """What is trained, of "slim" and "minimal": BatchNorm is not folded yet."""
+        return self._with_batch_norm(folded=False)
+
+    def _with_batch_norm(self, folded: bool) -> Model:
+        if self.network == "minimal":
+            return nn.minimal_cnn(self.input_shape, self.n_classes, folded=folded)
+        return nn.slim_cnn(self.input_shape, self.channels, self.n_classes, folded=folded)

@@ -101,7 +101,9 @@ def train_dual(
     own_keys = jax.vmap(lambda key: fold(key, "init", "dual"))(keys)
     state = stages.init_members(*jax.vmap(pair.dual.init)(own_keys))
     transform = dual_batch(recipe.warp)
-    return _through(stage, recipe.dual_epochs, state, keys, images, recipe, where, transform)
+    return through(
+        stage, recipe.dual_epochs, state, keys, images, recipe.batch_size, where, transform
+    )
 
 
 def fuse(pair: Pair, recipe: Recipe, params: Tree, keys: Key) -> TrainState:
@@ -131,7 +133,7 @@ def unfreezing(pair: Pair, recipe: Recipe) -> list[tuple[Stage, int]]:
                 dataclasses.replace(
                     stage,
                     objective=supervised(model),
-                    evaluate=_accuracy(model),
+                    evaluate=accuracy_of(model),
                     optimizer=_sgd(recipe) if is_last else stage.optimizer,
                     stops=(dataclasses.replace(stop, patience=10) if is_last else stop,),
                 ),
@@ -156,7 +158,9 @@ def unfreeze(
         if _is_above_heads(stage):
             heads = _heads(pair, state, images, where) if heads is None else heads
             own = {"heads": heads}
-        result = _through(stage, n_epochs, state, keys, images, recipe, where, plain_batch, own)
+        result = through(
+            stage, n_epochs, state, keys, images, recipe.batch_size, where, plain_batch, own
+        )
         state = result.state
         found.append(result)
     return found
@@ -192,11 +196,13 @@ def fine_tune(
         None,
         _sgd(recipe),
         0,
-        evaluate=_accuracy(pair.fused),
+        evaluate=accuracy_of(pair.fused),
         stops=(EarlyStop("accuracy", mode="max", patience=3),),
     )
     least = int((train >= 0).sum(1).min())
-    tune = functools.partial(_through, images=images, recipe=recipe, where=where, least=least)
+    tune = functools.partial(
+        through, images=images, batch_size=recipe.batch_size, where=where, least=least
+    )
     n_models, found = len(keys), []
     if recipe.fold_mode == "independent":
         all_keys = jax.vmap(lambda i: jax.vmap(lambda key: fold(key, "fold", i))(keys))(
@@ -291,19 +297,33 @@ def _is_above_heads(stage: Stage) -> bool:
     return set(stage.trainable) <= {LAYERS["out"], LAYERS["hidden"]}
 
 
-def _through(
+def through(
     stage: Stage,
     n_epochs: int,
     state: TrainState,
     keys: Key,
     images: Images,
-    recipe: Recipe,
+    batch_size: int,
     where: Where,
     transform: Callable[[Any, Key], Any],
     own: dict[str, Any] | None = None,
     least: int | None = None,
 ) -> cohort.Trained:
-    """One stage for all models; an epoch is a block with a check at its end."""
+    """One stage for all models; an epoch is a block with a check at its end.
+
+    Args:
+        stage: its data, length and block are set here.
+        n_epochs: the most.
+        state: leading axis N.
+        keys: of the models; each derives the stage's own.
+        images: the data.
+        batch_size: incomplete batches are dropped.
+        where: where.
+        transform: of the batches.
+        own: of each model, leading axis N: `train` and `val`, the rows it learns and is judged by
+            (by default those of `images`), and `heads`.
+        least: rows to train on that each model has at least, if they differ.
+    """
     n_models, n = len(keys), len(images.y)
     own = dict(own or {})
     if "train" not in own:
@@ -311,14 +331,14 @@ def _through(
         own["train"] = np.tile(rows[images.n_val :], (n_models, 1))
         own["val"] = np.tile(rows[: images.n_val], (n_models, 1))
     n_train = least or own["train"].shape[1]
-    per_epoch = n_train // min(recipe.batch_size, n_train)
+    per_epoch = n_train // min(batch_size, n_train)
     stage = dataclasses.replace(stage, n_steps=n_epochs * per_epoch, every=per_epoch)
     own_keys = jax.vmap(lambda key: stages.stage_key(stage, key, (), (stage.name,)))(keys)
     return cohort.run(
         stage,
         state,
         own_keys,
-        data=_source(recipe.batch_size, None if least is None else least, transform),
+        data=_source(batch_size, least, transform),
         shared={"x": images.x, "y": images.y},
         own=own,
         mode=ensemble.pick_mode(True),
@@ -344,7 +364,9 @@ def _inputs(reads: Any) -> jax.Array:
 
 
 @functools.cache
-def _accuracy(model: Model) -> Callable[[TrainState, Any], Metrics]:
+def accuracy_of(model: Model) -> Callable[[TrainState, Any], Metrics]:
+    """An evaluation of a stage: `accuracy` and mean `loss` on a model's validation rows."""
+
     def evaluate(state: TrainState, reads: Any) -> Metrics:
         x, y, counts = _validation(reads)
         logits = predict(model, state.params, state.stats, x)

@@ -106,7 +106,7 @@ def divergence(seeds: Sequence[int], *, mu: float = 1.0, lr: float = 0.01) -> di
         first = np.maximum(t0, 0).astype(int)
         steps = np.arange(first.max() + _AFTER + 1)
         distance, bound, error = jax.device_get(
-            _each(lambda *own: course(*own, steps))(problems, a, b)
+            _each(lambda problem, a, b: course(problem, a, b, steps))(problems, a, b)
         )
         halfway, eps, impossible = jax.device_get(_each(midpoint)(problems, a, b))
     window = (steps >= first[:, None]) & (steps <= first[:, None] + _AFTER)

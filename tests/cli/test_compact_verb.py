@@ -145,3 +145,16 @@ def assert_says(capsys, message):
 
     err = " ".join(capsys.readouterr().err.split())
     assert re.search(f"jaxunlearn: error: .*{message}", err), err
+
+
+@pytest.mark.parametrize("network", ["slim", "minimal"])
+def test_the_other_networks(network, tmp_path):
+    out = tmp_path / "out"
+    options = "--n-train 100 --n-test 20 --size 18 --slim.epochs 1 --slim.batch-size 20".split()
+    options += ["--channels", "3", "4"] if network == "slim" else []
+    assert cli.main(["compact", "--network", network, *options, "--out", str(out)]) == cli.OK
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["slim"]["accuracy"][0]) == 1
+    image(tmp_path / "a.png", (18, 18))
+    file = str(out / "model.safetensors")
+    assert cli.main(["compact", "predict", file, str(tmp_path / "a.png")]) == cli.OK

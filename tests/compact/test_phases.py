@@ -85,8 +85,8 @@ def test_cached_heads_change_no_more_than_rounding(stages, images):
     (stage, n_epochs), *_ = training.unfreezing(PAIR, RECIPE)
     plain = Recipe(**{**vars(RECIPE), "schedule": (("out",), ("out", "hidden", "head"))})
     slow = training.Stage(**{**vars(stage), **_reads_images(plain)})
-    found = training._through(
-        slow, n_epochs, state, KEYS, images, plain, training.HERE, training.plain_batch
+    found = training.through(
+        slow, n_epochs, state, KEYS, images, plain.batch_size, training.HERE, training.plain_batch
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),

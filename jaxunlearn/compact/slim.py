@@ -1,0 +1,101 @@
+"""Networks with BatchNorm under the same budget of parameters, trained in a single stage."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxunlearn.compact import training
+from jaxunlearn.compact.recipe import Warp
+from jaxunlearn.core import cohort, optimizers, stages
+from jaxunlearn.core.keys import Key, fold
+from jaxunlearn.core.model import Model
+from jaxunlearn.core.stages import Stage
+from jaxunlearn.core.step import supervised
+from jaxunlearn.data import augment
+
+
+@dataclasses.dataclass(frozen=True)
+class SlimRecipe:
+    """How a slim network is trained: AdamW, a rate that rises and falls linearly to 0.
+
+    Attributes:
+        epochs: over the training images.
+        batch_size: incomplete batches are dropped.
+        learning_rate: at its peak, after a fifth of the steps.
+        weight_decay: of AdamW.
+        flip: mirror half of the images.
+        warp: augmentation of every image.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.01
+    weight_decay: float = 0.01
+    flip: bool = False
+    warp: Warp = Warp(rotation=0.03, zoom=0.1, translation=0.08)
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("learning_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+
+
+def train(
+    model: Model,
+    recipe: SlimRecipe,
+    images: training.Images,
+    keys: Key,
+    where: training.Where = training.HERE,
+) -> cohort.Trained:
+    """Trains models from scratch on the images behind the first `n_val`.
+
+    Args:
+        model: `nn.slim_cnn` or `nn.minimal_cnn`, not folded.
+        recipe: how.
+        images: the data.
+        keys: of the models, [N].
+        where: where.
+
+    Returns:
+        The models after the last epoch, whichever was best; checks `accuracy` and `loss` for each.
+    """
+    own_keys = jax.vmap(lambda key: fold(key, "init", "slim"))(keys)
+    state = stages.init_members(*jax.vmap(model.init)(own_keys))
+    n_train = len(images.y) - images.n_val
+    n_steps = recipe.epochs * (n_train // min(recipe.batch_size, n_train))
+    stage = Stage(
+        "slim",
+        supervised(model),
+        None,
+        _adamw(recipe.learning_rate, recipe.weight_decay, n_steps),
+        0,
+        evaluate=training.accuracy_of(model),
+    )
+    return training.through(
+        stage, recipe.epochs, state, keys, images, recipe.batch_size, where, _batch(recipe)
+    )
+
+
+@functools.cache
+def _adamw(learning_rate: float, weight_decay: float, n_steps: int) -> Any:
+    schedule = optimizers.triangular(learning_rate, n_steps)
+    return optax.adamw(schedule, weight_decay=weight_decay)
+
+
+@functools.cache
+def _batch(recipe: SlimRecipe) -> Callable[[Any, Key], Any]:
+    def transform(batch: Any, key: Key) -> Any:
+        x = augment.as_float(batch["x"])
+        x = augment.flip(fold(key, "flip"), x) if recipe.flip else x
+        x = augment.warp(fold(key, "warp"), x, **dataclasses.asdict(recipe.warp))
+        return batch | {"x": jnp.asarray(x)}
+
+    return transform

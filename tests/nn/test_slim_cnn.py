@@ -1,0 +1,81 @@
+"""Networks with BatchNorm under a budget: counts, and the fold that changes nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn import nn
+from jaxunlearn.core import tree
+
+SHAPE = (18, 19, 2)
+BUILD = {
+    "slim": lambda **kind: nn.slim_cnn(SHAPE, (4, 5, 6), 3, **kind),
+    "minimal": lambda **kind: nn.minimal_cnn(SHAPE, 3, **kind),
+}
+
+
+def size(model):
+    return tree.size(jax.eval_shape(model.init, jax.random.key(0))[0])
+
+
+def test_the_counts():
+    assert size(nn.minimal_cnn((28, 28, 1))) == 4_862  # as its author says, BatchNorm included
+    assert size(nn.slim_cnn((28, 28, 1), folded=True)) == 14_810
+    assert size(nn.slim_cnn((32, 32, 3), (16, 16, 24, 24, 32), folded=True)) == 18_730
+
+
+@pytest.fixture(scope="module", params=list(BUILD))
+def trained(request):
+    """A network whose every number is random, and images."""
+    build = BUILD[request.param]
+    params, stats = build().init(jax.random.key(0))
+    noise = lambda w: w + 0.3 * jax.random.uniform(jax.random.key(w.size), w.shape)  # noqa: E731
+    x = jax.random.uniform(jax.random.key(1), (9, *SHAPE))
+    return build, jax.tree.map(noise, params), jax.tree.map(noise, stats), x
+
+
+def test_folded_it_says_the_same(trained):
+    build, params, stats, x = trained
+    folded = nn.fold_batch_norm(params, stats)
+    wanted, _ = build(folded=True).init(jax.random.key(0))
+    assert {n: w.shape for n, w in tree.named(folded).items()} == {
+        n: w.shape for n, w in tree.named(wanted).items()
+    }
+    ours, _ = build(folded=True).apply(folded, {}, x)
+    theirs, _ = build().apply(params, stats, x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_all_lowerings_say_the_same(trained):
+    build, params, stats, x = trained
+
+    def loss(params):
+        y, new = build().apply(params, stats, x, train=True, key=jax.random.key(2))
+        return jnp.sum(y**2), new
+
+    ours = jax.value_and_grad(loss, has_aux=True)(params)
+    with nn.plain_convolutions():
+        plain = jax.value_and_grad(loss, has_aux=True)(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), ours, plain)
+
+
+def test_statistics_are_those_of_the_usual_layout():
+    """BatchNorm over the first axis is that over the last one."""
+    x = jax.random.normal(jax.random.key(0), (3, 4, 5, 6))
+    from jaxunlearn.core.model import from_nnx
+
+    first = from_nnx(lambda rngs: nn.BatchNorm(3, axis=0, rngs=rngs))
+    last = from_nnx(lambda rngs: nn.BatchNorm(3, rngs=rngs))
+    params, stats = first.init(jax.random.key(0))
+    y, new = first.apply(params, stats, x, train=True)
+    z, other = last.apply(params, stats, jnp.moveaxis(x, 0, -1), train=True)
+    np.testing.assert_allclose(jnp.moveaxis(y, 0, -1), z, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new, other)
+
+
+def test_images_that_are_too_small():
+    with pytest.raises(ValueError, match=r"channels is .* sides of at least 4"):
+        nn.slim_cnn((3, 9, 1))
+    with pytest.raises(ValueError, match="sides of at least 18"):
+        nn.minimal_cnn((17, 28, 1))
