@@ -43,13 +43,50 @@ def conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     height, width = (side - size + 1 for side in x.shape[1:3])
     shifts = [(i, j) for i in range(size) for j in range(size)]
-    columns = jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in shifts])
+    # A copy: fused into the products, pixels would be gathered again in each of them.
+    columns = jax.lax.optimization_barrier(
+        jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in shifts])
+    )
     y = kernel.reshape(-1, kernel.shape[-1]).T @ columns.reshape(len(columns), -1)
     return y.reshape(-1, *columns.shape[1:])
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """2 x 2 max-pool with stride 2; an odd last row or column is dropped: [C, H, W, B]."""
+    """2 x 2 max-pool with stride 2; an odd last row or column is dropped: [C, H, W, B].
+
+    Equal maxima share the gradient.
+    """
+    return _largest(x) if is_plain(x) else _max_pool(x)
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    return _windows(x).max(axis=(2, 4))
+
+
+_max_pool = jax.custom_vjp(_largest)
+
+
+def _windows(x: jax.Array) -> jax.Array:
+    """[C, H // 2, 2, W // 2, 2, B]."""
     channels, height, width, batch = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(channels, height // 2, 2, width // 2, 2, batch).max(axis=(2, 4))
+    return x.reshape(channels, height // 2, 2, width // 2, 2, batch)
+
+
+def _forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y = _largest(x)
+    return y, (x, y)
+
+
+def _backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array]:
+    # JAX's own takes the maximum apart in two passes, and half as long again for a training step.
+    x, y = residuals
+    is_largest = _windows(x) == y[:, :, None, :, None]
+    g = g / is_largest.sum(axis=(2, 4), dtype=g.dtype)
+    dx = jnp.where(is_largest, g[:, :, None, :, None], 0)
+    dx = dx.reshape(x.shape[0], x.shape[1] // 2 * 2, x.shape[2] // 2 * 2, x.shape[3])
+    odd = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
+    return (jnp.pad(dx, odd),)
+
+
+_max_pool.defvjp(_forward, _backward)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxunlearn.core import tree
-from jaxunlearn.nn import dual_cnn, multiply_adds, plain_convolutions
+from jaxunlearn.nn import _batch_last, dual_cnn, multiply_adds, plain_convolutions
 
 SMALL = (12, 13, 2)
 
@@ -146,3 +146,18 @@ def test_bad_surgery(trained):
     other = dual_cnn.build(SMALL, n_classes=4, filters=4, hidden=5).fused
     with pytest.raises(ValueError, match="branch_1/head has .* both must come from one `build`"):
         dual_cnn.fuse(dual, other.init(jax.random.key(0))[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 8, 9), (2, 7, 5, 16)])
+def test_equal_maxima_share_the_gradient_of_a_pool(shape):
+    """Values of few kinds, so that most windows have several maxima; JAX's own derivative."""
+    x = jax.random.randint(jax.random.key(0), shape, 0, 3).astype(jnp.float32)
+    weights = jax.random.normal(
+        jax.random.key(1), (shape[0], shape[1] // 2, shape[2] // 2, shape[3])
+    )
+    loss = lambda x: (weights * _batch_last.max_pool(x)).sum()  # noqa: E731
+    ours = jax.value_and_grad(loss)(x)
+    with plain_convolutions():
+        theirs = jax.value_and_grad(loss)(x)
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
+    np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
