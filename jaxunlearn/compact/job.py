@@ -259,7 +259,8 @@ def _judged(job: Job, finals: Tree, val: np.ndarray) -> dict[str, Any]:
         "file_is_model": best,
         "classes": list(job.architecture.classes),
         "confusion": measure.confusion(logits[best], y).tolist(),
-        "seconds": job.folder.seconds,
+        # By phase, compilation included.
+        "seconds": {phase: sum(own.values()) for phase, own in job.folder.seconds.items()},
         **job.record,
     }
 

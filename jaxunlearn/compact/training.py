@@ -51,7 +51,7 @@ class Where(NamedTuple):
     Attributes:
         mesh: of the models.
         store: `store(phase)` keeps how far a phase is, or None.
-        tell: `tell(phase, epochs done, most epochs)`.
+        tell: `tell(phase, epochs done, most epochs)`, at a phase's start and after each epoch.
     """
 
     mesh: Mesh | None = None
@@ -334,6 +334,7 @@ def through(
     per_epoch = n_train // min(batch_size, n_train)
     stage = dataclasses.replace(stage, n_steps=n_epochs * per_epoch, every=per_epoch)
     own_keys = jax.vmap(lambda key: stages.stage_key(stage, key, (), (stage.name,)))(keys)
+    where.tell(stage.name, 0, n_epochs)
     return cohort.run(
         stage,
         state,

@@ -47,6 +47,7 @@ def test_the_results(run):
     for name, size in results["file_bytes"].items():
         assert (out / name).stat().st_size == size
     assert results["speed"]["p99_ms"] >= results["speed"]["p50_ms"] > 0
+    assert set(results["seconds"]) == {"dual", "unfreeze.0", "unfreeze.1"}
     assert (out / "figure.png").stat().st_size > 10_000
 
 
