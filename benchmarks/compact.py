@@ -97,7 +97,7 @@ def equal() -> float:
 def stage_a(batch: int) -> Measured:
     """An epoch of one model: both branches, augmentation, one program; steady from the second."""
     recipe = Recipe(batch_size=batch, dual_epochs=6)
-    times = [time.perf_counter()]
+    times: list[float] = []
     where = training.Where(
         mesh.make({"models": 1}), tell=lambda *now: times.append(time.perf_counter())
     )
@@ -141,7 +141,7 @@ def folds(gap: float) -> Iterator[Row]:
 
     def ours(devices: int, n_models: int, fold_mode: str, n_folds: int) -> Measured:
         own = Recipe(**{**vars(recipe), "fold_mode": fold_mode})
-        times = [time.perf_counter()]
+        times: list[float] = []
         where = training.Where(
             mesh.make({"models": devices}), tell=lambda *now: times.append(time.perf_counter())
         )
