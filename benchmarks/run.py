@@ -12,7 +12,7 @@ from rich.table import Table
 from benchmarks import harness
 from jaxunlearn.core import mesh
 
-NAMES = ("ensemble", "klom", "images", "dmm", "language", "paths", "smollm2", "exact")
+NAMES = ("ensemble", "klom", "images", "dmm", "language", "paths", "smollm2", "exact", "compact")
 
 
 def main(names: list[str]) -> int:
