@@ -150,7 +150,7 @@ def prepare(
         channels=settings.channels,
         classes=dataset.classes,
     )
-    _ = architecture.model
+    _ = architecture.model  # raises for sizes that do not fit, before the folder is made
     n_train = len(dataset.x_train)
     has_folds = settings.network == "dual" and settings.recipe.fold_mode != "none"
     least = max(5, settings.recipe.folds if has_folds else 0)

@@ -162,6 +162,8 @@ def unfreeze(
             stage, n_epochs, state, keys, images, recipe.batch_size, where, plain_batch, own
         )
         state = result.state
+        # A stage below them changes what the heads say.
+        heads = heads if _is_above_heads(stage) else None
         found.append(result)
     return found
 

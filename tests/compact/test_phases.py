@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.model_selection import KFold
 
-from jaxunlearn.compact import Recipe, Warp, schedules, training
-from jaxunlearn.core import _early_stop, tree
+from jaxunlearn.compact import Recipe, Warp, measure, schedules, training
+from jaxunlearn.core import _early_stop, losses, tree
 from jaxunlearn.core.loop import EarlyStop
 from jaxunlearn.core.step import TrainState
 from jaxunlearn.nn import dual_cnn
@@ -93,6 +93,20 @@ def test_cached_heads_change_no_more_than_rounding(stages, images):
         found.state.params,
         results[0].state.params,
     )
+
+
+def test_heads_are_asked_again_after_a_stage_below_them(stages, images):
+    """With layers in any order, a later stage above the heads must not read what they said once."""
+    layers = (("out",), ("conv_1",), ("out",))
+    recipe = Recipe(**{**vars(RECIPE), "schedule": layers})
+    state, _ = stages
+    found = training.unfreeze(PAIR, recipe, state, images, KEYS)
+    x, y = np.asarray(images.x[: images.n_val]), images.y[: images.n_val]
+    last = found[-1]
+    for i, own in enumerate(last.checks["loss"][np.arange(2), last.best_checks[0]]):
+        params = jax.tree.map(lambda leaf, i=i: leaf[i], last.state.params)
+        logits = jnp.asarray(measure.logits_of(PAIR.fused, params, x))
+        np.testing.assert_allclose(losses.cross_entropy(logits, y).mean(), own, rtol=1e-5)
 
 
 def _reads_images(recipe):
