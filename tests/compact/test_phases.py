@@ -115,35 +115,34 @@ def _reads_images(recipe):
     return {"objective": last.objective, "evaluate": last.evaluate}
 
 
-def test_honest_folds_all_start_from_the_unfrozen_model(stages, images, monkeypatch):
-    state, results = stages
-    seen = []
-    run = training.cohort.run
-    monkeypatch.setattr(
-        training.cohort,
-        "run",
-        lambda stage, state, *a, **k: seen.append(state) or run(stage, state, *a, **k),
-    )
-    folds = training.fine_tune(PAIR, RECIPE, results[-1].state, images, KEYS)
-    assert len(folds) == 3 and len(seen) == 1
+@pytest.fixture
+def starts(monkeypatch):
+    """The parameters that each cohort starts from, as they come."""
+    seen, run = [], training.cohort.run
+
+    def watched(stage, state, *args, **options):
+        seen.append(state.params)
+        return run(stage, state, *args, **options)
+
+    monkeypatch.setattr(training.cohort, "run", watched)
+    return seen
+
+
+def test_honest_folds_all_start_from_the_unfrozen_model(stages, images, starts):
+    unfrozen = stages[1][-1].state
+    folds = training.fine_tune(PAIR, RECIPE, unfrozen, images, KEYS)
+    assert len(folds) == 3 and len(starts) == 1
     for fold in range(3):
-        part = jax.tree.map(lambda x, fold=fold: x[2 * fold : 2 * fold + 2], seen[0].params)
-        jax.tree.map(np.testing.assert_array_equal, part, results[-1].state.params)
+        part = jax.tree.map(lambda x, fold=fold: x[2 * fold : 2 * fold + 2], starts[0])
+        jax.tree.map(np.testing.assert_array_equal, part, unfrozen.params)
     assert len({tree.digest(fold.state.params) for fold in folds}) == 3
 
 
-def test_continued_folds_go_on_from_one_another(stages, images, monkeypatch):
-    seen = []
-    run = training.cohort.run
-    monkeypatch.setattr(
-        training.cohort,
-        "run",
-        lambda stage, state, *a, **k: seen.append(state) or run(stage, state, *a, **k),
-    )
+def test_continued_folds_go_on_from_one_another(stages, images, starts):
     recipe = Recipe(**{**vars(RECIPE), "fold_mode": "continued"})
     folds = training.fine_tune(PAIR, recipe, stages[1][-1].state, images, KEYS)
-    for before, now in zip(folds[:-1], seen[1:], strict=True):
-        jax.tree.map(np.testing.assert_array_equal, now.params, before.state.params)
+    for before, now in zip(folds[:-1], starts[1:], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, now, before.state.params)
 
 
 @pytest.mark.parametrize(("n", "k"), [(60, 6), (61, 6), (13, 5)])
