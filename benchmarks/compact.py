@@ -70,6 +70,7 @@ def rows() -> Iterator[Row]:
             target=3.0 if batch == 32 else None,
         )
     yield from folds(gap)
+    yield pipeline(gap)
     yield from latency(gap)
 
 
@@ -179,6 +180,36 @@ def folds(gap: float) -> Iterator[Row]:
         note=f"{theirs.note}; 3 of {FOLDS * SEEDS} models timed",
     )
     yield Row(name, together, scaled, "PyTorch, one after the other", gap)
+
+
+def pipeline(gap: float) -> Row:
+    """All of the paper's training for one seed, with 3, 5 x 2 and 6 x 2 epochs."""
+    recipe = Recipe(dual_epochs=3, unfreeze_epochs=2, last_epochs=2, folds=FOLDS, fold_epochs=2)
+    keys = jax.random.split(jax.random.key(0), 1)
+    where = training.Where(mesh.make({"models": mesh.cores()}))
+
+    def ours() -> None:
+        dual = training.train_dual(PAIR, recipe, images(), keys, where)
+        fused = training.fuse(PAIR, recipe, dual.state.params, keys)
+        stages = training.unfreeze(PAIR, recipe, fused, images(), keys, where)
+        training.fine_tune(PAIR, recipe, stages[-1].state, images(), keys, where)
+
+    x, y = torch_images()
+    rng = np.random.default_rng(0)
+    epochs = {"dual": (3, N_IMAGES), "stage": (2, N_IMAGES), "fold": (2, N_IMAGES * 5 // 6)}
+    tables = [
+        np.concatenate([rng.permutation(N_IMAGES)[: n // 32 * 32] for _ in range(k)])
+        for k, n in epochs.values()
+    ]
+    tables = [table.reshape(-1, 32) for table in tables]
+
+    def theirs(threads: int) -> None:
+        torch.set_num_threads(threads)
+        peers.pipeline(x, y, tables, FOLDS)
+
+    trials = {f"{k} threads": functools.partial(theirs, k) for k in sorted({1, mesh.cores()})}
+    name = f"whole pipeline, {N_IMAGES} images, 3 + 5 x 2 + {FOLDS} x 2 epochs, one seed"
+    return Row(name, measure(ours, repeats=3), best_of(trials), "PyTorch", gap)
 
 
 def latency(gap: float) -> Iterator[Row]:

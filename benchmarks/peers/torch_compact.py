@@ -1,5 +1,6 @@
 """PyTorch's side of the lightweight CNN: both branches, the fused network, warps, Keras' Nadam."""
 
+import copy
 import math
 from typing import Any
 
@@ -101,7 +102,8 @@ def affine(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
 
 def nadam(net: nn.Module) -> torch.optim.Optimizer:
     """Keras' Nadam: the momentum decays by 0.96 a step."""
-    return torch.optim.NAdam(net.parameters(), 1e-3, eps=1e-7, momentum_decay=1.0, foreach=True)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    return torch.optim.NAdam(trained, 1e-3, eps=1e-7, momentum_decay=1.0, foreach=True)
 
 
 def sgd(net: nn.Module) -> torch.optim.Optimizer:
@@ -125,11 +127,37 @@ def train_dual(net: Dual, x: torch.Tensor, y: torch.Tensor, table: np.ndarray, w
     return net
 
 
-def train_fused(net: Fused, x: torch.Tensor, y: torch.Tensor, table: np.ndarray) -> Fused:
-    """Training of all layers by SGD, as in the folds."""
-    optimizer = sgd(net.train())
+def train_fused(net: Fused, x: torch.Tensor, y: torch.Tensor, table: np.ndarray, of=sgd) -> Fused:
+    """Training of the layers that are not frozen, by default by SGD as in the folds."""
+    optimizer = of(net.train())
     for row in torch.tensor(table):
         optimizer.zero_grad(set_to_none=True)
         functional.cross_entropy(net(x[row].float() / 255), y[row]).backward()
         optimizer.step()
     return net
+
+
+def pipeline(x: torch.Tensor, y: torch.Tensor, tables: list[np.ndarray], n_folds: int) -> None:
+    """Branches, fusion, the paper's five unfreezing stages, folds; an epoch is a table of rows.
+
+    Args:
+        x: uint8 [n, C, S, S].
+        y: [n].
+        tables: of the branches' epochs, of each stage's, of a fold's: rows [steps, batch] each.
+        n_folds: trained one after the other from the same network.
+    """
+    shape = (x.shape[2], x.shape[3], x.shape[1])
+    of_dual, of_stage, of_fold = tables
+    dual, net = train_dual(Dual(shape), x, y, of_dual), Fused(shape)
+    net.branch_1.load_state_dict(dual.branch_1.state_dict())
+    net.branch_2.load_state_dict(dual.branch_2.state_dict())
+    branches = (net.branch_1, net.branch_2)
+    layers = [[net.out], [net.hidden]]
+    layers += [[getattr(b, name) for b in branches] for name in ("head", "conv_2", "conv_1")]
+    net.requires_grad_(False)
+    for i, own in enumerate(layers):
+        for layer in own:
+            layer.requires_grad_(True)
+        train_fused(net, x, y, of_stage, sgd if i == len(layers) - 1 else nadam)
+    for _ in range(n_folds):
+        train_fused(copy.deepcopy(net), x, y, of_fold)

@@ -1,4 +1,4 @@
-"""The lightweight CNN on its three data sets: both unfreezing schedules, both kinds of folds.
+"""The lightweight CNN on its three data sets: the paper's schedule, on MNIST its author's code too.
 
 Paper:     Building Efficient Lightweight CNN Models, arXiv 2501.15547, and its author's notebook
 Command:   python -m experiments.lightweight_cnn.paper mnist     (or fashion_mnist, cifar10)
@@ -11,17 +11,17 @@ Network:   10 filters, 32 hidden units: 14,862 parameters (CIFAR-10 19,622)
 Recipes:   `paper`: both heads copied; the last layer, the last two, and so on, 5 epochs of Nadam
            each, at last all layers by SGD, 10 epochs; 6 independent folds, of which the one that
            is best on its own validation images is the result.
-           `official_notebook`: the first head copied; all but the last layer, then all; 6 folds,
-           each going on from the one before; the last one is the result.
+           `official_notebook`, on MNIST as its author: the first head copied; all but the last
+           layer, then all; 6 folds, each going on from the one before; the last one is the result.
            Batches of 32, incomplete ones dropped; all else as the author's code has it
 Arithmetic: 3 seeds x 50,000 images x (20 epochs of both branches at 10,000 images a second on both
            cores; 25 and at most 60 epochs of unfreezing, 6 x 10 of folds at most, at 13,000): 45
            minutes for both recipes
 Seeds:     0, 1, 2 (parameters, batches, augmentation, dropout)
 To show (fixed before the run), means over seeds of test accuracy with the recipe `paper`: MNIST at
-           least 98.8 %, Fashion-MNIST at least 88.5 %, CIFAR-10 at least 63 %; on each set the
+           least 98.8 %, Fashion-MNIST at least 88.5 %, CIFAR-10 at least 63 %; on MNIST the
            continued folds' validation accuracy lies above their test accuracy by at least 0.4
-           points, and by more than that of the independent ones
+           points, and by more than that of the independent ones (the ablations have Fashion-MNIST)
 Published: 99 % (notebook: 98.98), 89 %, 65 %, one run each
 
 Writes DATA.json and DATA.png beside this file; every epoch is kept under runs/lightweight_cnn.
@@ -39,17 +39,16 @@ from jaxunlearn.core import mesh, records
 
 HERE, RUNS = Path(__file__).parent, Path("runs/lightweight_cnn")
 ASKED = {"mnist": 0.988, "fashion_mnist": 0.885, "cifar10": 0.63}
-RECIPES = {
-    "paper": Recipe(),
-    "official_notebook": Recipe(heads="first", schedule="official_notebook", fold_mode="continued"),
-}
+PAPER = Recipe()
+OFFICIAL = Recipe(heads="first", schedule="official_notebook", fold_mode="continued")
 
 
 def main(name: str) -> int:
-    """Runs both recipes on a data set."""
+    """Runs a data set's recipes."""
     mesh.start(mesh.cores())
     found: dict[str, Any] = {}
-    for kind, recipe in RECIPES.items():
+    recipes = {"paper": PAPER} | ({"official_notebook": OFFICIAL} if name == "mnist" else {})
+    for kind, recipe in recipes.items():
         settings = job.Settings(data=name, models=3, recipe=recipe)
         found[kind] = job.run(
             settings,
@@ -72,12 +71,11 @@ def verdicts(name: str, found: dict[str, Any]) -> dict[str, Any]:
     gaps = {
         kind: float(np.mean(result["folds"]["val_above_test"])) for kind, result in found.items()
     }
-    return {
-        "asked": ASKED[name],
-        "reached": found["paper"]["test_accuracy"] >= ASKED[name],
-        "gap_of_folds": gaps,
-        "leak_shows": gaps["official_notebook"] >= max(0.004, gaps["paper"]),
-    }
+    reached = found["paper"]["test_accuracy"] >= ASKED[name]
+    shown = {"asked": ASKED[name], "reached": reached, "gap_of_folds": gaps}
+    if "official_notebook" in gaps:
+        shown["leak_shows"] = gaps["official_notebook"] >= max(0.004, gaps["paper"])
+    return shown
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from jaxunlearn.compact import files, job, measure, networks, recipe, schedules, slim, training
 from jaxunlearn.compact.networks import Architecture
 from jaxunlearn.compact.recipe import Recipe, Warp
+from jaxunlearn.compact.slim import SlimRecipe
 
 __all__ = [
     "Architecture",
     "Recipe",
+    "SlimRecipe",
     "Warp",
     "files",
     "job",

@@ -24,7 +24,7 @@ from jaxunlearn.core.loop import EarlyStop
 from jaxunlearn.core.losses import cross_entropy
 from jaxunlearn.core.model import Model, predict
 from jaxunlearn.core.stages import Stage
-from jaxunlearn.core.step import Metrics, Objective, TrainState, supervised
+from jaxunlearn.core.step import Metrics, Objective, TrainState, in_chunks, supervised
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import augment
 from jaxunlearn.nn import dual_cnn
@@ -88,7 +88,7 @@ def train_dual(
     metrics = [f"accuracy_{i + 1}" for i in range(len(BRANCHES))]
     stage = Stage(
         "dual",
-        dual_objective(pair.dual),
+        _cached(dual_objective(pair.dual)),
         None,
         _nadam(recipe.learning_rate),
         0,
@@ -127,12 +127,14 @@ def unfreezing(pair: Pair, recipe: Recipe) -> list[tuple[Stage, int]]:
     found = []
     for i, stage in enumerate(of_layers(base, layers)):
         is_last = i == len(layers) - 1
-        model = above_heads(pair.fused) if _is_above_heads(stage) else pair.fused
+        is_above = _is_above_heads(stage)
+        model = above_heads(pair.fused) if is_above else pair.fused
+        objective = supervised(model)
         found.append(
             (
                 dataclasses.replace(
                     stage,
-                    objective=supervised(model),
+                    objective=objective if is_above else _cached(objective),
                     evaluate=accuracy_of(model),
                     optimizer=_sgd(recipe) if is_last else stage.optimizer,
                     stops=(dataclasses.replace(stop, patience=10) if is_last else stop,),
@@ -194,7 +196,7 @@ def fine_tune(
     train, val = fold_rows(len(images.y), recipe.folds)
     stage = Stage(
         "fold",
-        supervised(pair.fused),
+        _cached(supervised(pair.fused)),
         None,
         _sgd(recipe),
         0,
@@ -253,10 +255,14 @@ def branch_accuracies(pair: Pair, params: Tree, x: np.ndarray, y: np.ndarray) ->
     reads = {"shared": {"x": jnp.asarray(x), "y": jnp.asarray(y)}, "own": {"val": rows}}
     evaluate = _accuracies(pair.dual)
     # One model at a time: together their activations would not fit a cache.
-    found = jax.jit(lambda many: jax.lax.map(lambda state: evaluate(state, reads), many))(
-        stages.init_members(params)
-    )
+    of_all = jax.jit(lambda many, reads: jax.lax.map(lambda state: evaluate(state, reads), many))
+    found = of_all(stages.init_members(params), reads)
     return np.stack([found[f"accuracy_{i + 1}"] for i in range(len(BRANCHES))], axis=1)
+
+
+def _cached(objective: Objective) -> Objective:
+    """On a CPU by parts of 32 images, whose activations its cache holds."""
+    return in_chunks(objective, 32) if jax.default_backend() == "cpu" else objective
 
 
 @functools.cache

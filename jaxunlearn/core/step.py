@@ -104,6 +104,51 @@ def with_frozen(objective: Objective) -> Objective:
     return wrapped
 
 
+@functools.cache
+def in_chunks(objective: Objective, size: int) -> Objective:
+    """Gradient accumulation: the same objective, computed for a part of the batch at a time.
+
+    Activations of one part are alive at once: less memory, and a CPU's cache may hold them. The
+    value and gradient are those of the whole batch up to rounding, if the objective is a mean over
+    examples that do not see each other (no BatchNorm in train mode). Part i draws from
+    `fold(key, i)`. Differentiate it once only: its second derivatives are 0.
+
+    Args:
+        objective: on batches whose leaves all have the batch as first axis.
+        size: examples of a part, at most; parts are equal, so a divisor of the batch's.
+    """
+
+    def wrapped(params, stats, shared, batch, key):
+        n = len(jax.tree.leaves(batch)[0])
+        size_now = next(k for k in range(min(size, n), 0, -1) if n % k == 0)
+        n_parts = n // size_now
+        if n_parts == 1:
+            return objective(params, stats, shared, batch, key)
+        parts = jax.tree.map(lambda x: x.reshape(n_parts, size_now, *x.shape[1:]), batch)
+        fixed = jax.lax.stop_gradient(params)
+        grad = jax.value_and_grad(objective, has_aux=True)
+
+        def add(carry, i_and_part):
+            sums, stats = carry
+            i, part = i_and_part
+            (loss, (stats, metrics)), grads = grad(fixed, stats, shared, part, fold(key, i))
+            return (jax.tree.map(jnp.add, sums, (loss, metrics, grads)), stats), None
+
+        def one(stats, part):
+            (loss, (_, metrics)), grads = grad(fixed, stats, shared, part, key)
+            return loss, metrics, grads
+
+        shapes = jax.eval_shape(one, stats, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (sums, stats), _ = jax.lax.scan(add, (zeros, stats), (jnp.arange(n_parts), parts))
+        loss, metrics, grads = jax.tree.map(lambda x: x / n_parts, sums)
+        # Linear in params around where they are: this value, and these gradients.
+        slopes = jax.tree.map(lambda g, p, at: jnp.sum(g * (p - at)), grads, params, fixed)
+        return jax.tree.reduce(jnp.add, slopes, loss), (stats, metrics)
+
+    return wrapped
+
+
 def weighted_sum(terms: Mapping[str, tuple[float | jax.Array, Objective]]) -> Objective:
     """The weighted sum of named objectives, as one objective.
 

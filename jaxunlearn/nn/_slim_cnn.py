@@ -41,7 +41,7 @@ class SlimCNN(nnx.Module):
             elif layer.bias is not None:
                 x = x + layer.bias[...][:, None, None, None]
             x = jax.nn.relu(x)
-            if i % 2 and i < len(self.conv) - 1:
+            if i % 2 == 0 and i < len(self.conv) - 1:
                 x = _batch_last.max_pool(x)
         return self.head(x.mean((1, 2)).T)
 
@@ -97,7 +97,7 @@ def slim_cnn(
     Raises:
         ValueError: an image that the pools leave nothing of.
     """
-    shrink = 2 ** ((len(channels) - 1) // 2)
+    shrink = 2 ** (len(channels) // 2)
     if not channels or min(input_shape[:2]) < shrink:
         raise ValueError(
             f"channels is {channels} and input_shape {input_shape}; sides of at least {shrink} "

@@ -46,6 +46,41 @@ def test_weighted_sum_of_one_term_is_that_term():
     chex.assert_trees_all_equal(one, other)
 
 
+def regression(params, stats, shared, batch, key):
+    gap = batch["x"] @ params["w"] - batch["y"] * shared
+    loss = jnp.mean(gap**2 + jax.random.bernoulli(key, 1.0))
+    return loss, ({"seen": stats["seen"] + 1}, {"largest": jnp.mean(jnp.abs(gap))})
+
+
+@pytest.mark.parametrize("size, parts", [(4, 3), (5, 3), (12, 1), (50, 1), (1, 12)])
+def test_a_batch_in_chunks_has_the_same_gradient(size, parts):
+    x = jax.random.normal(jax.random.key(0), (12, 3))
+    batch, stats = {"x": x, "y": x[:, 0] ** 2}, {"seen": jnp.zeros((), jnp.int32)}
+    params, key = {"w": jnp.arange(3.0), "frozen": None}, jax.random.key(1)
+
+    def found(objective):
+        grad = jax.jit(jax.value_and_grad(objective, has_aux=True))
+        (loss, (stats_now, metrics)), grads = grad(params, stats, 0.5, batch, key)
+        return stats_now, (loss, metrics, grads)
+
+    _, whole = found(regression)
+    seen, chunks = found(step.in_chunks(regression, size))
+    chex.assert_trees_all_close(chunks, whole, rtol=1e-5)
+    assert int(seen["seen"]) == parts
+
+
+def test_chunks_draw_apart():
+    def noisy(params, stats, shared, batch, key):
+        noise = jax.random.normal(key, batch.shape)
+        return jnp.mean(params["w"] * noise), (stats, {"first": noise[0]})
+
+    (_, (_, metrics)) = step.in_chunks(noisy, 2)(
+        {"w": 1.0}, {}, None, jnp.zeros(4), jax.random.key(3)
+    )
+    own = [jax.random.normal(keys.fold(jax.random.key(3), i), (2,))[0] for i in range(2)]
+    np.testing.assert_allclose(metrics["first"], np.mean(own), rtol=1e-6)
+
+
 def test_metrics_are_taken_before_the_update():
     optimizer = optimizers.sgd(0.1)
     state, metrics = step.gradient_step(quadratic, optimizer)(
