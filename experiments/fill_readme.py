@@ -12,7 +12,18 @@ from rich.console import Console
 from jaxunlearn.unlearn import report
 
 ROOT = Path(__file__).parent.parent
-BENCHMARKS = ("ensemble", "klom", "images", "dmm", "language", "paths", "smollm2", "exact")
+BENCHMARKS = (
+    "ensemble",
+    "klom",
+    "images",
+    "dmm",
+    "language",
+    "paths",
+    "smollm2",
+    "exact",
+    "compact",
+)
+IMAGES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
 def filled(text: str) -> str:
@@ -27,6 +38,9 @@ def filled(text: str) -> str:
         ("experiments/retrain_equivalence/smollm2.json", _smollm2()),
         ("experiments/s3t/fashion_mnist.json", _s3t()),
         ("experiments/s3t/tofu.json", _tofu()),
+        ("experiments/lightweight_cnn/paper.py", _compact()),
+        ("experiments/lightweight_cnn/ablations.json", _compact_ablations()),
+        ("experiments/lightweight_cnn/slim.py", _compact_slim()),
         ("benchmarks/results/exact_sizes.json", _exact_sizes()),
         ("benchmarks/results", _benchmarks()),
     ):
@@ -145,6 +159,69 @@ def _tofu() -> str:
         alive = f"{100 * own['alive'][24]:.0f} %"
         lines.append(_line(f"B = {budget}", *scores, alive, f"{own['requests']['mean']:.1f}"))
     return "\n".join(lines)
+
+
+def _compact() -> str:
+    headers = ["data", "recipe", "parameters", "branches: clean, augmented", "unfrozen"]
+    headers += ["after folds", "folds: validation - test", "minutes", "published"]
+    lines = [_line(*headers), "|---" * len(headers) + "|"]
+    published = {"mnist": "99", "fashion_mnist": "89", "cifar10": "65"}
+    for data, name in IMAGES.items():
+        for recipe, own in _read(f"experiments/lightweight_cnn/{data}.json")["recipes"].items():
+            branches = zip(*own["dual"]["test_accuracies"], strict=True)
+            lines.append(
+                _line(
+                    name,
+                    recipe,
+                    f"{own['parameters']:,}",
+                    ", ".join(_percent(_mean(values)) for values in branches),
+                    _percent(_mean(own["unfrozen_test_accuracies"])),
+                    _percent(own["test_accuracy"]),
+                    f"{100 * _mean(own['folds']['val_above_test']):+.2f}",
+                    f"{sum(own['seconds'].values()) / 60:.0f}",
+                    published[data] if recipe == "paper" else "98.98, its author's run",
+                )
+            )
+    return "\n".join(lines)
+
+
+def _compact_ablations() -> str:
+    lines = [_line("variant", "test accuracy", "of each seed"), "|---" * 3 + "|"]
+    for name, own in _read("experiments/lightweight_cnn/ablations.json")["results"].items():
+        if "mean" in own:
+            seeds = ", ".join(map(_percent, own["seeds"]))
+            lines.append(_line(name, _percent(own["mean"]), seeds))
+        else:
+            gap = f"validation - test {100 * own['val_above_test']:+.2f}"
+            lines.append(_line(name, _percent(_mean(own["test"])), gap))
+    return "\n".join(lines)
+
+
+def _compact_slim() -> str:
+    headers = ["data", "network", "parameters", "multiply-adds", "test accuracy", "of each seed"]
+    headers += ["epochs", "minutes for three"]
+    lines = [_line(*headers), "|---" * len(headers) + "|"]
+    for data, name in IMAGES.items():
+        for network, own in _read(f"experiments/lightweight_cnn/slim-{data}.json")[
+            "networks"
+        ].items():
+            lines.append(
+                _line(
+                    name,
+                    network,
+                    f"{own['parameters']:,}",
+                    f"{own['multiply_adds']:,}",
+                    _percent(own["test_accuracy"]),
+                    ", ".join(map(_percent, own["test_accuracies"])),
+                    str(len(own["slim"]["loss"][0])),
+                    f"{sum(own['seconds'].values()) / 60:.0f}",
+                )
+            )
+    return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
 
 
 def _exact_sizes() -> str:

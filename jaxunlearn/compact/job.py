@@ -42,8 +42,8 @@ class Settings:
         models: how many are trained, from different draws. The files hold the one that is best on
             validation images.
         seed: of the first model; the next one's is higher by 1.
-        network: "dual", the paper's; "slim", convolutions with BatchNorm under the same budget; or
-            "minimal", the 4,862 parameters of `ruslangrimov/mnist-minimal-model`.
+        network: "dual", the paper's; "slim", separable convolutions with BatchNorm under the same
+            budget; or "minimal", the 4,862 parameters of `ruslangrimov/mnist-minimal-model`.
         filters: of a branch's first convolution, n, of "dual".
         hidden: units between the branches and the answer, h, of "dual".
         channels: of the convolutions of "slim".
@@ -60,7 +60,7 @@ class Settings:
     network: networks.Name = "dual"
     filters: int = 10
     hidden: int = 32
-    channels: tuple[int, ...] = (16, 16, 24, 24, 16)
+    channels: tuple[int, ...] = (24, 48, 48, 72, 64)
     recipe: Recipe = Recipe()
     slim: SlimRecipe = SlimRecipe()
 

@@ -30,7 +30,7 @@ class Architecture:
     network: Name = "dual"
     filters: int = 10
     hidden: int = 32
-    channels: tuple[int, ...] = (16, 16, 24, 24, 16)
+    channels: tuple[int, ...] = (24, 48, 48, 72, 64)
     classes: tuple[str, ...] = ()
 
     def __post_init__(self):

@@ -33,8 +33,8 @@ class SlimRecipe:
     """
 
     epochs: int = 30
-    batch_size: int = 128
-    learning_rate: float = 0.01
+    batch_size: int = 32
+    learning_rate: float = 0.004
     weight_decay: float = 0.01
     flip: bool = False
     warp: Warp = Warp(rotation=0.03, zoom=0.1, translation=0.08)

@@ -170,15 +170,16 @@ def warp(
         return jax.random.uniform(own, (len(images), *shape), minval=-most, maxval=most)
 
     size = images.shape[1:3]
-    angles = draw("rotation", 2 * jnp.pi * rotation, ())
-    shifts = draw("translation", translation, (2,)) * jnp.array(size, jnp.float32)
-    steps = (
-        rotations(angles, size),
-        zooms(1 + draw("zoom", zoom, (2,)), size),
-        translations(shifts),
-    )
-    if not sequential:
-        steps = (functools.reduce(_product, steps),)
+    steps = []  # what is not asked for costs nothing
+    if rotation:
+        steps.append(rotations(draw("rotation", 2 * jnp.pi * rotation, ()), size))
+    if zoom:
+        steps.append(zooms(1 + draw("zoom", zoom, (2,)), size))
+    if translation:
+        shifts = draw("translation", translation, (2,)) * jnp.array(size, jnp.float32)
+        steps.append(translations(shifts))
+    if steps and not sequential:
+        steps = [functools.reduce(_product, steps)]
     for matrices in steps:
         images = affine(images, matrices)
     if not brightness:

@@ -55,6 +55,64 @@ def conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
     return y.reshape(-1, *columns.shape[1:])
 
 
+def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution of each channel on its own, of stride 1, that keeps height and width.
+
+    Args:
+        x: [C, H, W, B].
+        kernel: [k, k, C], k odd.
+    """
+    if is_plain(x) or x.shape[-1] < _LEAST:
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel[:, :, None],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("CHWN", "HWIO", "CHWN"),
+            feature_group_count=len(x),
+        )
+    return _depthwise(x, kernel)
+
+
+def _shifted(x: jax.Array, size: int) -> list[jax.Array]:
+    """x [..., H, W, B] at each tap of a kernel, which keeps height and width."""
+    height, width = x.shape[-3:-1]
+    edges = ((size // 2, size // 2),) * 2
+    # Without the copy every tap would ask again whether it lies inside.
+    x = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0),) * (x.ndim - 3) + (*edges, (0, 0))))
+    shifts = [(i, j) for i in range(size) for j in range(size)]
+    return [x[..., i : i + height, j : j + width, :] for i, j in shifts]
+
+
+def _by_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    taps = kernel.reshape(-1, len(x), 1, 1, 1)
+    return sum(tap * own for tap, own in zip(taps, _shifted(x, len(kernel)), strict=True))
+
+
+_depthwise = jax.custom_vjp(_by_taps)
+
+
+def _depthwise_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return _by_taps(x, kernel), (x, kernel)
+
+
+def _depthwise_backward(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+
+    def of_channel(both: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """[taps, B] of one channel, which fits a cache."""
+        x, g = both
+        # Products first, then sums over leading axes: XLA makes no vectors of it otherwise.
+        products = [jax.lax.optimization_barrier(own * g) for own in _shifted(x, len(kernel))]
+        return jnp.stack([product.sum((0, 1)) for product in products])
+
+    dkernel = jax.lax.map(of_channel, (x, g)).sum(-1).T.reshape(kernel.shape)
+    return _by_taps(g, kernel[::-1, ::-1]), dkernel
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
 def max_pool(x: jax.Array) -> jax.Array:
     """2 x 2 max-pool with stride 2; an odd last row or column is dropped: [C, H, W, B].
 
