@@ -79,8 +79,11 @@ def table(results: dict[str, Any]) -> Table:
     rows["one image (p50, p99)"] = f"{speed['p50_ms']:.3f} ms, {speed['p99_ms']:.3f} ms"
     rows["images per second"] = f"{speed['images_per_second']:,.0f}"
     if "folds" in results:
-        gap = [100 * own for own in results["folds"]["val_above_test"]]
-        rows["validation above test, folds 2 to K"] = ", ".join(f"{own:+.2f} points" for own in gap)
+        # The second row is of images that no stage before the folds has read.
+        for name, label in (("val_above_test", "all"), ("unread_above_test", "unread before")):
+            gaps = [100 * own for own in results["folds"][name] if own is not None]
+            shown = ", ".join(f"{own:+.2f} points" for own in gaps)
+            rows[f"validation above test, folds 2 to K, {label}"] = shown or "-"
     found = Table("", "measured")
     for name, value in rows.items():
         found.add_row(name, value)

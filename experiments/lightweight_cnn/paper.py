@@ -20,8 +20,10 @@ Arithmetic: 3 seeds x 50,000 images x (20 epochs of both branches at 10,000 imag
 Seeds:     0, 1, 2 (parameters, batches, augmentation, dropout)
 To show (fixed before the run), means over seeds of test accuracy with the recipe `paper`: MNIST at
            least 98.8 %, Fashion-MNIST at least 88.5 %, CIFAR-10 at least 63 %; on MNIST the
-           continued folds' validation accuracy lies above their test accuracy by at least 0.4
-           points, and by more than that of the independent ones (the ablations have Fashion-MNIST)
+           continued folds' accuracy on those validation images that the stages before have not read
+           lies above their test accuracy by at least 0.4 points, and by more than that of the
+           independent ones (the ablations have Fashion-MNIST). Of all validation images it would
+           not tell: the stages before the folds have read five sixths of them
 Published: 99 % (notebook: 98.98), 89 %, 65 %, one run each
 
 Writes DATA.json and DATA.png beside this file; every epoch is kept under runs/lightweight_cnn.
@@ -69,7 +71,7 @@ def main(name: str) -> int:
 def verdicts(name: str, found: dict[str, Any]) -> dict[str, Any]:
     """What was asked for, and whether it came."""
     gaps = {
-        kind: float(np.mean(result["folds"]["val_above_test"])) for kind, result in found.items()
+        kind: float(np.mean(result["folds"]["unread_above_test"])) for kind, result in found.items()
     }
     reached = found["paper"]["test_accuracy"] >= ASKED[name]
     shown = {"asked": ASKED[name], "reached": reached, "gap_of_folds": gaps}

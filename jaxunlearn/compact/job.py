@@ -211,6 +211,7 @@ def _train_dual(job: Job, images: training.Images, keys: Key, where: training.Wh
     folds = training.fine_tune(pair, recipe, last.state, images, keys, where)
     fold_val = np.stack([_best(fold) for fold in folds])  # [K, N]
     fold_test = np.stack([_test_accuracies(job, fold.state.params) for fold in folds])
+    unread = training.unread_accuracies(pair, folds, images)
     is_honest = recipe.fold_mode == "independent"
     chosen = fold_val.argmax(0) if is_honest else np.full(len(keys), len(folds) - 1)
     finals = jax.tree.map(
@@ -222,8 +223,11 @@ def _train_dual(job: Job, images: training.Images, keys: Key, where: training.Wh
         "val": fold_val.T.tolist(),
         "test": fold_test.T.tolist(),
         "of_model": chosen.tolist(),
+        # Of images that no stage before the folds has read.
+        "val_unread": [[_known(value) for value in own] for own in unread.T],
         # Above 0 where the images that judge a fold have been trained on.
         "val_above_test": (fold_val[1:] - fold_test[1:]).mean(0).tolist(),
+        "unread_above_test": [_known(value) for value in (unread[1:] - fold_test[1:]).mean(0)],
     }
     # What continued folds say of themselves is not fit to choose by.
     return finals, fold_val.max(0) if is_honest else _best(last), report
@@ -276,9 +280,14 @@ def _best(trained: cohort.Trained) -> np.ndarray:
 
 
 def _test_accuracies(job: Job, params: Tree) -> np.ndarray:
-    model, x, y = job.architecture.model, job.dataset.x_val, job.dataset.y_val
-    found = [measure.logits_of(model, _of(params, i), x) for i in range(job.settings.models)]
-    return np.array([(own.argmax(-1) == y).mean() for own in found])
+    """Of each model."""
+    found = measure.right(job.architecture.model, params, job.dataset.x_val, job.dataset.y_val)
+    return found.mean(1)
+
+
+def _known(value: np.floating) -> float | None:
+    """None for NaN, which JSON does not have."""
+    return None if np.isnan(value) else float(value)
 
 
 def _curves(trained: cohort.Trained) -> dict[str, Any]:

@@ -62,6 +62,21 @@ def logits_of(model: Model, params: Tree, x: np.ndarray) -> np.ndarray:
     return np.asarray(_predict(model)(params, x))
 
 
+def right(model: Model, params: Tree, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which images each of N models answers rightly, bool [N, n].
+
+    Args:
+        model: the network.
+        params: leading axis N.
+        x: as for `logits_of`.
+        y: [n].
+    """
+    n_models = len(jax.tree.leaves(params)[0])
+    # One model at a time: together their activations would not fit a cache.
+    each = (jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(n_models))
+    return np.stack([logits_of(model, own, x).argmax(-1) == y for own in each])
+
+
 def confusion(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How often class i (rows) was taken for class j: int [K, K]."""
     n_classes = logits.shape[-1]

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxunlearn import data
+from jaxunlearn.compact import measure
 from jaxunlearn.compact.recipe import Recipe, Warp
 from jaxunlearn.compact.schedules import LAYERS, layers_of, of_layers
 from jaxunlearn.core import cohort, ensemble, optimizers, stages
@@ -191,7 +192,8 @@ def fine_tune(
     Returns:
         For each fold the N models after it. Independent folds all start from `state` and run as one
         program; continued ones each start from the one before, so that from the second fold on the
-        accuracy on its validation images is that of images that were trained on.
+        accuracy on its validation images is that of images that were trained on. Most of them were
+        anyway, before the folds; see `unread_accuracies`.
     """
     train, val = fold_rows(len(images.y), recipe.folds)
     stage = Stage(
@@ -225,6 +227,25 @@ def fine_tune(
         state = result.state
         found.append(result)
     return found
+
+
+def unread_accuracies(pair: Pair, folds: list[cohort.Trained], images: Images) -> np.ndarray:
+    """How good each fold is on those of its validation images that the stages before did not read.
+
+    Independent folds have not read these either, so that this is an honest estimate; continued ones
+    have, from the second fold on.
+
+    Returns:
+        Accuracies [K, N]; NaN for a fold without such images.
+    """
+    x, y = np.asarray(images.x[: images.n_val]), np.asarray(images.y[: images.n_val])
+    _, val = fold_rows(len(images.y), len(folds))
+    found = []
+    for of_fold, rows in zip(folds, val, strict=True):
+        unread = rows[(rows >= 0) & (rows < images.n_val)]
+        right = measure.right(pair.fused, of_fold.state.params, x, y)[:, unread]
+        found.append(right.sum(1) / len(unread) if len(unread) else np.full(len(right), np.nan))
+    return np.stack(found)
 
 
 def fold_rows(n: int, n_folds: int) -> tuple[np.ndarray, np.ndarray]:
