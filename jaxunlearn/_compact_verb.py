@@ -54,6 +54,10 @@ def predict(argv: list[str]) -> int:
     """Runs `jaxunlearn compact predict`; returns the exit code, 0 or 2 (bad input)."""
     verb = tyro.cli(Predict, args=argv, prog="jaxunlearn compact predict")
     try:
+        if verb.json is not None and not verb.json.absolute().parent.is_dir():
+            raise ValueError(
+                f"json is {str(verb.json)!r}; a file in a folder that exists is needed"
+            )
         found = verb.run(Console(width=None if sys.stdout.isatty() else 120))
         if verb.json is not None:
             with replacing(verb.json) as file:
@@ -79,8 +83,11 @@ def table(results: dict[str, Any]) -> Table:
     rows["one image (p50, p99)"] = f"{speed['p50_ms']:.3f} ms, {speed['p99_ms']:.3f} ms"
     rows["images per second"] = f"{speed['images_per_second']:,.0f}"
     if "folds" in results:
-        # The second row is of images that no stage before the folds has read.
-        for name, label in (("val_above_test", "all"), ("unread_above_test", "unread before")):
+        # The second row is of images that no stage before the folds has trained on.
+        for name, label in (
+            ("val_above_test", "all"),
+            ("unread_above_test", "not trained on before"),
+        ):
             gaps = [100 * own for own in results["folds"][name] if own is not None]
             shown = ", ".join(f"{own:+.2f} points" for own in gaps)
             rows[f"validation above test, folds 2 to K, {label}"] = shown or "-"

@@ -29,15 +29,14 @@ from rich.console import Console
 
 from jaxunlearn import __version__, _compact_verb, _exact_verb, plots
 from jaxunlearn._console import FAILED, INTERRUPTED, OK, USAGE, Bar, error
-from jaxunlearn.attribution import members
 from jaxunlearn.compact import job as compact_job
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import replacing
+from jaxunlearn.core.errors import NonFiniteError
 from jaxunlearn.core.run_folder import RunFolder, versions
 from jaxunlearn.theory import linear_study
 from jaxunlearn.unlearn import BASELINES, METHODS, attribute, comparison, paths
 from jaxunlearn.unlearn._path_report import paths_table
-from jaxunlearn.unlearn.comparison import NonFiniteError
 from jaxunlearn.unlearn.report import lds_table, table
 
 __all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "main"]
@@ -272,6 +271,10 @@ class Compact:
 
     def prepare(self, **where: Any) -> compact_job.Job:
         """Checks everything that can be wrong."""
+        if jax.process_count() > 1:
+            raise ValueError(
+                "processes: `compact` runs in one process, on as many devices as it has"
+            )
         return compact_job.prepare(self.settings, **where)
 
     execute = staticmethod(compact_job.execute)
@@ -343,7 +346,7 @@ def _work(verb: Verb, argv: list[str]) -> int:
             f"  --out {shlex.quote(str(out))} --resume"
         )
         return mesh.leave(INTERRUPTED)
-    except (NonFiniteError, members.NonFiniteError) as failure:  # in all processes
+    except NonFiniteError as failure:  # in all processes
         error(str(failure))
         with mesh.together():
             if (out / "results.json").exists():
@@ -415,5 +418,6 @@ def _check_json(path: Path | None, out: Path) -> None:
     if path is None:
         return
     folder = path.absolute().parent
-    if path.is_dir() or not (folder == out.absolute() or os.access(folder, os.W_OK)):
+    is_there = folder.is_dir() and os.access(folder, os.W_OK)
+    if path.is_dir() or not (folder == out.absolute() or is_there):
         raise ValueError(f"json is {str(path)!r}; a file in a folder that can be written is needed")

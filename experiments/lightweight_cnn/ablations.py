@@ -15,7 +15,7 @@ Variants:  a branch alone (clean or augmented, 6,930 parameters), and one clean 
 To show (fixed before the run), means over seeds of test accuracy: the fused network of `paper` at
            least 88.5 %, and at least 0.5 points above its better branch; the augmented branch below
            the clean one; copied heads above drawn ones; continued folds' accuracy, from the second
-           fold on, on those validation images that the stages before have not read, above their
+           fold on, on those validation images that no stage before was trained on, above their
            test accuracy by at least 0.4 points, and by more than that of independent ones. The
            schedules against each other as it comes out
 

@@ -20,13 +20,10 @@ from jaxunlearn.attribution._statistics import Statistics
 from jaxunlearn.core import ensemble, records, tree
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore, DamagedError
+from jaxunlearn.core.errors import NonFiniteError
 
 # train(shared, rows int [k], key) -> outputs, any shape: all logits on all targets, as a rule
 Train = Callable[[Any, jax.Array, jax.Array], jax.Array]
-
-
-class NonFiniteError(ArithmeticError):
-    """A member's outputs are NaN or infinite; it is named."""
 
 
 def run(

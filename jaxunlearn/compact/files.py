@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,14 +66,10 @@ def load(path: str | os.PathLike) -> Trained:
     try:
         architecture = Architecture.of_json(json.loads(says))
         like, _ = jax.eval_shape(architecture.model.init, jax.random.key(0))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} describes no network that is known: {error}") from error
     stored = {name: own[...] for name, own in _safetensors.tensors(path, quantised=True).items()}
-    leaves = {
-        name: _dequantised(name, own, stored)
-        for name, own in stored.items()
-        if not name.endswith(_SCALE)
-    }
+    leaves = _dequantised(path, stored)
     wanted = {name: leaf.shape for name, leaf in tree.named(like).items()}
     for name in {**wanted, **leaves}:
         found = leaves[name].shape if name in leaves else None
@@ -82,6 +78,8 @@ def load(path: str | os.PathLike) -> Trained:
                 f"{path}: {name} is {_described(found)}; its network, of images "
                 f"{list(architecture.input_shape)}, has {_described(wanted.get(name))}"
             )
+        if not np.isfinite(leaves[name]).all():
+            raise ValueError(f"{path}: {name} has numbers that are not finite")
     return Trained(architecture, tree.nested(leaves))
 
 
@@ -111,12 +109,24 @@ def _quantised(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def _dequantised(name: str, own: np.ndarray, stored: dict[str, Any]) -> np.ndarray:
-    if own.dtype != np.int8:
-        return own.astype(np.float32)
-    if name + _SCALE not in stored:
-        raise ValueError(f"{name} is int8, but {name + _SCALE} is missing")
-    return own * stored[name + _SCALE]
+def _dequantised(path: Path, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """In float32; scales are taken with what they are for."""
+    found = {}
+    for name, own in stored.items():
+        of = name.removesuffix(_SCALE)
+        if of != name and of in stored and stored[of].dtype == np.int8:
+            continue
+        if own.dtype != np.int8:
+            found[name] = own.astype(np.float32)
+            continue
+        scale = stored.get(name + _SCALE)
+        if scale is None or scale.shape != own.shape[-1:]:
+            shape = _described(None if scale is None else scale.shape)
+            raise ValueError(
+                f"{path}: {name} is int8 {list(own.shape)}, but {name + _SCALE} is {shape}"
+            )
+        found[name] = own * scale
+    return found
 
 
 def _described(shape: tuple[int, ...] | None) -> str:

@@ -16,7 +16,7 @@ from jaxunlearn.compact import files, measure, networks, slim, training
 from jaxunlearn.compact.networks import Architecture
 from jaxunlearn.compact.recipe import Recipe
 from jaxunlearn.compact.slim import SlimRecipe
-from jaxunlearn.core import cohort, records
+from jaxunlearn.core import cohort, records, tree
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore, replacing
 from jaxunlearn.core.keys import Key
@@ -35,7 +35,7 @@ class Settings:
     Attributes:
         data: a data set, an `.npz` file or a folder of images, see `data.load`.
         n_train: training images, of which the first 10,000, at most a fifth, validate before the
-            folds; by default all.
+            folds; by default all. Those of a file or folder are shuffled once, always alike.
         n_test: test images, which are only looked at in the end; by default all.
         size: height and width that images are scaled to; by default they stay as they are, but
             digits become 28 x 28.
@@ -135,12 +135,15 @@ def prepare(
     data_dir: str | os.PathLike | None = None,
 ) -> Job:
     """Checks everything that can be wrong before work starts; arguments and errors as for `run`."""
-    if settings.models < 1 or settings.seed < 0:
+    if settings.models < 1 or not 0 <= settings.seed <= 2**31 - settings.models:
         raise ValueError(
-            f"models is {settings.models} and seed {settings.seed}; at least 1 and 0 are needed"
+            f"models is {settings.models} and seed {settings.seed}; at least 1 model "
+            "is needed, and seeds from 0 to 2^31 - 1"
         )
     dataset = datasets.load(settings.data, settings.n_train, settings.n_test, data_dir=data_dir)
-    dataset = _scaled(dataset, settings)
+    if dataset.n_classes < 2:
+        raise ValueError(f"data is {settings.data!r} with one class; at least 2 are needed")
+    dataset = _scaled(_mixed(dataset, settings, data_dir), settings)
     architecture = Architecture(
         dataset.x_train.shape[1:],
         dataset.n_classes,
@@ -223,11 +226,15 @@ def _train_dual(job: Job, images: training.Images, keys: Key, where: training.Wh
         "val": fold_val.T.tolist(),
         "test": fold_test.T.tolist(),
         "of_model": chosen.tolist(),
-        # Of images that no stage before the folds has read.
+        # Of images that no stage before the folds has trained on.
         "val_unread": [[_known(value) for value in own] for own in unread.T],
         # Above 0 where the images that judge a fold have been trained on.
         "val_above_test": (fold_val[1:] - fold_test[1:]).mean(0).tolist(),
-        "unread_above_test": [_known(value) for value in (unread[1:] - fold_test[1:]).mean(0)],
+        "unread_above_test": [
+            _known(own[~np.isnan(own)].mean()) if (~np.isnan(own)).any() else None
+            for own in (unread[1:] - fold_test[1:]).T
+        ],
+        "curves": [_curves(fold) for fold in folds],
     }
     # What continued folds say of themselves is not fit to choose by.
     return finals, fold_val.max(0) if is_honest else _best(last), report
@@ -259,7 +266,7 @@ def _judged(job: Job, finals: Tree, val: np.ndarray) -> dict[str, Any]:
         "schema": 1,
         "test_accuracy": float(np.mean(accuracies)),
         "test_accuracies": accuracies,
-        "val_accuracies": val.tolist(),
+        "val_accuracies": val.tolist(),  # the best fold's on its own images, mostly trained on
         "file_is_model": best,
         "classes": list(job.architecture.classes),
         "confusion": measure.confusion(logits[best], y).tolist(),
@@ -309,7 +316,14 @@ def _written(job: Job, params: Tree) -> dict[str, Any]:
         file.write(program)
     rounded = files.load(folder / "model-int8.safetensors").params
     logits = measure.logits_of(architecture.model, rounded, test.x_val)
-    return measure.size(architecture.model, params, architecture.input_shape) | {
+    size = measure.size(architecture.model, params, architecture.input_shape)
+    # Weights, and one slot of SGD's momentum or two of AdamW's; with BatchNorm not folded yet.
+    n_trained, n_slots = size["parameters"], 1
+    if architecture.network != "dual":
+        like, _ = jax.eval_shape(architecture.trained.init, jax.random.key(0))
+        n_trained, n_slots = tree.size(like), 2
+    return size | {
+        "training_bytes": 4 * n_trained * (1 + n_slots),
         "file_bytes": {name: (folder / name).stat().st_size for name in _FILES},
         "int8_test_accuracy": float((logits.argmax(-1) == test.y_val).mean()),
         "speed": measure.speed(program, architecture.input_shape),
@@ -317,6 +331,22 @@ def _written(job: Job, params: Tree) -> dict[str, Any]:
 
 
 _FILES = ("model.safetensors", "model-int8.safetensors", "model.stablehlo")
+
+
+def _mixed(dataset: Dataset, settings: Settings, data_dir: str | os.PathLike | None) -> Dataset:
+    """Training images in a fixed random order where they come from a file or folder.
+
+    There they are sorted by class as a rule, and the first ones are to validate.
+    """
+    if datasets.local_path(settings.data, data_dir) is None:
+        return dataset
+    rows = np.random.default_rng(0).permutation(len(dataset.x_train))
+    return dataclasses.replace(
+        dataset,
+        x_train=dataset.x_train[rows],
+        y_train=dataset.y_train[rows],
+        files_train=tuple(dataset.files_train[i] for i in rows) if dataset.files_train else (),
+    )
 
 
 def _scaled(dataset: Dataset, settings: Settings) -> Dataset:

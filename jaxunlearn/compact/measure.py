@@ -15,18 +15,16 @@ from jaxunlearn.nn import multiply_adds
 
 
 def size(model: Model, params: Tree, input_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Parameters, multiply-adds of an image, and bytes that the paper's 0.17 MB mixes.
+    """Parameters, multiply-adds of an image, and bytes of the weights.
 
     Returns:
-        `parameters`, `multiply_adds`, `weight_bytes` (float32) and `training_bytes` (with the one
-        slot of SGD's momentum).
+        `parameters`, `multiply_adds` and `weight_bytes` (float32).
     """
     parameters = tree.size(params)
     return {
         "parameters": parameters,
         "multiply_adds": multiply_adds(model, input_shape),
         "weight_bytes": 4 * parameters,
-        "training_bytes": 8 * parameters,
     }
 
 

@@ -44,6 +44,8 @@ class Architecture:
     @classmethod
     def of_json(cls, found: dict[str, Any]) -> "Architecture":
         """From what `dataclasses.asdict` and JSON made of one."""
+        if not isinstance(found, dict):
+            raise ValueError(f"{found!r} describes no network")
         lists: dict[str, Any] = {
             name: tuple(value) for name, value in found.items() if isinstance(value, list)
         }

@@ -28,6 +28,11 @@ class Warp:
     brightness: float = 0.0
     sequential: bool = False
 
+    def __post_init__(self):
+        for name in ("rotation", "zoom", "translation", "brightness"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"warp: {name} is {getattr(self, name)}; it must be at least 0")
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -89,9 +94,6 @@ class Recipe:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; {', '.join(values)} are allowed"
                 )
-        for name, value in dataclasses.asdict(self.warp).items():
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"warp: {name} is {value}; it must be at least 0")
         schedules.layers_of(self.schedule, self.last_k)
 
     @property

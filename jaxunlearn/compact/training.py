@@ -230,10 +230,11 @@ def fine_tune(
 
 
 def unread_accuracies(pair: Pair, folds: list[cohort.Trained], images: Images) -> np.ndarray:
-    """How good each fold is on those of its validation images that the stages before did not read.
+    """How good each fold is on those of its images that the stages before did not train on.
 
-    Independent folds have not read these either, so that this is an honest estimate; continued ones
-    have, from the second fold on.
+    Independent folds have not trained on these either; continued ones have, from the second fold
+    on. Both have used them to choose among epochs, so that a little above the accuracy on test
+    images is to be expected of all.
 
     Returns:
         Accuracies [K, N]; NaN for a fold without such images.
@@ -363,6 +364,7 @@ def through(
     per_epoch = n_train // min(batch_size, n_train)
     stage = dataclasses.replace(stage, n_steps=n_epochs * per_epoch, every=per_epoch)
     own_keys = jax.vmap(lambda key: stages.stage_key(stage, key, (), (stage.name,)))(keys)
+    mesh = _fitting(where.mesh, n_models)
     where.tell(stage.name, 0, n_epochs)
     return cohort.run(
         stage,
@@ -371,11 +373,19 @@ def through(
         data=_source(batch_size, least, transform),
         shared={"x": images.x, "y": images.y},
         own=own,
+        width=1 if jax.default_backend() == "cpu" else -(-n_models // (mesh.size if mesh else 1)),
         mode=ensemble.pick_mode(True),
-        mesh=where.mesh,
+        mesh=mesh,
         store=where.store(stage.name),
         callback=lambda done, checks: where.tell(stage.name, done, n_epochs),
     )
+
+
+def _fitting(mesh: Mesh | None, n_models: int) -> Mesh | None:
+    """No more devices than models: what is left over would compute a model again."""
+    if mesh is None or mesh.size <= n_models:
+        return mesh
+    return Mesh(mesh.devices.reshape(-1)[:n_models], mesh.axis_names)
 
 
 @functools.cache

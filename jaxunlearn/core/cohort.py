@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxunlearn.core import ensemble, loop, stages, tree
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.errors import NonFiniteError
 from jaxunlearn.core.keys import Key
 from jaxunlearn.core.sources import as_source
 from jaxunlearn.core.stages import Stage
@@ -78,6 +79,7 @@ def run(
 
     Raises:
         ValueError: a stage without an evaluation, or what is in the store is of other models.
+        NonFiniteError: a model diverged; the blocks before are kept.
     """
     if stage.evaluate is None:
         raise ValueError(
@@ -97,6 +99,7 @@ def run(
     while len(alive := np.flatnonzero(_unfinished(now.progress, stage.n_steps))):
         rows = jax.tree.map(lambda leaf: leaf[alive], members | {"progress": now.progress})
         found = ensemble.run(advance, shared, rows, width=width, mode=mode, mesh=mesh)
+        _check_finite(stage.name, alive, found)
         now = _extended(now, alive, found)
         if store is not None:
             store.write(0, dataclasses.asdict(now) | {"progress": _flat(now.progress)})
@@ -141,6 +144,17 @@ def _advance(programs, data, n_steps, every, block, stops) -> Callable[[Any, Any
         return {"progress": _flat(progress), "metrics": between, "checks": checks}
 
     return advance
+
+
+def _check_finite(name: str, alive: np.ndarray, found: dict[str, Any]) -> None:
+    """Also since NaN marks, in a history, a model that has ended."""
+    for what, values in (found["metrics"] | found["checks"]).items():
+        bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+        if bad.any():
+            raise NonFiniteError(
+                f"stage {name}: {what} of model {alive[bad.argmax()]} is not finite; a smaller "
+                "learning rate may help. What was there before is kept"
+            )
 
 
 def _unfinished(progress: Any, n_steps: int) -> np.ndarray:

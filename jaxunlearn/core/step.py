@@ -115,33 +115,37 @@ def in_chunks(objective: Objective, size: int) -> Objective:
 
     Args:
         objective: on batches whose leaves all have the batch as first axis.
-        size: examples of a part, at most; parts are equal, so a divisor of the batch's.
+        size: examples of a part; the last one may have fewer.
     """
 
     def wrapped(params, stats, shared, batch, key):
         n = len(jax.tree.leaves(batch)[0])
-        size_now = next(k for k in range(min(size, n), 0, -1) if n % k == 0)
-        n_parts = n // size_now
-        if n_parts == 1:
+        n_parts, rest = divmod(n, size)
+        if n <= size:
             return objective(params, stats, shared, batch, key)
-        parts = jax.tree.map(lambda x: x.reshape(n_parts, size_now, *x.shape[1:]), batch)
         fixed = jax.lax.stop_gradient(params)
         grad = jax.value_and_grad(objective, has_aux=True)
 
+        def of_part(stats, i, part):
+            (loss, (stats, metrics)), grads = grad(fixed, stats, shared, part, fold(key, i))
+            return (loss, metrics, grads), stats
+
         def add(carry, i_and_part):
             sums, stats = carry
-            i, part = i_and_part
-            (loss, (stats, metrics)), grads = grad(fixed, stats, shared, part, fold(key, i))
-            return (jax.tree.map(jnp.add, sums, (loss, metrics, grads)), stats), None
+            found, stats = of_part(stats, *i_and_part)
+            return (jax.tree.map(jnp.add, sums, found), stats), None
 
-        def one(stats, part):
-            (loss, (_, metrics)), grads = grad(fixed, stats, shared, part, key)
-            return loss, metrics, grads
-
-        shapes = jax.eval_shape(one, stats, jax.tree.map(lambda x: x[0], parts))
+        cut = n_parts * size
+        parts = jax.tree.map(lambda x: x[:cut].reshape(n_parts, size, *x.shape[1:]), batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes, _ = jax.eval_shape(of_part, stats, jnp.array(0), first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (sums, stats), _ = jax.lax.scan(add, (zeros, stats), (jnp.arange(n_parts), parts))
-        loss, metrics, grads = jax.tree.map(lambda x: x / n_parts, sums)
+        means = jax.tree.map(lambda x: x * (size / n), sums)
+        if rest:
+            last, stats = of_part(stats, n_parts, jax.tree.map(lambda x: x[cut:], batch))
+            means = jax.tree.map(lambda mean, own: mean + own * (rest / n), means, last)
+        loss, metrics, grads = means
         # Linear in params around where they are: this value, and these gradients.
         slopes = jax.tree.map(lambda g, p, at: jnp.sum(g * (p - at)), grads, params, fixed)
         return jax.tree.reduce(jnp.add, slopes, loss), (stats, metrics)

@@ -162,7 +162,7 @@ def warp(
         raise ValueError(f"images are {images.dtype}; floats in [0, 1] are needed")
     amounts = {"rotation": rotation, "zoom": zoom, "translation": translation}
     for name, value in (amounts | {"brightness": brightness}).items():
-        if value < 0:
+        if not 0 <= value < float("inf"):
             raise ValueError(f"{name} is {value}; at least 0 is allowed")
 
     def draw(purpose: str, most: float, shape: tuple[int, ...]) -> jax.Array:

@@ -64,7 +64,10 @@ def tensors(file: Path, *, quantised: bool = False) -> dict[str, Stored]:
 
 def metadata(file: Path) -> dict[str, str]:
     """What a file says of itself; raises as `tensors` does."""
-    return dict(_header(file)[0].get("__metadata__", {}))
+    found = _header(file)[0].get("__metadata__") or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: its metadata is no object of JSON")
+    return found
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:

@@ -1,6 +1,7 @@
 """Small convolutional networks with BatchNorm, which folds into the convolutions for inference."""
 
 import functools
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ from flax import nnx
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model, from_nnx
 from jaxunlearn.core.tree import Tree
-from jaxunlearn.nn import _batch_last
+from jaxunlearn.nn import _batch_last, _images
 from jaxunlearn.nn._batch_norm import EPSILON, BatchNorm
 from jaxunlearn.nn.conv import Conv
+
+Shape: TypeAlias = tuple[int, int, int]
 
 
 class SlimCNN(nnx.Module):
@@ -25,6 +28,7 @@ class SlimCNN(nnx.Module):
         folded: bool,
         rngs: nnx.Rngs,
     ):
+        self.input_shape = input_shape
         conv = functools.partial(Conv, use_bias=folded, rngs=rngs)
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
         first = conv(input_shape[2], channels[0], 3)
@@ -35,6 +39,7 @@ class SlimCNN(nnx.Module):
         self.head = nnx.Linear(channels[-1], n_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        _images.check(x, self.input_shape)
         x = _batch_last.enter(x)
         for i, layer in enumerate(self.conv):
             if i:
@@ -54,6 +59,7 @@ class MinimalCNN(nnx.Module):
     """`ruslangrimov/mnist-minimal-model`: 4,862 parameters and 99.07 % on MNIST, as it says."""
 
     def __init__(self, input_shape: tuple[int, ...], n_classes: int, folded: bool, rngs: nnx.Rngs):
+        self.input_shape = input_shape
         height, width, n_in = input_shape
         for _ in range(2):
             height, width = (height - 2) // 2, (width - 2) // 2
@@ -66,6 +72,7 @@ class MinimalCNN(nnx.Module):
         self.head = nnx.Linear(24, n_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool = False, key: Key | None = None) -> jax.Array:
+        _images.check(x, self.input_shape)
         x = _batch_last.enter(x)
         for i, layer in enumerate(self.conv):
             assert layer.bias is not None
@@ -81,7 +88,6 @@ class MinimalCNN(nnx.Module):
         return self.head(jax.nn.relu(self.hidden(x.reshape(x.shape[0], -1))))
 
 
-@functools.cache  # the same network is the same `Model`, so that jit finds its programs again
 def slim_cnn(
     input_shape: tuple[int, int, int],
     channels: tuple[int, ...] = (24, 48, 48, 72, 64),
@@ -92,7 +98,7 @@ def slim_cnn(
     """Separable convolutions with BatchNorm and ReLU, pools after every second, global average.
 
     The first one is a usual 3x3 convolution; the 2x2 max-pools follow the first one, the third one
-    and so on, but not the last one.
+    and so on, but not the last one. Images are floats, [B, *input_shape].
 
     Args:
         input_shape: height, width and channels of an image.
@@ -102,18 +108,15 @@ def slim_cnn(
             `fold_batch_norm`.
 
     Raises:
-        ValueError: an image that the pools leave nothing of.
+        ValueError: an image that the pools leave nothing of, or sizes that are none.
     """
-    shrink = 2 ** (len(channels) // 2)
-    if not channels or min(input_shape[:2]) < shrink:
-        raise ValueError(
-            f"channels is {channels} and input_shape {input_shape}; sides of at least {shrink} "
-            "pixels, and at least one convolution, are needed"
-        )
-    return from_nnx(lambda rngs: SlimCNN(input_shape, channels, n_classes, folded, rngs))
+    channels = tuple(_images.whole("channels", n) for n in channels)
+    if not channels:
+        raise ValueError("channels is (); at least one convolution is needed")
+    shape = _images.image_shape(input_shape, 2 ** (len(channels) // 2))
+    return _slim(shape, channels, _images.whole("n_classes", n_classes), folded)
 
 
-@functools.cache
 def minimal_cnn(
     input_shape: tuple[int, int, int], n_classes: int = 10, *, folded: bool = False
 ) -> Model:
@@ -125,11 +128,20 @@ def minimal_cnn(
         folded: without BatchNorm, for inference; see `fold_batch_norm`.
 
     Raises:
-        ValueError: an image that is too small.
+        ValueError: an image that is too small, or sizes that are none.
     """
-    if min(input_shape[:2]) < 18:
-        raise ValueError(f"input_shape is {input_shape}; sides of at least 18 are needed")
-    return from_nnx(lambda rngs: MinimalCNN(input_shape, n_classes, folded, rngs))
+    shape = _images.image_shape(input_shape, 18)
+    return _minimal(shape, _images.whole("n_classes", n_classes), folded)
+
+
+@functools.cache  # the same network is the same `Model`, so that jit finds its programs again
+def _slim(shape: Shape, channels: tuple[int, ...], n_classes: int, folded: bool) -> Model:
+    return from_nnx(lambda rngs: SlimCNN(shape, channels, n_classes, folded, rngs))
+
+
+@functools.cache
+def _minimal(shape: Shape, n_classes: int, folded: bool) -> Model:
+    return from_nnx(lambda rngs: MinimalCNN(shape, n_classes, folded, rngs))
 
 
 def fold_batch_norm(params: Tree, stats: Tree) -> Tree:

@@ -89,7 +89,8 @@ def _over_tiles(
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     channels, height, width, n_images = x.shape
     height, width, more = height - size + 1, width - size + 1, size - 1
-    images = next(n for n in range(min(_IMAGES, n_images), 0, -1) if n_images % n == 0)
+    divisors = [n for n in range(1, min(_IMAGES, n_images) + 1) if n_images % n == 0]
+    images = divisors[-1] if divisors[-1] >= _IMAGES // 4 else n_images
     row_bytes = x.dtype.itemsize * size**2 * channels * width * images
     most = max(1, _CACHE // row_bytes)
     rows = next(n for n in range(min(most, height), 0, -1) if height % n == 0)

@@ -21,7 +21,7 @@ from jaxunlearn.core import tree
 from jaxunlearn.core.keys import Key
 from jaxunlearn.core.model import Model, from_nnx
 from jaxunlearn.core.tree import Tree
-from jaxunlearn.nn import _batch_last
+from jaxunlearn.nn import _batch_last, _images
 from jaxunlearn.nn.conv import Conv
 
 BRANCHES = ("branch_1", "branch_2")
@@ -47,11 +47,13 @@ class Pair(NamedTuple):
     fused: Model
 
 
-@functools.cache  # the same network is the same `Model`, so that jit finds its programs again
 def build(
     input_shape: tuple[int, int, int], n_classes: int = 10, filters: int = 10, hidden: int = 32
 ) -> Pair:
     """The dual and the fused model, with the paper's initialisers (He normal, Glorot uniform).
+
+    Images are floats, [B, *input_shape]. On a CPU derivatives are reverse-mode only, as those of
+    `nn.conv`. The same sizes give the same models, so that `jit` finds their programs again.
 
     Args:
         input_shape: (height, width, channels) of an image, both sides at least 10.
@@ -62,15 +64,11 @@ def build(
     Raises:
         ValueError: a size that is too small, or no number of classes.
     """
-    if len(input_shape) != 3 or min(input_shape[:2]) < 10 or input_shape[2] < 1:
-        raise ValueError(
-            f"input_shape is {input_shape}; (height, width, channels) is needed, with sides of at "
-            "least 10 pixels, of which two convolutions and poolings leave one"
-        )
-    for name, value in (("n_classes", n_classes), ("filters", filters), ("hidden", hidden)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
-    sizes = _Sizes(tuple(input_shape), n_classes, filters, hidden)
+    return _build(_sizes(input_shape, n_classes, filters, hidden))
+
+
+@functools.cache
+def _build(sizes: "_Sizes") -> Pair:
     return Pair(from_nnx(lambda rngs: Dual(sizes, rngs)), from_nnx(lambda rngs: Fused(sizes, rngs)))
 
 
@@ -82,9 +80,9 @@ def n_parameters(
     >>> n_parameters((28, 28, 1)), n_parameters((32, 32, 3))
     ((13860, 14862), (18620, 19622))
     """
-    sizes = _Sizes(tuple(input_shape), n_classes, filters, hidden)
+    sizes = _sizes(input_shape, n_classes, filters, hidden)
     height, width, deep = sizes.map
-    first = (9 * input_shape[2] + 1) * filters
+    first = (9 * sizes.input_shape[2] + 1) * filters
     head = (height * width * deep + 1) * n_classes
     dual = 2 * (first + (9 * filters + 1) * deep + head)
     return dual, dual + (2 * n_classes + 1) * hidden + (hidden + 1) * n_classes
@@ -139,6 +137,15 @@ class _Sizes(NamedTuple):
         return height, width, 2 * self.filters
 
 
+def _sizes(input_shape: tuple[int, ...], n_classes: int, filters: int, hidden: int) -> _Sizes:
+    return _Sizes(
+        _images.image_shape(input_shape, 10),
+        _images.whole("n_classes", n_classes),
+        _images.whole("filters", filters),
+        _images.whole("hidden", hidden),
+    )
+
+
 class Head(nnx.Module):
     """A linear layer over a whole map, whose kernel [s, t, 2n, K] may be stored as [s t 2n, K]."""
 
@@ -156,12 +163,14 @@ class Branch(nnx.Module):
 
     def __init__(self, sizes: _Sizes, rngs: nnx.Rngs, *, convolutional: bool):
         height, width, deep = sizes.map
+        self.input_shape = sizes.input_shape
         self.conv_1 = Conv(sizes.input_shape[2], sizes.filters, padding=0, rngs=rngs)
         self.conv_2 = Conv(sizes.filters, deep, padding=0, rngs=rngs)
         shape = (height, width, deep) if convolutional else (height * width * deep,)
         self.head = Head((*shape, sizes.n_classes), rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        _images.check(x, self.input_shape)
         x = _batch_last.enter(x)
         for layer in (self.conv_1, self.conv_2):
             assert layer.bias is not None

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jaxunlearn.core import ensemble, keys
 from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.errors import NonFiniteError
 from jaxunlearn.core.model import Model, predict
 from jaxunlearn.core.run_folder import Clock, RunFolder
 from jaxunlearn.data import Dataset
@@ -23,10 +24,6 @@ from jaxunlearn.unlearn.training import Training, train
 
 # progress(phase, members finished, members in all); the last phase is the evaluation, of 1.
 Progress = Callable[[str, int, int], None]
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or an output is NaN or infinite; says in which method, member and step."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxunlearn import cli
+from jaxunlearn.compact import job
 
 QUICK = (
     "--recipe.dual-epochs 1 --recipe.unfreeze-epochs 1 --recipe.last-epochs 1 "
@@ -65,6 +66,15 @@ def test_predict(run, folder, name, capsys, tmp_path):
         np.testing.assert_allclose(sum(own["probabilities"]), 1, rtol=1e-5)
 
 
+def test_all_classes_of_a_folder_are_validated_and_trained(folder, tmp_path):
+    """Its files come sorted by class, and the first fifth validates."""
+    prepared = job.prepare(job.Settings(data=str(folder), filters=2), out=tmp_path / "out")
+    y = prepared.dataset.y_train
+    assert set(y[:12]) == set(y[12:]) == {0, 1} and sum(y) == 30
+    levels = prepared.dataset.x_train.mean((1, 2, 3))
+    np.testing.assert_array_equal(levels > 120, y == 1)
+
+
 def test_a_finished_run_is_shown_again(run, folder, capsys):
     out, results = run
     arguments = ["compact", "--data", str(folder), *QUICK, "--out", str(out), "--resume"]
@@ -117,6 +127,10 @@ def test_bad_models_of_predict(run, folder, tmp_path, capsys):
         (["--data", "nothing"], "data is 'nothing'"),
         (["--n-train", "4"], "n_train is 4; at least 5"),
         (["--data", "digits", "--size", "9"], "size is 9"),
+        (["--data", "{one}", "--n-train", "5"], "with one class"),
+        (["--seed", "1099511627776"], "seed 1099511627776"),
+        (["--network", "slim", "--channels", "0", "4"], "channels is 0"),
+        (["--json", "{one}/a/0.png/results.json"], "json is"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(options, message, folder, tmp_path, capsys):
@@ -127,8 +141,11 @@ def test_mistakes_are_named_and_nothing_is_written(options, message, folder, tmp
                 image(tmp_path / name / kind / f"{i}.png", size)
     (tmp_path / "broken" / "b" / "1.png").write_text("broken")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "one" / "a").mkdir(parents=True)
+    for i in range(8):
+        image(tmp_path / "one" / "a" / f"{i}.png", (12, 12))
     own = [
-        option.format(**{n: tmp_path / n for n in ("empty", "mixed", "broken")})
+        option.format(**{n: tmp_path / n for n in ("empty", "mixed", "broken", "one")})
         for option in options
     ]
     if "--data" not in own:
@@ -139,6 +156,13 @@ def test_mistakes_are_named_and_nothing_is_written(options, message, folder, tmp
     assert cli.main(["compact", *QUICK, *own, "--out", str(out)]) == cli.USAGE
     assert_says(capsys, message)
     assert not out.exists()
+
+
+def test_a_recipe_that_is_none(tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["compact", "--slim.warp.zoom", "-1", "--out", str(tmp_path / "out")])
+    assert left.value.code == cli.USAGE and not (tmp_path / "out").exists()
+    assert "zoom is -1.0; it must be at least 0" in capsys.readouterr().err
 
 
 def assert_says(capsys, message):

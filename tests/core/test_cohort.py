@@ -8,6 +8,7 @@ import pytest
 from jaxunlearn import nn
 from jaxunlearn.core import EarlyStop, cohort, stages, tree
 from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.errors import NonFiniteError
 from jaxunlearn.core.optimizers import sgd
 from jaxunlearn.core.stages import Stage
 from jaxunlearn.core.step import supervised
@@ -145,3 +146,11 @@ def test_checks_are_needed():
 
 def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_model_that_diverges_is_named():
+    """And not taken for one that has ended, which NaN marks in a history."""
+    spoilt = SHARED["x"].copy()
+    spoilt[33] = np.inf  # that only model 2 reads: rows 2 to 33
+    with pytest.raises(NonFiniteError, match="stage train: loss of model 2 is not finite"):
+        trained(shared=SHARED | {"x": spoilt})

@@ -52,7 +52,7 @@ def regression(params, stats, shared, batch, key):
     return loss, ({"seen": stats["seen"] + 1}, {"largest": jnp.mean(jnp.abs(gap))})
 
 
-@pytest.mark.parametrize("size, parts", [(4, 3), (5, 3), (12, 1), (50, 1), (1, 12)])
+@pytest.mark.parametrize("size, parts", [(4, 3), (5, 3), (7, 2), (12, 1), (50, 1), (1, 12)])
 def test_a_batch_in_chunks_has_the_same_gradient(size, parts):
     x = jax.random.normal(jax.random.key(0), (12, 3))
     batch, stats = {"x": x, "y": x[:, 0] ** 2}, {"seen": jnp.zeros((), jnp.int32)}

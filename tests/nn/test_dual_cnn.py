@@ -161,3 +161,31 @@ def test_equal_maxima_share_the_gradient_of_a_pool(shape):
         theirs = jax.value_and_grad(loss)(x)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape, options, message",
+    [
+        ((28, 28), {}, "input_shape is"),
+        ((28.0, 28, 1), {}, "input_shape is"),
+        (28, {}, "input_shape is 28"),
+        ((28, 28, 1), {"filters": 2.5}, "filters is 2.5"),
+        ((28, 28, 1), {"n_classes": "10"}, "n_classes is '10'"),
+        ((28, 28, 1), {"hidden": 0}, "hidden is 0"),
+    ],
+)
+def test_sizes_that_are_none(shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        dual_cnn.build(shape, **options)
+
+
+def test_images_of_other_sizes():
+    """Also those whose maps would have the same size."""
+    pair = dual_cnn.build([28, 28, 1])
+    assert pair is dual_cnn.build((28, 28, 1))
+    params, _ = pair.fused.init(jax.random.key(0))
+    for bad in ((2, 29, 29, 1), (2, 28, 27, 1), (2, 28, 28, 3), (28, 28, 1)):
+        with pytest.raises(ValueError, match=r"x is float32\[.*floats \[B, 28, 28, 1\] are needed"):
+            pair.fused.apply(params, {}, jnp.zeros(bad))
+    with pytest.raises(ValueError, match=r"x is uint8.*as_float"):
+        pair.fused.apply(params, {}, jnp.zeros((2, 28, 28, 1), jnp.uint8))

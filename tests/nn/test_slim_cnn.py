@@ -74,8 +74,21 @@ def test_statistics_are_those_of_the_usual_layout():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new, other)
 
 
-def test_images_that_are_too_small():
-    with pytest.raises(ValueError, match=r"channels is .* sides of at least 4"):
+def test_sizes_that_are_none():
+    with pytest.raises(ValueError, match="sides of at least 4"):
         nn.slim_cnn((3, 9, 1))
+    for channels, message in (((), "channels is"), ((0, 4), "channels is 0"), ((2.5,), "2.5")):
+        with pytest.raises(ValueError, match=message):
+            nn.slim_cnn((8, 8, 1), channels)
+    with pytest.raises(ValueError, match="n_classes is 0"):
+        nn.slim_cnn((8, 8, 1), n_classes=0)
+    assert nn.slim_cnn([8, 8, 1], [3, 4]) is nn.slim_cnn((8, 8, 1), (3, 4))
     with pytest.raises(ValueError, match="sides of at least 18"):
         nn.minimal_cnn((17, 28, 1))
+
+
+def test_images_of_other_sizes(trained):
+    build, params, stats, x = trained
+    for bad in (x[:, :-1], x[..., :1], x[0], x.astype(jnp.uint8)):
+        with pytest.raises(ValueError, match=r"x is .*; floats \[B, 18, 19, 2\] are needed"):
+            build().apply(params, stats, bad)
