@@ -159,7 +159,9 @@ def folds(gap: float) -> Iterator[Row]:
     together = ours(mesh.cores(), SEEDS, "independent", FOLDS)
     alone = ours(1, 1, "continued", 1)
     name = f"{FOLDS} folds x {SEEDS} seeds, an epoch each"
-    yield Row(name, together, alone, "ours, one after the other", gap)
+    yield Row(name, together, alone, "ours, one after the other on one device", gap)
+    on_one = ours(1, SEEDS, "independent", FOLDS)
+    yield Row(f"{name}, on one device", on_one, alone, "ours, one after the other", gap)
     x, y = torch_images()
     n = N_IMAGES * (FOLDS - 1) // FOLDS // 32 * 32
     table = np.random.default_rng(0).permutation(N_IMAGES)[:n].reshape(-1, 32)

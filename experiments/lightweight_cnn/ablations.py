@@ -34,6 +34,7 @@ from jaxunlearn import data
 from jaxunlearn.compact import Recipe, measure, training
 from jaxunlearn.core import cohort, mesh, records
 from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.run_folder import RunFolder, run_record
 from jaxunlearn.nn import dual_cnn
 
 HERE, RUNS = Path(__file__).parent, Path("runs/lightweight_cnn/ablations")
@@ -46,6 +47,7 @@ def main() -> None:
     """Runs all variants."""
     mesh.start(mesh.cores())
     found = data.load("fashion_mnist")
+    RunFolder(RUNS, run_record(RECIPE, data=found.arrays), {}, resume=True).begin()
     images = training.Images(jnp.asarray(found.x_train), jnp.asarray(found.y_train), N_VAL)
     pair, wide = dual_cnn.build(SHAPE), dual_cnn.build(SHAPE, filters=18)
     keys = jax.vmap(jax.random.key)(jnp.array(SEEDS))

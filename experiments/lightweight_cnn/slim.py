@@ -33,6 +33,7 @@ from jaxunlearn import data, nn
 from jaxunlearn.compact import SlimRecipe, Warp, job, slim, training
 from jaxunlearn.core import mesh, records
 from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.run_folder import RunFolder, run_record
 
 HERE, RUNS = Path(__file__).parent, Path("runs/lightweight_cnn")
 N_VAL, TRIAL_SEED = 10_000, 100
@@ -76,8 +77,11 @@ def trial(name: str, i: int) -> dict[str, Any]:
     found = data.load(name)
     images = training.Images(jnp.asarray(found.x_train), jnp.asarray(found.y_train), N_VAL)
     model = nn.slim_cnn(found.x_train.shape[1:], channels)
+    folder = RUNS / f"{name}-trial-{i}"
+    record = run_record(recipe, data=found.arrays) | {"channels": channels}
+    RunFolder(folder, record, {}, resume=True).begin()
     where = training.Where(
-        store=lambda phase: BlockStore(RUNS / f"{name}-trial-{i}" / phase),
+        store=lambda phase: BlockStore(folder / phase),
         tell=lambda *now: print(name, "trial", i, *now, flush=True),
     )
     trained = slim.train(model, recipe, images, jax.random.key(TRIAL_SEED)[None], where)
