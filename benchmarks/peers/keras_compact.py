@@ -1,6 +1,7 @@
 """Keras' side of the lightweight CNN, as the author's notebook has it, in a process of its own.
 
-`python -m benchmarks.peers.keras_compact BACKEND JOB BATCH`, job `train` or `predict`; prints JSON.
+`python -m benchmarks.peers.keras_compact BACKEND JOB OF`: `train` batches of that size, `predict`,
+or `outputs` of the weights and images in an `.npz` file; prints JSON.
 """
 
 import json
@@ -11,7 +12,7 @@ import time
 import numpy as np
 
 
-def main(backend: str, job: str, batch: int) -> None:
+def main(backend: str, job: str, of: str) -> None:
     """Runs one job."""
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -20,7 +21,11 @@ def main(backend: str, job: str, batch: int) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (6400, 28, 28, 1), np.uint8)
     y = rng.integers(0, 10, len(x)).astype(np.int32)
-    found = train(keras, x, y, batch) if job == "train" else predict(keras, x[0:1] / 255)
+    found = {
+        "train": lambda: train(keras, x, y, int(of)),
+        "predict": lambda: predict(keras, x[0:1] / 255),
+        "outputs": lambda: outputs(keras, of),
+    }[job]()
     print(json.dumps(found | {"keras": keras.__version__, "backend": backend}))
 
 
@@ -42,6 +47,17 @@ def dual(keras):
         x = keras.layers.Flatten()(branch(keras, x, f"branch_{i}"))
         answers.append(keras.layers.Dense(10, activation="softmax", name=f"branch_{i}_head")(x))
     return keras.Model(inputs, answers)
+
+
+def outputs(keras, path):
+    """Probabilities of both branches, with weights by layer: `NAME/kernel` and `NAME/bias`."""
+    with np.load(path) as stored:
+        found = dict(stored)
+    model = dual(keras)
+    for name in {name.split("/")[0] for name in found} - {"x"}:
+        model.get_layer(name).set_weights([found[f"{name}/{part}"] for part in ("kernel", "bias")])
+    answers = model([found["x"]] * 2)
+    return {"probabilities": [np.asarray(answer).tolist() for answer in answers]}
 
 
 def train(keras, x, y, batch):
@@ -115,4 +131,4 @@ def predict(keras, image):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(*sys.argv[1:])

@@ -135,6 +135,8 @@ def keras_sgd(
         return jax.tree.map(jnp.zeros_like, params)
 
     def update(updates: Tree, state: Any, params: Any = None) -> tuple[Tree, Tree]:
+        if params is None:
+            raise ValueError("params is None; update(grads, state, params) needs them to decay")
         grads = updates
         velocity = jax.tree.map(lambda v, g: momentum * v - learning_rate * g, state, grads)
         ahead = (

@@ -120,7 +120,14 @@ def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
     Args:
         images: [B, H, W, C]; floats, or uint8, which is rounded.
         matrices: [B, 2, 3], of `rotations`, `zooms`, `translations`, or products of them.
+
+    Raises:
+        ValueError: matrices of another shape.
     """
+    if matrices.shape != (len(images), 2, 3):
+        raise ValueError(
+            f"matrices is {list(matrices.shape)}; [{len(images)}, 2, 3] fits the images"
+        )
     y, x = jnp.mgrid[: images.shape[1], : images.shape[2]]
     ones = jnp.ones_like(x)
     places = jnp.einsum("bij,jhw->bihw", matrices, jnp.stack([x, y, ones]).astype(jnp.float32))
