@@ -22,7 +22,7 @@ BENCHMARKS = (
     "smollm2",
     "exact",
 )
-IMAGES = {"fashion_mnist": "Fashion-MNIST"}  # MNIST and CIFAR-10 have not run yet
+IMAGES = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}  # MNIST has not run yet
 
 
 def filled(text: str) -> str:
