@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from benchmarks.peers import torch_compact as peers
 from jaxunlearn.compact import Recipe, files, training
 from jaxunlearn.compact import measure as costs
 from jaxunlearn.core import mesh
+from jaxunlearn.core.checkpoint import write_npz
 from jaxunlearn.data import augment
 from jaxunlearn.nn import dual_cnn
 
@@ -106,10 +108,10 @@ def equal_keras() -> float:
         for layer, own in layers.items()
         for part, value in own.items()
     }
-    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
-        np.savez(file, **weights)
-        file.flush()
-        found = keras_all("outputs", file.name)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "weights.npz"
+        write_npz(file, weights)
+        found = keras_all("outputs", str(file))
     ours = jax.nn.softmax(jnp.stack(PAIR.dual.apply(dual, {}, x, x)[0]))
     return max(agree(own["backend"], ours, np.array(own["probabilities"]), 1e-5) for own in found)
 

@@ -12,16 +12,7 @@ from rich.console import Console
 from jaxunlearn.unlearn import report
 
 ROOT = Path(__file__).parent.parent
-BENCHMARKS = (
-    "ensemble",
-    "klom",
-    "images",
-    "dmm",
-    "language",
-    "paths",
-    "smollm2",
-    "exact",
-)
+BENCHMARKS = ("ensemble", "klom", "images", "dmm", "language", "paths", "smollm2", "exact")
 IMAGES = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}  # MNIST has not run yet
 
 
@@ -181,7 +172,7 @@ def _compact() -> str:
                     _percent(own["test_accuracy"]),
                     ", ".join(
                         f"{100 * _mean(own['folds'][name]):+.2f}"
-                        for name in ("val_above_test", "unread_above_test")
+                        for name in ("val_above_test", "unseen_above_test")
                     ),
                     f"{sum(own['seconds'].values()) / 60:.0f}",
                     published[data] if recipe == "paper" else "98.98, its author's run",

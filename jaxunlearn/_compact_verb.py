@@ -86,7 +86,7 @@ def table(results: dict[str, Any]) -> Table:
         # The second row is of images that no stage before the folds has trained on.
         for name, label in (
             ("val_above_test", "all"),
-            ("unread_above_test", "not trained on before"),
+            ("unseen_above_test", "not trained on before"),
         ):
             gaps = [100 * own for own in results["folds"][name] if own is not None]
             shown = ", ".join(f"{own:+.2f} points" for own in gaps)

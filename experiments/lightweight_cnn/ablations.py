@@ -70,7 +70,7 @@ def main() -> None:
             fused = training.fuse(pair, recipe, dual.state.params, keys)
             stages = training.unfreeze(pair, recipe, fused, images, keys, place(name))
             states[name] = stages[-1].state
-            results[name] = summary(measure.right(pair.fused, states[name].params, *test).mean(1))
+            results[name] = summary(measure.correct(pair.fused, states[name].params, *test).mean(1))
             print(name, results[name], flush=True)
     for mode in ("independent", "continued"):
         recipe = dataclasses.replace(RECIPE, fold_mode=mode)
@@ -103,13 +103,15 @@ def of_folds(
     """Validation and test accuracy of each fold, means over seeds."""
     rows = np.arange(len(SEEDS))
     val = np.stack([fold.checks["accuracy"][rows, fold.best_checks[0]] for fold in folds])
-    test = np.stack([measure.right(pair.fused, fold.state.params, x, y).mean(1) for fold in folds])
-    unread = training.unread_accuracies(pair, folds, images)
+    test = np.stack(
+        [measure.correct(pair.fused, fold.state.params, x, y).mean(1) for fold in folds]
+    )
+    unseen = training.unseen_accuracies(pair, folds, images)
     return {
         "val": val.mean(1).tolist(),
         "test": test.mean(1).tolist(),
         "val_above_test": float((val[1:] - test[1:]).mean()),
-        "unread_above_test": float((unread[1:] - test[1:]).mean()),
+        "unseen_above_test": float((unseen[1:] - test[1:]).mean()),
     }
 
 
@@ -122,7 +124,7 @@ def verdicts(results: dict[str, Any]) -> dict[str, bool]:
     """What was asked for, and whether it came."""
     mean = {name: own["mean"] for name, own in results.items() if "mean" in own}
     paper = mean["paper, heads both"]
-    gaps = [results[f"folds, {mode}"]["unread_above_test"] for mode in ("continued", "independent")]
+    gaps = [results[f"folds, {mode}"]["unseen_above_test"] for mode in ("continued", "independent")]
     return {
         "fused at least 88.5 %": paper >= 0.885,
         "0.5 points above the better branch": paper

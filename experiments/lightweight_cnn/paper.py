@@ -72,7 +72,7 @@ def main(name: str) -> int:
 def verdicts(name: str, found: dict[str, Any]) -> dict[str, Any]:
     """What was asked for, and whether it came."""
     gaps = {
-        kind: float(np.mean(result["folds"]["unread_above_test"])) for kind, result in found.items()
+        kind: float(np.mean(result["folds"]["unseen_above_test"])) for kind, result in found.items()
     }
     reached = found["paper"]["test_accuracy"] >= ASKED[name]
     shown = {"asked": ASKED[name], "reached": reached, "gap_of_folds": gaps}

@@ -214,7 +214,7 @@ def _train_dual(job: Job, images: training.Images, keys: Key, where: training.Wh
     folds = training.fine_tune(pair, recipe, last.state, images, keys, where)
     fold_val = np.stack([_best(fold) for fold in folds])  # [K, N]
     fold_test = np.stack([_test_accuracies(job, fold.state.params) for fold in folds])
-    unread = training.unread_accuracies(pair, folds, images)
+    unseen = training.unseen_accuracies(pair, folds, images)
     is_honest = recipe.fold_mode == "independent"
     chosen = fold_val.argmax(0) if is_honest else np.full(len(keys), len(folds) - 1)
     finals = jax.tree.map(
@@ -227,12 +227,12 @@ def _train_dual(job: Job, images: training.Images, keys: Key, where: training.Wh
         "test": fold_test.T.tolist(),
         "of_model": chosen.tolist(),
         # Of images that no stage before the folds has trained on.
-        "val_unread": [[_known(value) for value in own] for own in unread.T],
+        "val_unseen": [[_known(value) for value in own] for own in unseen.T],
         # Above 0 where the images that judge a fold have been trained on.
         "val_above_test": (fold_val[1:] - fold_test[1:]).mean(0).tolist(),
-        "unread_above_test": [
+        "unseen_above_test": [
             _known(own[~np.isnan(own)].mean()) if (~np.isnan(own)).any() else None
-            for own in (unread[1:] - fold_test[1:]).T
+            for own in (unseen[1:] - fold_test[1:]).T
         ],
         "curves": [_curves(fold) for fold in folds],
     }
@@ -288,7 +288,7 @@ def _best(trained: cohort.Trained) -> np.ndarray:
 
 def _test_accuracies(job: Job, params: Tree) -> np.ndarray:
     """Of each model."""
-    found = measure.right(job.architecture.model, params, job.dataset.x_val, job.dataset.y_val)
+    found = measure.correct(job.architecture.model, params, job.dataset.x_val, job.dataset.y_val)
     return found.mean(1)
 
 

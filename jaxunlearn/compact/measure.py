@@ -60,8 +60,8 @@ def logits_of(model: Model, params: Tree, x: np.ndarray) -> np.ndarray:
     return np.asarray(_predict(model)(params, x))
 
 
-def right(model: Model, params: Tree, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Which images each of N models answers rightly, bool [N, n].
+def correct(model: Model, params: Tree, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which images each of N models classifies correctly, bool [N, n].
 
     Args:
         model: the network.

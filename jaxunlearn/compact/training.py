@@ -89,7 +89,7 @@ def train_dual(
     metrics = [f"accuracy_{i + 1}" for i in range(len(BRANCHES))]
     stage = Stage(
         "dual",
-        _cached(dual_objective(pair.dual)),
+        _in_parts(dual_objective(pair.dual)),
         None,
         _nadam(recipe.learning_rate),
         0,
@@ -135,7 +135,7 @@ def unfreezing(pair: Pair, recipe: Recipe) -> list[tuple[Stage, int]]:
             (
                 dataclasses.replace(
                     stage,
-                    objective=objective if is_above else _cached(objective),
+                    objective=objective if is_above else _in_parts(objective),
                     evaluate=accuracy_of(model),
                     optimizer=_sgd(recipe) if is_last else stage.optimizer,
                     stops=(dataclasses.replace(stop, patience=10) if is_last else stop,),
@@ -193,12 +193,12 @@ def fine_tune(
         For each fold the N models after it. Independent folds all start from `state` and run as one
         program; continued ones each start from the one before, so that from the second fold on the
         accuracy on its validation images is that of images that were trained on. Most of them were
-        anyway, before the folds; see `unread_accuracies`.
+        anyway, before the folds; see `unseen_accuracies`.
     """
     train, val = fold_rows(len(images.y), recipe.folds)
     stage = Stage(
         "fold",
-        _cached(supervised(pair.fused)),
+        _in_parts(supervised(pair.fused)),
         None,
         _sgd(recipe),
         0,
@@ -229,7 +229,7 @@ def fine_tune(
     return found
 
 
-def unread_accuracies(pair: Pair, folds: list[cohort.Trained], images: Images) -> np.ndarray:
+def unseen_accuracies(pair: Pair, folds: list[cohort.Trained], images: Images) -> np.ndarray:
     """How good each fold is on those of its images that the stages before did not train on.
 
     Independent folds have not trained on these either; continued ones have, from the second fold
@@ -241,11 +241,14 @@ def unread_accuracies(pair: Pair, folds: list[cohort.Trained], images: Images) -
     """
     x, y = np.asarray(images.x[: images.n_val]), np.asarray(images.y[: images.n_val])
     _, val = fold_rows(len(images.y), len(folds))
+    unseen = [rows[(rows >= 0) & (rows < images.n_val)] for rows in val]
+    most = max(map(len, unseen))
     found = []
-    for of_fold, rows in zip(folds, val, strict=True):
-        unread = rows[(rows >= 0) & (rows < images.n_val)]
-        right = measure.right(pair.fused, of_fold.state.params, x, y)[:, unread]
-        found.append(right.sum(1) / len(unread) if len(unread) else np.full(len(right), np.nan))
+    for of_fold, rows in zip(folds, unseen, strict=True):
+        filled = np.resize(rows, most) if len(rows) else np.zeros(most, int)  # for one program
+        correct = measure.correct(pair.fused, of_fold.state.params, x[filled], y[filled])
+        own = correct[:, : len(rows)]
+        found.append(own.mean(1) if len(rows) else np.full(len(own), np.nan))
     return np.stack(found)
 
 
@@ -282,7 +285,7 @@ def branch_accuracies(pair: Pair, params: Tree, x: np.ndarray, y: np.ndarray) ->
     return np.stack([found[f"accuracy_{i + 1}"] for i in range(len(BRANCHES))], axis=1)
 
 
-def _cached(objective: Objective) -> Objective:
+def _in_parts(objective: Objective) -> Objective:
     """On a CPU by parts of 32 images, whose activations its cache holds."""
     return in_chunks(objective, 32) if jax.default_backend() == "cpu" else objective
 

@@ -111,7 +111,8 @@ def in_chunks(objective: Objective, size: int) -> Objective:
     Activations of one part are alive at once: less memory, and a CPU's cache may hold them. The
     value and gradient are those of the whole batch up to rounding, if the objective is a mean over
     examples that do not see each other (no BatchNorm in train mode). Part i draws from
-    `fold(key, i)`. Differentiate it once only: its second derivatives are 0.
+    `fold(key, i)`, metrics are averaged likewise, and statistics are threaded through the parts.
+    Differentiate it once only: its second derivatives are 0.
 
     Args:
         objective: on batches whose leaves all have the batch as first axis.

@@ -47,12 +47,7 @@ def conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
         return _tiled.conv(x, kernel, padding)
     if padding:
         x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    height, width = (side - size + 1 for side in x.shape[1:3])
-    shifts = [(i, j) for i in range(size) for j in range(size)]
-    # A copy: fused into the products, pixels would be gathered again in each of them.
-    columns = jax.lax.optimization_barrier(
-        jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in shifts])
-    )
+    columns = _tiled.shifted(x, size)
     y = kernel.reshape(-1, kernel.shape[-1]).T @ columns.reshape(len(columns), -1)
     return y.reshape(-1, *columns.shape[1:])
 

@@ -2,7 +2,7 @@
 
 A convolution is a product of its kernel with columns of shifted pixels, [k k C, pixels]. For a
 hundred images of 32 x 32 x 16 these are 75 MB, written and read again from memory; a tile of some
-rows of some images stays in the cache, and a training step takes a third of the time (2-core CPU).
+rows of some images stays in the cache; value and gradients take a third of the time (2-core CPU).
 The gradient with respect to both pixels and kernel reads one set of columns, those of `g`.
 """
 
@@ -23,18 +23,19 @@ def n_bytes(x: jax.Array, kernel: jax.Array, padding: int) -> int:
     return x.dtype.itemsize * kernel[..., 0].size * height * width * x.shape[3]
 
 
+def shifted(x: jax.Array, size: int) -> jax.Array:
+    """What a kernel of k x k sees: [C, H, W, B] -> [k k C, H - k + 1, W - k + 1, B]."""
+    height, width = (side - size + 1 for side in x.shape[1:3])
+    shifts = [(i, j) for i in range(size) for j in range(size)]
+    # A copy: fused into the products, pixels would be gathered again in each of them.
+    return jax.lax.optimization_barrier(
+        jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in shifts])
+    )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    """A convolution of stride 1 in tiles.
-
-    Args:
-        x: [C, H, W, B].
-        kernel: [k, k, C, F].
-        padding: zeros on each side.
-
-    Returns:
-        [F, H + 2 padding - k + 1, W + 2 padding - k + 1, B].
-    """
+    """`_batch_last.conv` in tiles."""
     flat = kernel.reshape(-1, kernel.shape[3]).T
     y = jnp.zeros((len(flat), *_sides(x, kernel, padding), x.shape[3]), x.dtype)
     return _over_tiles(
@@ -88,7 +89,7 @@ def _over_tiles(
     """`step(carry, columns, tile)` for all tiles of the result of a convolution of `x`."""
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     channels, height, width, n_images = x.shape
-    height, width, more = height - size + 1, width - size + 1, size - 1
+    height, width = height - size + 1, width - size + 1
     divisors = [n for n in range(1, min(_IMAGES, n_images) + 1) if n_images % n == 0]
     images = divisors[-1] if divisors[-1] >= _IMAGES // 4 else n_images
     row_bytes = x.dtype.itemsize * size**2 * channels * width * images
@@ -98,11 +99,7 @@ def _over_tiles(
 
     def body(i, carry):
         tile = _Tile(i // per_row * rows, i % per_row * images, (rows, width, images))
-        slab = tile.read(x, more)
-        shifts = [(a, b) for a in range(size) for b in range(size)]
-        shifted = [slab[:, a : a + rows, b : b + width] for a, b in shifts]
-        # A copy: fused into the products, pixels would be gathered again in each of them.
-        columns = jax.lax.optimization_barrier(jnp.concatenate(shifted))
+        columns = shifted(tile.read(x, size - 1), size)
         return step(carry, columns.reshape(len(columns), -1), tile)
 
     return jax.lax.fori_loop(0, height // rows * per_row, body, carry)

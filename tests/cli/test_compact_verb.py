@@ -165,6 +165,13 @@ def test_a_recipe_that_is_none(tmp_path, capsys):
     assert "zoom is -1.0; it must be at least 0" in capsys.readouterr().err
 
 
+def test_one_process_only(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli.jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="processes: `compact` runs in one process"):
+        cli.Compact().prepare(out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def assert_says(capsys, message):
     import re
 

@@ -136,12 +136,12 @@ def test_honest_folds_all_start_from_the_unfrozen_model(stages, images, starts):
         part = jax.tree.map(lambda x, fold=fold: x[2 * fold : 2 * fold + 2], starts[0])
         jax.tree.map(np.testing.assert_array_equal, part, unfrozen.params)
     assert len({tree.digest(fold.state.params) for fold in folds}) == 3
-    _unread_accuracies_are_of_the_first_images(folds, images)
+    _unseen_accuracies_are_of_the_first_images(folds, images)
 
 
-def _unread_accuracies_are_of_the_first_images(folds, images):
-    found = training.unread_accuracies(PAIR, folds, images)
-    everything = training.unread_accuracies(PAIR, folds, images._replace(n_val=len(images.y)))
+def _unseen_accuracies_are_of_the_first_images(folds, images):
+    found = training.unseen_accuracies(PAIR, folds, images)
+    everything = training.unseen_accuracies(PAIR, folds, images._replace(n_val=len(images.y)))
     assert found.shape == (3, 2)
     _, val = training.fold_rows(len(images.y), 3)
     for k, rows in enumerate(val):
@@ -151,7 +151,7 @@ def _unread_accuracies_are_of_the_first_images(folds, images):
         is_right = (answers == np.asarray(images.y))[rows]
         np.testing.assert_allclose(everything[k, 1], is_right.mean())
         np.testing.assert_allclose(found[k, 1], is_right[rows < images.n_val].mean())
-    of_one = training.unread_accuracies(PAIR, folds, images._replace(n_val=1))
+    of_one = training.unseen_accuracies(PAIR, folds, images._replace(n_val=1))
     assert np.isnan(of_one).sum() == 4  # two of the three folds, of both models
 
 
