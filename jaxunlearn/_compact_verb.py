@@ -23,12 +23,14 @@ class Predict:
 
     Attributes:
         model: `model.safetensors` or `model-int8.safetensors` of a run.
-        images: PNG or JPEG files of the network's size.
+        images: PNG or JPEG files.
+        resize: scale images of other sizes than the network reads, as `--size` did in training.
         json: also write the answers to this file.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    resize: tyro.conf.FlagCreatePairsOff[bool] = False
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
 
     def run(self, console: Console) -> Any:
@@ -36,7 +38,7 @@ class Predict:
         if not self.images:
             raise ValueError("images is empty; at least one file is needed")
         architecture, params = files.load(self.model)
-        x = read_images(self.images, architecture.input_shape)
+        x = read_images(self.images, architecture.input_shape, resize=self.resize)
         logits = measure.logits_of(architecture.model, params, x)
         names = architecture.classes or tuple(map(str, range(architecture.n_classes)))
         found = []

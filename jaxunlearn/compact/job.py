@@ -37,8 +37,8 @@ class Settings:
         n_train: training images, of which the first 10,000, at most a fifth, validate before the
             folds; by default all. Those of a file or folder are shuffled once, always alike.
         n_test: test images, which are only looked at in the end; by default all.
-        size: height and width that images are scaled to; by default they stay as they are, but
-            digits become 28 x 28.
+        size: height and width that images, of any size, are scaled to; by default they stay as they
+            are, but digits become 28 x 28.
         models: how many are trained, from different draws. The files hold the one that is best on
             validation images.
         seed: of the first model; the next one's is higher by 1.
@@ -140,10 +140,16 @@ def prepare(
             f"models is {settings.models} and seed {settings.seed}; at least 1 model "
             "is needed, and seeds from 0 to 2^31 - 1"
         )
-    dataset = datasets.load(settings.data, settings.n_train, settings.n_test, data_dir=data_dir)
+    dataset = datasets.load(
+        settings.data,
+        settings.n_train,
+        settings.n_test,
+        size=_size(settings),
+        data_dir=data_dir,
+    )
     if dataset.n_classes < 2:
         raise ValueError(f"data is {settings.data!r} with one class; at least 2 are needed")
-    dataset = _scaled(_mixed(dataset, settings, data_dir), settings)
+    dataset = _mixed(dataset, settings, data_dir)
     architecture = Architecture(
         dataset.x_train.shape[1:],
         dataset.n_classes,
@@ -349,28 +355,11 @@ def _mixed(dataset: Dataset, settings: Settings, data_dir: str | os.PathLike | N
     )
 
 
-def _scaled(dataset: Dataset, settings: Settings) -> Dataset:
-    """With images of the wanted size."""
+def _size(settings: Settings) -> int | None:
+    """That images are scaled to."""
     size = settings.size
     if size is None:
-        size = _DIGITS_SIZE if settings.data == "digits" else None
-    if size is None:
-        return dataset
+        return _DIGITS_SIZE if settings.data == "digits" else None
     if not 10 <= size <= 1024:
         raise ValueError(f"size is {size}; 10 to 1024 pixels are allowed")
-    return dataclasses.replace(
-        dataset, x_train=scaled(dataset.x_train, size), x_val=scaled(dataset.x_val, size)
-    )
-
-
-def scaled(x: np.ndarray, size: int, chunk: int = 1000) -> np.ndarray:
-    """Images [n, H, W, C] in another size, [n, size, size, C], bilinearly, of the same type."""
-    if x.shape[1:3] == (size, size):
-        return x
-    parts: list[np.ndarray] = []
-    for i in range(0, len(x), chunk):
-        part = jnp.asarray(x[i : i + chunk], jnp.float32)
-        part = jax.image.resize(part, (len(part), size, size, x.shape[3]), "bilinear")
-        found = np.asarray(part)
-        parts.append(np.round(found).astype(np.uint8) if x.dtype == np.uint8 else found)
-    return np.concatenate(parts)
+    return size

@@ -1,6 +1,7 @@
 """Decoded images on disk, so that a set is decoded once.
 
-There is one folder per source, `<cache>/<name>-<hash of its path>/`, with an `.npy` file for each
+There is one folder per source, `<cache>/<name>-<hash of its path>/`, and one per size that its
+images were scaled to, `<...>-<size>/`, with an `.npy` file for each
 array and an `entry.json` that holds the fingerprint of the source's files and the shape, size and
 SHA-256 of each array. It is made under another name and renamed when it is whole and on disk, while
 a lock is held that dies with its process: so a kill leaves a whole entry or none, what it leaves
@@ -65,7 +66,8 @@ def _default_dir() -> Path:
 def _entry(encoded: Encoded, cache: Path) -> Path:
     name = re.sub(r"[^A-Za-z0-9.]+", "-", encoded.name).strip("-.")[-60:]
     place = hashlib.sha256(os.fsencode(encoded.root.resolve())).hexdigest()
-    return cache.absolute() / f"{name}-{place[:16]}"
+    size = "" if encoded.size is None else f"-{encoded.size}"
+    return cache.absolute() / f"{name}-{place[:16]}{size}"
 
 
 def _fingerprint(encoded: Encoded) -> str:

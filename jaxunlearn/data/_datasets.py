@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.data import _cache, _own, _tfds
-from jaxunlearn.data._decode import Arrays, Encoded
+from jaxunlearn.data._decode import Arrays, Encoded, scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ def load(
     n_train: int | None = None,
     n_val: int | None = None,
     *,
+    size: int | None = None,
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> Dataset:
@@ -72,6 +73,8 @@ def load(
         n_train: training examples, the first of a fixed permutation. None: all; 1200 for digits.
             Needed where the source is not split.
         n_val: validation examples, likewise. None: all that are no training examples.
+        size: height and width that images are scaled to, bilinearly; those of a folder may then be
+            of several sizes. None: as they are.
         data_dir: prepared sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
         cache_dir: where decoded images are kept, so that a set is decoded once; default
             `$JAXUNLEARN_CACHE`, else `jaxunlearn` in `$XDG_CACHE_HOME` or `~/.cache`.
@@ -80,16 +83,19 @@ def load(
         ValueError: the name, a size or the data is not as described above; the message says what
             to do, e.g. the command that prepares a set.
     """
+    if size is not None and size < 1:
+        raise ValueError(f"size is {size}; it must be at least 1")
     if name == "digits":
-        return _chosen("digits", _digits(), 10, 1200 if n_train is None else n_train, n_val)
+        arrays = _scaled(_digits(), size)
+        return _chosen("digits", arrays, 10, 1200 if n_train is None else n_train, n_val)
     source = _open(name, _tfds.data_folder(data_dir))
     if isinstance(source, Encoded):
         _sizes(str(name), source.sizes, n_train, n_val)  # before hours of decoding
-        arrays = _cache.load(source, cache_dir)
+        arrays = _cache.load(source if size is None else source.scaled_to(size), cache_dir)
         made = _chosen(str(name), arrays, source.n_classes, n_train, n_val, source.names)
         return dataclasses.replace(made, classes=source.classes)
     arrays, n_classes = source
-    return _chosen(str(name), arrays, n_classes, n_train, n_val)
+    return _chosen(str(name), _scaled(arrays, size), n_classes, n_train, n_val)
 
 
 def local_path(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Path | None:
@@ -135,6 +141,17 @@ def _digits() -> Arrays:
     pixels, labels = load_digits(return_X_y=True)
     x = (pixels.reshape(-1, 8, 8, 1) / 16).astype(np.float32)
     return {"x_all": x, "y_all": labels.astype(np.int32)}
+
+
+def _scaled(arrays: Arrays, size: int | None) -> Arrays:
+    if size is None:
+        return arrays
+    return {
+        name: np.stack([scaled(image, size, size) for image in own])
+        if name.startswith("x_")
+        else own
+        for name, own in arrays.items()
+    }
 
 
 def _chosen(

@@ -24,13 +24,14 @@ class Encoded:
         root: the folder it lies in.
         files: all files that it is made of.
         sizes: `{split: number of images}`.
-        shape: [H, W, C] that all images must have.
+        shape: [H, W, C] that all images must have, after scaling.
         shape_of: what says so, for errors.
         n_classes: number of classes.
         read: `read(split)` yields the split's items in order.
         convert: whether images are converted to C channels, or must have them.
         names: `{split: file of every image}`, relative to `root`; empty where images have none.
         classes: names of the classes, likewise.
+        size: height and width that images are scaled to, see `scaled_to`; None: as they are.
     """
 
     name: str
@@ -44,6 +45,11 @@ class Encoded:
     convert: bool = False
     names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    size: int | None = None
+
+    def scaled_to(self, size: int) -> "Encoded":
+        """The same set with images of any size, scaled to one."""
+        return dataclasses.replace(self, size=size, shape=(size, size, self.shape[-1]))
 
     @property
     def n_images(self) -> int:
@@ -96,13 +102,32 @@ def _label(encoded: Encoded, item: Item) -> int:
 def _image(encoded: Encoded, item: Item) -> np.ndarray:
     where, data, _ = item
     image = pixels(where, data, MODES[encoded.shape[-1]] if encoded.convert else None)
+    if encoded.size is not None:
+        image = scaled(image, encoded.size, encoded.size)
     if image.shape != encoded.shape:
         raise ValueError(
             f"{where} is {described(image.shape)}, but {encoded.shape_of} is "
             f"{described(encoded.shape)}; all images must have one size and number of channels, "
-            "resize them first"
+            "resize them first or give `size`"
         )
     return image
+
+
+def scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image in another size, [height, width, C]: bilinear; what is made smaller is smoothed.
+
+    It is computed in float32; the result is of the image's type.
+    """
+    from PIL import Image
+
+    if image.shape[:2] == (height, width):
+        return image
+    channels = (image[:, :, c].astype(np.float32) for c in range(image.shape[2]))
+    planes = [
+        Image.fromarray(c).resize((width, height), Image.Resampling.BILINEAR) for c in channels
+    ]
+    found = np.stack(planes, axis=-1)
+    return np.round(found).astype(np.uint8) if image.dtype == np.uint8 else found
 
 
 def described(shape: tuple[int, ...]) -> str:

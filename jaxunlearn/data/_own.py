@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxunlearn.data._decode import Arrays, Encoded, Item, described, pixels
+from jaxunlearn.data._decode import Arrays, Encoded, Item, described, pixels, scaled
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
 _HELD_OUT = ("test", "val", "validation")
@@ -139,12 +139,15 @@ def folder(path: Path) -> Encoded:
     )
 
 
-def images(files: Sequence[str | os.PathLike], shape: tuple[int, int, int]) -> np.ndarray:
+def images(
+    files: Sequence[str | os.PathLike], shape: tuple[int, int, int], *, resize: bool = False
+) -> np.ndarray:
     """Decodes image files that a network is to read.
 
     Args:
         files: PNG or JPEG.
         shape: [H, W, C] that all of them must have.
+        resize: whether images of other sizes are scaled, as `size` of `load` does.
 
     Returns:
         uint8 [n, H, W, C].
@@ -158,9 +161,11 @@ def images(files: Sequence[str | os.PathLike], shape: tuple[int, int, int]) -> n
         if not file.is_file():
             raise ValueError(f"{file} is no file")
         image = pixels(str(file), file.read_bytes())
+        image = scaled(image, *shape[:2]) if resize else image
         if image.shape != shape:
             raise ValueError(
-                f"{file} is {described(image.shape)}; the network reads {described(shape)}"  # pyright: ignore[reportArgumentType]
+                f"{file} is {described(image.shape)}; the network reads {described(shape)} "  # pyright: ignore[reportArgumentType]
+                "(`resize` scales images)"
             )
         found.append(image)
     return np.stack(found)

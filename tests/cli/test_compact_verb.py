@@ -165,6 +165,27 @@ def test_a_recipe_that_is_none(tmp_path, capsys):
     assert "zoom is -1.0; it must be at least 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("resize", [[], ["--resize"]])
+def test_a_folder_of_images_of_several_sizes(resize, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for kind, shade in (("dark", 60), ("light", 180)):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for i in range(40):
+            height, width = random.integers(9, 40, 2)
+            pixels = np.clip(random.normal(shade, 20, (height, width)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / kind / f"{i}.png")
+    options = ["--data", str(tmp_path / "photos"), "--n-train", "60", "--size", "12", *QUICK]
+    out = tmp_path / "out"
+    assert cli.main(["compact", *options, "--out", str(out)]) == cli.OK
+    photo = image(tmp_path / "photo.png", (90, 50))
+    arguments = [str(out / "model.safetensors"), str(photo), *resize]
+    assert cli.main(["compact", "predict", *arguments]) == (cli.OK if resize else cli.USAGE)
+    if resize:
+        assert "photo.png: dark" in capsys.readouterr().out
+    else:
+        assert_says(capsys, "is 90x50 .*network reads 12x12")
+
+
 def test_one_process_only(monkeypatch, tmp_path):
     monkeypatch.setattr(cli.jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="processes: `compact` runs in one process"):

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -176,3 +177,40 @@ def test_bad_folders(make_folder, own_cache, change, message):
 def test_an_empty_folder(tmp_path):
     with pytest.raises(ValueError, match="holds no folders of images"):
         data.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_scaling_is_bilinear(tmp_path, kind):
+    x = X if kind is np.uint8 else (X / 255).astype(kind)
+    path = save(tmp_path / "a.npz", x_train=x, y_train=Y, x_val=x, y_val=Y)
+    for size in (3, 4, 11):
+        found = data.load(path, size=size)
+        expected = jax.image.resize(x.astype(np.float32), (8, size, size, 3), "bilinear")
+        assert found.x_train.dtype == kind and found.x_train.shape == (8, size, size, 3)
+        np.testing.assert_allclose(
+            found.x_train, expected, atol=0.501 if kind is np.uint8 else 1e-5
+        )
+    with pytest.raises(ValueError, match="size is 0; it must be at least 1"):
+        data.load(path, size=0)
+
+
+def test_folders_are_scaled_when_they_are_decoded_and_kept_by_size(tmp_path):
+    for i, name in enumerate("ab"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for j in range(3):
+            shape = (5 + i, 6 + j, 3)
+            pixels = np.random.default_rng((i, j)).integers(0, 256, shape, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{j}.png")
+    with pytest.raises(ValueError, match="must have one size and .* give `size`"):
+        data.load(tmp_path / "pets", 4, cache_dir=tmp_path / "cache")
+    found = {
+        size: data.load(tmp_path / "pets", 4, size=size, cache_dir=tmp_path / "cache")
+        for size in (4, 7, 4)
+    }
+    for size, own in found.items():
+        assert own.x_train.shape == (4, size, size, 3)
+        file = tmp_path / "pets" / own.files_train[0]
+        np.testing.assert_array_equal(
+            data.images([file], (size, size, 3), resize=True)[0], own.x_train[0]
+        )
+    assert len(list((tmp_path / "cache").glob("pets-*/entry.json"))) == 2
