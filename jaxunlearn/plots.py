@@ -366,6 +366,15 @@ def compact(results: dict[str, Any], path: str | os.PathLike) -> None:
         curves.plot(range(at + 1, at + len(own) + 1), own, color="C2", marker=".", label=label)
         curves.axvline(at + 0.5, color="0.8", zorder=0)
         at += len(own)
+    # Independent folds lie above each other, continued ones follow on each other.
+    folds = results.get("folds", {"mode": "none", "curves": []})
+    for number, fold in enumerate(folds["curves"]):
+        own = fold["accuracy"][which]
+        label = f"folds, {folds['mode']}" if number == 0 else None
+        curves.plot(range(at + 1, at + len(own) + 1), own, color="C3", linewidth=0.8, label=label)
+        if number == 0 or folds["mode"] == "continued":
+            curves.axvline(at + 0.5, color="0.8", zorder=0)
+        at += len(own) if folds["mode"] == "continued" else 0
     curves.axhline(results["test_accuracy"], color="0.4", linestyle=":", label="test, in the end")
     curves.set(xlabel="epoch", ylabel="validation accuracy")
     curves.legend(fontsize="small")
