@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxunlearn import cli
-from jaxunlearn.compact import job
+from jaxunlearn.compact import Recipe, job
 
 QUICK = (
     "--recipe.dual-epochs 1 --recipe.unfreeze-epochs 1 --recipe.last-epochs 1 "
@@ -82,6 +82,37 @@ def test_a_finished_run_is_shown_again(run, folder, capsys):
     again = json.loads((out / "results.json").read_text())
     assert again["test_accuracies"] == results["test_accuracies"]
     assert again["unfreezing"] == results["unfreezing"]
+
+
+def test_interrupted_in_every_phase_it_ends_with_the_same_bits(folder, tmp_path):
+    recipe = Recipe(
+        schedule="last_k",
+        dual_epochs=3,
+        unfreeze_epochs=2,
+        last_epochs=2,
+        folds=2,
+        fold_epochs=2,
+        batch_size=16,
+    )
+    settings = job.Settings(data=str(folder), models=2, filters=2, hidden=3, recipe=recipe)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    job.run(settings, out=whole)
+    stops = [("dual", 1), ("dual", 2), ("unfreeze.0", 1), ("unfreeze.1", 1), ("fold", 1)]
+    for stop in stops:
+
+        def progress(phase, done, most, stop=stop):
+            del most
+            if (phase, done) == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            job.run(settings, out=parts, resume=True, progress=progress)
+    job.run(settings, out=parts, resume=True)
+    for name in ("model.safetensors", "model-int8.safetensors"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    for name in ("dual", "unfreezing", "folds", "test_accuracies"):
+        first, second = (json.loads((of / "results.json").read_text()) for of in (whole, parts))
+        assert first[name] == second[name]
 
 
 def image(path, size=(12, 12), mode="L"):
