@@ -77,7 +77,7 @@ class NadamState(NamedTuple):
 
 
 def keras_nadam(
-    learning_rate: float | jax.Array,
+    learning_rate: optax.ScalarOrSchedule,
     b1: float | jax.Array = 0.9,
     b2: float | jax.Array = 0.999,
     eps: float | jax.Array = 1e-7,
@@ -88,7 +88,8 @@ def keras_nadam(
 
         -lr (u_{t+1} m / (1 - U_t u_{t+1}) + (1 - u_t) g / (1 - U_t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-    to the parameters. `optax.nadam` has a constant b1 and another eps.
+    to the parameters. `optax.nadam` has a constant b1 and another eps. A schedule is asked with the
+    number of steps done, in Keras as well.
     """
 
     def init(params: Tree) -> NadamState:
@@ -98,6 +99,7 @@ def keras_nadam(
     def update(updates: Tree, state: Any, params: Any = None) -> tuple[Tree, NadamState]:
         del params
         grads = updates
+        lr = learning_rate(state.count) if callable(learning_rate) else learning_rate
         t = state.count + 1
         now, after = (b1 * (1 - 0.5 * 0.96**s) for s in (t, t + 1))
         product = state.product * now
@@ -106,9 +108,9 @@ def keras_nadam(
         of_m, of_g = after / (1 - product * after), (1 - now) / (1 - product)
         of_v = 1 / (1 - b2**t)
         updates = jax.tree.map(
-            lambda m, v, g: (
-                -learning_rate * (of_m * m + of_g * g) / (jnp.sqrt(of_v * v) + eps)
-            ).astype(g.dtype),
+            lambda m, v, g: (-lr * (of_m * m + of_g * g) / (jnp.sqrt(of_v * v) + eps)).astype(
+                g.dtype
+            ),
             mu,
             nu,
             grads,

@@ -81,6 +81,10 @@ def test_logits(shape):
     [
         (optimizers.keras_nadam(1e-3), lambda: keras.optimizers.Nadam(1e-3)),
         (
+            optimizers.keras_nadam(optax.cosine_decay_schedule(1e-3, 60)),
+            lambda: keras.optimizers.Nadam(keras.optimizers.schedules.CosineDecay(1e-3, 60)),
+        ),
+        (
             optimizers.keras_sgd(1e-3, 0.9, 1e-4),
             lambda: keras.optimizers.SGD(1e-3, 0.9, nesterov=True, weight_decay=1e-4),
         ),
@@ -89,7 +93,7 @@ def test_logits(shape):
             lambda: keras.optimizers.SGD(1e-2, 0.5, weight_decay=0.1),
         ),
     ],
-    ids=["nadam", "sgd", "sgd-plain"],
+    ids=["nadam", "nadam-schedule", "sgd", "sgd-plain"],
 )
 def test_sixty_steps_of_an_optimizer(ours, theirs):
     """On the gradients of the network, the same for both: those at our parameters."""
@@ -123,16 +127,21 @@ def test_augmentation_with_given_matrices(shape):
     turn, zoom = layers.RandomRotation(0.1), layers.RandomZoom(0.2, 0.2)
     move = layers.RandomTranslation(0.2, 0.2)
     drawn = turn.get_random_transformation(images)
-    theirs = turn.transform_images(images, drawn)
-    ours = augment.affine(images, augment.rotations(jnp.deg2rad(drawn["angle"]), size))
+    theirs = all_theirs = turn.transform_images(images, drawn)
+    ours = all_ours = augment.affine(images, augment.rotations(jnp.deg2rad(drawn["angle"]), size))
     np.testing.assert_allclose(ours, theirs, atol=2e-5)  # the angle takes another way to radians
     drawn = zoom.get_random_transformation(images)
     factors = jnp.concatenate([drawn["height_zoom"], drawn["width_zoom"]], axis=1)
     ours = augment.affine(images, augment.zooms(factors, size))
     np.testing.assert_allclose(ours, zoom.transform_images(images, drawn), atol=1e-6)
+    all_theirs = zoom.transform_images(all_theirs, drawn)
+    all_ours = augment.affine(all_ours, augment.zooms(factors, size))
     drawn = move.get_random_transformation(images)
     ours = augment.affine(images, augment.translations(drawn["translations"][:, ::-1]))
     np.testing.assert_allclose(ours, move.transform_images(images, drawn), atol=1e-6)
+    all_theirs = move.transform_images(all_theirs, drawn)
+    all_ours = augment.affine(all_ours, augment.translations(drawn["translations"][:, ::-1]))
+    np.testing.assert_allclose(all_ours, all_theirs, atol=3e-5)
 
 
 def test_initialisers_have_the_spread_of_keras():
