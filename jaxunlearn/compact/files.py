@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ _SCALE = ".scale"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-class Trained(NamedTuple):
+class Loaded(NamedTuple):
     """What a file holds."""
 
     architecture: Architecture
@@ -40,7 +40,11 @@ def save(
         params: of one model.
         int8: kernels as whole numbers from -127 to 127, with one scale (`NAME.scale`) for each
             output; biases stay float32.
+
+    Raises:
+        ValueError: parameters of other shapes than the architecture has; nothing is written.
     """
+    _check(f"params, for {path}", architecture, tree.named(params))
     leaves = {name: np.asarray(leaf) for name, leaf in tree.named(params).items()}
     if int8:
         leaves = _quantised(leaves)
@@ -50,7 +54,7 @@ def save(
         _safetensors.write(file, layout, leaves.values(), says)
 
 
-def load(path: str | os.PathLike) -> Trained:
+def load(path: str | os.PathLike) -> Loaded:
     """Reads what `save` wrote; int8 kernels become float32.
 
     Raises:
@@ -65,22 +69,13 @@ def load(path: str | os.PathLike) -> Trained:
         raise ValueError(f"{path} is a safetensors file, but not of `jaxunlearn compact`")
     try:
         architecture = Architecture.of_json(json.loads(says))
-        like, _ = jax.eval_shape(architecture.model.init, jax.random.key(0))
+        _ = architecture.model
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} describes no network that is known: {error}") from error
     stored = {name: own[...] for name, own in _safetensors.tensors(path, quantised=True).items()}
     leaves = _dequantised(path, stored)
-    wanted = {name: leaf.shape for name, leaf in tree.named(like).items()}
-    for name in {**wanted, **leaves}:
-        found = leaves[name].shape if name in leaves else None
-        if found != wanted.get(name):
-            raise ValueError(
-                f"{path}: {name} is {_described(found)}; its network, of images "
-                f"{list(architecture.input_shape)}, has {_described(wanted.get(name))}"
-            )
-        if not np.isfinite(leaves[name]).all():
-            raise ValueError(f"{path}: {name} has numbers that are not finite")
-    return Trained(architecture, tree.nested(leaves))
+    _check(str(path), architecture, leaves)
+    return Loaded(architecture, tree.nested(leaves))
 
 
 def export(model: Model, params: Tree, input_shape: tuple[int, int, int]) -> bytes:
@@ -94,6 +89,21 @@ def export(model: Model, params: Tree, input_shape: tuple[int, int, int]) -> byt
     with plain_convolutions():  # what every backend makes the best of by itself
         program = jax.jit(lambda x: model.apply(params, {}, x)[0])
         return bytes(jax.export.export(program, platforms=PLATFORMS)(shape).serialize())
+
+
+def _check(what: str, architecture: Architecture, leaves: dict[str, Any]) -> None:
+    """Whether these are finite parameters of one model of the architecture."""
+    like, _ = jax.eval_shape(architecture.model.init, jax.random.key(0))
+    wanted = {name: leaf.shape for name, leaf in tree.named(like).items()}
+    for name in {**wanted, **leaves}:
+        found = np.shape(leaves[name]) if name in leaves else None
+        if found != wanted.get(name):
+            raise ValueError(
+                f"{what}: {name} is {_described(found)}; the network, of images "
+                f"{list(architecture.input_shape)}, has {_described(wanted.get(name))}"
+            )
+        if not np.isfinite(leaves[name]).all():
+            raise ValueError(f"{what}: {name} has numbers that are not finite")
 
 
 def _quantised(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from jaxunlearn.compact import schedules
+from jaxunlearn.core.checks import whole
 from jaxunlearn.nn.dual_cnn import BRANCHES
 
 # Of (stages before the last, the last one), in epochs; only the author's code is primary.
@@ -30,8 +31,10 @@ class Warp:
 
     def __post_init__(self):
         for name in ("rotation", "zoom", "translation", "brightness"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"warp: {name} is {getattr(self, name)}; it must be at least 0")
+            value, most = getattr(self, name), 1 if name == "zoom" else float("inf")
+            if not 0 <= value < most:
+                below = " and below 1" if name == "zoom" else ""
+                raise ValueError(f"warp: {name} is {value}; it must be at least 0{below}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Recipe:
         warp: augmentation of the second branch.
         heads: whose linear layers become convolutions: "both", or "first" as in the author's code,
             or "none" (drawn anew).
-        schedule: of the unfreezing, see `schedules.layers_of`.
+        schedule: of the unfreezing: paper, official_notebook, last_k, or the layers of each stage,
+            e.g. `out,hidden conv_2`; see `schedules.layers_of`.
         last_k: of the schedule "last_k".
         unfreeze_epochs: of each stage but the last, at most; None: 5, of "official_notebook" 10.
         last_epochs: of the last stage, at most; None: 10, of "official_notebook" 50.
@@ -79,8 +83,8 @@ class Recipe:
         positive = ("batch_size", "dual_epochs", "unfreeze_epochs", "last_epochs", "fold_epochs")
         for name in positive:
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+            if value is not None:
+                whole(name, value)
         for name in ("learning_rate", "sgd_learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -94,7 +98,9 @@ class Recipe:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; {', '.join(values)} are allowed"
                 )
-        schedules.layers_of(self.schedule, self.last_k)
+        layers = schedules.layers_of(self.schedule, self.last_k)
+        if not isinstance(self.schedule, str):
+            object.__setattr__(self, "schedule", layers)
 
     @property
     def copied_heads(self) -> tuple[str, ...]:

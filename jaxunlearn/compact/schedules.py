@@ -15,7 +15,7 @@ LAYERS = {
 }
 
 Named: TypeAlias = Literal["paper", "official_notebook", "last_k"]
-Schedule: TypeAlias = Named | tuple[tuple[str, ...], ...]
+Schedule: TypeAlias = Named | tuple[str, ...] | tuple[tuple[str, ...], ...]
 
 
 def layers_of(schedule: Schedule, k: int = 2) -> tuple[tuple[str, ...], ...]:
@@ -29,7 +29,8 @@ def layers_of(schedule: Schedule, k: int = 2) -> tuple[tuple[str, ...], ...]:
               The comment of the author's code says the opposite; this is what it does, and what
               gave its published accuracy;
             - "last_k": the last k layers, then all;
-            - a tuple that names what each stage trains, e.g. `(("out", "hidden"), ("conv_2",))`.
+            - the layers that each stage trains, `(("out", "hidden"), ("conv_2",))` or, in other
+              words, `("out,hidden", "conv_2")`.
         k: of "last_k", 1 to 5.
 
     Raises:
@@ -52,12 +53,13 @@ def layers_of(schedule: Schedule, k: int = 2) -> tuple[tuple[str, ...], ...]:
             f"schedule is {schedule!r}; paper, official_notebook, last_k, or the layers of each "
             "stage are allowed"
         )
-    if not schedule or not all(schedule):
+    found = tuple(tuple(own.split(",") if isinstance(own, str) else own) for own in schedule)
+    if not found or not all(found):
         raise ValueError(f"schedule is {schedule}; at least one stage, of at least one layer")
-    unknown = [name for names in schedule for name in names if name not in LAYERS]
+    unknown = [name for names in found for name in names if name not in LAYERS]
     if unknown:
         raise ValueError(f"schedule has the layer {unknown[0]!r}; there are {', '.join(LAYERS)}")
-    return schedule
+    return found
 
 
 def of_layers(stage: Stage, layers: tuple[tuple[str, ...], ...]) -> list[Stage]:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxunlearn.compact import training
 from jaxunlearn.compact.recipe import Warp
 from jaxunlearn.core import cohort, optimizers, stages
+from jaxunlearn.core.checks import whole
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.stages import Stage
@@ -41,8 +41,7 @@ class SlimRecipe:
 
     def __post_init__(self):
         for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            whole(name, getattr(self, name))
         for name in ("learning_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
@@ -67,6 +66,7 @@ def train(
     Returns:
         The models after the last epoch, whichever was best; checks `accuracy` and `loss` for each.
     """
+    images.check()
     own_keys = jax.vmap(lambda key: fold(key, "init", "slim"))(keys)
     state = stages.init_members(*jax.vmap(model.init)(own_keys))
     n_train = len(images.y) - images.n_val
@@ -96,6 +96,6 @@ def _batch(recipe: SlimRecipe) -> Callable[[Any, Key], Any]:
         x = augment.as_float(batch["x"])
         x = augment.flip(fold(key, "flip"), x) if recipe.flip else x
         x = augment.warp(fold(key, "warp"), x, **dataclasses.asdict(recipe.warp))
-        return batch | {"x": jnp.asarray(x)}
+        return batch | {"x": x}
 
     return transform

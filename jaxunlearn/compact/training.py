@@ -45,6 +45,18 @@ class Images(NamedTuple):
     y: jax.Array
     n_val: int
 
+    def check(self) -> None:
+        """Whether there is something to train on and to judge by.
+
+        Raises:
+            ValueError: there is not, or images and labels differ in number.
+        """
+        if len(self.x) != len(self.y) or not 1 <= self.n_val < len(self.y):
+            raise ValueError(
+                f"images has {len(self.x)} x, {len(self.y)} y and n_val {self.n_val}; as many of "
+                "each, and n_val from 1 to less than that, are needed"
+            )
+
 
 class Where(NamedTuple):
     """Where and how models are computed.
@@ -195,6 +207,8 @@ def fine_tune(
         accuracy on its validation images is that of images that were trained on. Most of them were
         anyway, before the folds; see `unseen_accuracies`.
     """
+    if recipe.fold_mode == "none":
+        raise ValueError("fold_mode is 'none'; independent or continued is needed")
     train, val = fold_rows(len(images.y), recipe.folds)
     stage = Stage(
         "fold",
@@ -357,6 +371,7 @@ def through(
             (by default those of `images`), and `heads`.
         least: rows to train on that each model has at least, if they differ.
     """
+    images.check()
     n_models, n = len(keys), len(images.y)
     own = dict(own or {})
     if "train" not in own:
@@ -388,7 +403,7 @@ def _fitting(mesh: Mesh | None, n_models: int) -> Mesh | None:
     """No more devices than models: what is left over would compute a model again."""
     if mesh is None or mesh.size <= n_models:
         return mesh
-    return Mesh(mesh.devices.reshape(-1)[:n_models], mesh.axis_names)
+    return Mesh(mesh.devices.reshape(-1)[:n_models], mesh.axis_names, axis_types=mesh.axis_types)
 
 
 @functools.cache

@@ -93,8 +93,8 @@ def keras_nadam(
     """
 
     def init(params: Tree) -> NadamState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return NadamState(jnp.zeros((), jnp.int32), jnp.ones(()), zeros, zeros)
+        mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))  # two, to be donated
+        return NadamState(jnp.zeros((), jnp.int32), jnp.ones(()), mu, nu)
 
     def update(updates: Tree, state: Any, params: Any = None) -> tuple[Tree, NadamState]:
         del params
@@ -103,8 +103,9 @@ def keras_nadam(
         t = state.count + 1
         now, after = (b1 * (1 - 0.5 * 0.96**s) for s in (t, t + 1))
         product = state.product * now
-        mu = jax.tree.map(lambda m, g: m + (1 - b1) * (g - m), state.mu, grads)
-        nu = jax.tree.map(lambda v, g: v + (1 - b2) * (g * g - v), state.nu, grads)
+        mean = lambda old, new, b: (old + (1 - b) * (new - old)).astype(old.dtype)  # noqa: E731
+        mu = jax.tree.map(lambda m, g: mean(m, g, b1), state.mu, grads)
+        nu = jax.tree.map(lambda v, g: mean(v, g * g, b2), state.nu, grads)
         of_m, of_g = after / (1 - product * after), (1 - now) / (1 - product)
         of_v = 1 / (1 - b2**t)
         updates = jax.tree.map(
@@ -140,13 +141,11 @@ def keras_sgd(
         if params is None:
             raise ValueError("params is None; update(grads, state, params) needs them to decay")
         grads = updates
-        velocity = jax.tree.map(lambda v, g: momentum * v - learning_rate * g, state, grads)
-        ahead = (
-            jax.tree.map(lambda v, g: momentum * v - learning_rate * g, velocity, grads)
-            if nesterov
-            else velocity
-        )
+        push = lambda v, g: (momentum * v - learning_rate * g).astype(v.dtype)  # noqa: E731
+        velocity = jax.tree.map(push, state, grads)
+        ahead = jax.tree.map(push, velocity, grads) if nesterov else velocity
         decay = learning_rate * weight_decay
-        return jax.tree.map(lambda step, w: step - decay * w, ahead, params), velocity
+        updates = jax.tree.map(lambda step, w: (step - decay * w).astype(w.dtype), ahead, params)
+        return updates, velocity
 
     return optax.GradientTransformation(init, update)

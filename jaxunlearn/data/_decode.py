@@ -107,8 +107,12 @@ def _image(encoded: Encoded, item: Item) -> np.ndarray:
     if image.shape != encoded.shape:
         raise ValueError(
             f"{where} is {described(image.shape)}, but {encoded.shape_of} is "
-            f"{described(encoded.shape)}; all images must have one size and number of channels, "
-            "resize them first or give `size`"
+            f"{described(encoded.shape)}; all images must have one "
+            + (
+                "size, resize them first or give `size`"
+                if image.shape[2] == encoded.shape[2]
+                else "number of channels, convert them first"
+            )
         )
     return image
 

@@ -165,7 +165,7 @@ def images(
         if image.shape != shape:
             raise ValueError(
                 f"{file} is {described(image.shape)}; the network reads {described(shape)} "  # pyright: ignore[reportArgumentType]
-                "(`resize` scales images)"
+                + "(`resize` scales images)" * (image.shape[2] == shape[2])
             )
         found.append(image)
     return np.stack(found)

@@ -142,10 +142,10 @@ def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
 def warp(
     key: Key,
     images: jax.Array,
-    rotation: float = 0.1,
-    zoom: float = 0.2,
-    translation: float = 0.2,
-    brightness: float = 0.0,
+    rotation: float | jax.Array = 0.1,
+    zoom: float | jax.Array = 0.2,
+    translation: float | jax.Array = 0.2,
+    brightness: float | jax.Array = 0.0,
     sequential: bool = False,
 ) -> jax.Array:
     """Turns, scales, moves and brightens each image at random, all uniformly.
@@ -163,35 +163,41 @@ def warp(
             with the product of the three matrices, which is faster and blurs less.
 
     Raises:
-        ValueError: images of integers, or a negative amount.
+        ValueError: images of integers, a negative amount, or a zoom of 1, which leaves nothing.
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images are {images.dtype}; floats in [0, 1] are needed")
     amounts = {"rotation": rotation, "zoom": zoom, "translation": translation}
-    for name, value in (amounts | {"brightness": brightness}).items():
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name} is {value}; at least 0 is allowed")
+    amounts["brightness"] = brightness
+    known = {name: own for name, own in amounts.items() if not isinstance(own, jax.core.Tracer)}
+    for name, value in known.items():
+        if not 0 <= value < (1 if name == "zoom" else float("inf")):
+            raise ValueError(
+                f"{name} is {value}; at least 0{', below 1,' * (name == 'zoom')} is allowed"
+            )
 
-    def draw(purpose: str, most: float, shape: tuple[int, ...]) -> jax.Array:
+    def draw(purpose: str, most: float | jax.Array, shape: tuple[int, ...]) -> jax.Array:
         own = fold(key, purpose)
         return jax.random.uniform(own, (len(images), *shape), minval=-most, maxval=most)
 
+    wanted = {name for name in amounts if name not in known or known[name]}
     size = images.shape[1:3]
     steps = []  # what is not asked for costs nothing
-    if rotation:
+    if "rotation" in wanted:
         steps.append(rotations(draw("rotation", 2 * jnp.pi * rotation, ()), size))
-    if zoom:
+    if "zoom" in wanted:
         steps.append(zooms(1 + draw("zoom", zoom, (2,)), size))
-    if translation:
+    if "translation" in wanted:
         shifts = draw("translation", translation, (2,)) * jnp.array(size, jnp.float32)
         steps.append(translations(shifts))
     if steps and not sequential:
         steps = [functools.reduce(_product, steps)]
     for matrices in steps:
         images = affine(images, matrices)
-    if not brightness:
+    if "brightness" not in wanted:
         return images
-    return jnp.clip(images + draw("brightness", brightness, (1, 1, 1)), 0, 1)
+    added = draw("brightness", brightness, (1, 1, 1)).astype(images.dtype)
+    return jnp.clip(images + added, 0, 1)
 
 
 def _centre(size: tuple[int, ...]) -> tuple[float, float]:
@@ -212,8 +218,16 @@ def _product(first: jax.Array, then: jax.Array) -> jax.Array:
 
 
 def as_float(images: jax.Array) -> jax.Array:
-    """Images in [0, 1]: uint8 divided by 255, floats as they are."""
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+    """Images in [0, 1]: uint8 divided by 255, floats as they are.
+
+    Raises:
+        ValueError: images of another type.
+    """
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images are {images.dtype}; uint8, or floats in [0, 1], are needed")
+    return images
 
 
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:

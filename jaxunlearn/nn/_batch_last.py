@@ -38,6 +38,7 @@ def conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
     Returns:
         [F, H + 2 padding - k + 1, W + 2 padding - k + 1, B].
     """
+    x, kernel = _alike(x, kernel)
     size = kernel.shape[0]
     if is_plain(x) or x.shape[-1] < _LEAST:
         return jax.lax.conv_general_dilated(
@@ -59,9 +60,16 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
         x: [C, H, W, B].
         kernel: [k, k, C], k odd.
     """
+    x, kernel = _alike(x, kernel)
     # Not XLA's own grouped convolution: on a CPU it takes 4 times as long for an image.
     few = is_plain(x) or x.shape[-1] < _LEAST
     return _by_taps(x, kernel) if few else _depthwise(x, kernel)
+
+
+def _alike(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """In one type, as all of JAX but its convolutions promotes them."""
+    kind = jnp.promote_types(x.dtype, kernel.dtype)
+    return x.astype(kind), kernel.astype(kind)
 
 
 def _shifted(x: jax.Array, size: int) -> list[jax.Array]:

@@ -1,22 +1,10 @@
-"""Checks of image networks: sizes when they are made, images when they are traced."""
+"""Checks of image networks: their shape when they are made, images when they are traced."""
 
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """A whole number that is large enough."""
-    try:
-        found = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}; a whole number is needed") from None
-    if found < least:
-        raise ValueError(f"{name} is {found}; it must be at least {least}")
-    return found
 
 
 def image_shape(value: Sequence[int], least: int) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxunlearn.core.checks import whole
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model, from_nnx
 from jaxunlearn.core.tree import Tree
@@ -110,11 +111,11 @@ def slim_cnn(
     Raises:
         ValueError: an image that the pools leave nothing of, or sizes that are none.
     """
-    channels = tuple(_images.whole("channels", n) for n in channels)
+    channels = tuple(whole("channels", n) for n in channels)
     if not channels:
         raise ValueError("channels is (); at least one convolution is needed")
     shape = _images.image_shape(input_shape, 2 ** (len(channels) // 2))
-    return _slim(shape, channels, _images.whole("n_classes", n_classes), folded)
+    return _slim(shape, channels, whole("n_classes", n_classes), folded)
 
 
 def minimal_cnn(
@@ -131,7 +132,7 @@ def minimal_cnn(
         ValueError: an image that is too small, or sizes that are none.
     """
     shape = _images.image_shape(input_shape, 18)
-    return _minimal(shape, _images.whole("n_classes", n_classes), folded)
+    return _minimal(shape, whole("n_classes", n_classes), folded)
 
 
 @functools.cache  # the same network is the same `Model`, so that jit finds its programs again

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxunlearn.core import tree
+from jaxunlearn.core.checks import whole
 from jaxunlearn.core.keys import Key
 from jaxunlearn.core.model import Model, from_nnx
 from jaxunlearn.core.tree import Tree
@@ -101,11 +102,18 @@ def fuse(dual_params: Tree, fused_params: Tree, heads: tuple[str, ...] = BRANCHE
             both; the author's code copies the first and leaves the second as it was drawn.
 
     Raises:
-        ValueError: an unknown branch; or trees of other shapes.
+        ValueError: an unknown branch, or layers of other sizes (of a head it is their product that
+            counts: maps of 1 x 4 and 4 x 1 are not told apart).
     """
+    if isinstance(heads, str):
+        raise ValueError(f"heads is {heads!r}; a tuple of names of branches is needed")
     unknown = [name for name in heads if name not in BRANCHES]
     if unknown:
         raise ValueError(f"heads has {unknown[0]!r}; {' and '.join(BRANCHES)} are allowed")
+    for what, params in (("dual_params", dual_params), ("fused_params", fused_params)):
+        missing = [name for name in BRANCHES if name not in params]
+        if missing:
+            raise ValueError(f"{what} has no {missing[0]!r}; it holds {', '.join(params)}")
     fused = {name: dict(own) for name, own in fused_params.items()}
     for name in BRANCHES:
         for layer, weights in dual_params[name].items():
@@ -140,9 +148,9 @@ class _Sizes(NamedTuple):
 def _sizes(input_shape: tuple[int, ...], n_classes: int, filters: int, hidden: int) -> _Sizes:
     return _Sizes(
         _images.image_shape(input_shape, 10),
-        _images.whole("n_classes", n_classes),
-        _images.whole("filters", filters),
-        _images.whole("hidden", hidden),
+        whole("n_classes", n_classes),
+        whole("filters", filters),
+        whole("hidden", hidden),
     )
 
 
@@ -207,6 +215,11 @@ class Fused(nnx.Module):
         start_at: Literal["image", "heads"] = "image",
         stop_at: Literal["heads", "logits"] = "logits",
     ) -> jax.Array:
+        if start_at not in ("image", "heads") or stop_at not in ("heads", "logits"):
+            raise ValueError(
+                f"start_at is {start_at!r} and stop_at {stop_at!r}; image or heads, and heads or "
+                "logits, are allowed"
+            )
         if start_at == "image":
             x = jax.nn.relu(jnp.concatenate([self.branch_1(x), self.branch_2(x)], axis=-1))
         if stop_at == "heads":

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from jaxunlearn import cli
-from jaxunlearn.compact import Recipe, job
+from jaxunlearn import data as datasets
+from jaxunlearn.compact import Recipe, files, job, measure
 
 QUICK = (
     "--recipe.dual-epochs 1 --recipe.unfreeze-epochs 1 --recipe.last-epochs 1 "
@@ -115,6 +116,25 @@ def test_interrupted_in_every_phase_it_ends_with_the_same_bits(folder, tmp_path)
         assert first[name] == second[name]
 
 
+def test_the_result_of_continued_folds_is_the_last_one(folder, tmp_path):
+    options = ["--recipe.fold-mode", "continued", "--recipe.folds", "3"]
+    options += ["--recipe.fold-epochs", "1", "--recipe.schedule", "out,hidden", "conv_1"]
+    out, quick = tmp_path / "out", [own for own in QUICK if own not in ("last_k", "none")]
+    quick = [own for own in quick if own not in ("--recipe.schedule", "--recipe.fold-mode")]
+    arguments = ["compact", "--data", str(folder), *quick, *options, "--out", str(out)]
+    assert cli.main([*arguments, "--models", "2"]) == cli.OK
+    results = json.loads((out / "results.json").read_text())
+    assert results["settings"]["recipe"]["schedule"] == [["out", "hidden"], ["conv_1"]]
+    assert len(results["unfreezing"]) == 2
+    assert results["folds"]["of_model"] == [2, 2]
+    assert results["test_accuracies"] == [own[2] for own in results["folds"]["test"]]
+    architecture, params = files.load(out / "model.safetensors")
+    test = datasets.load(folder)
+    answers = measure.logits_of(architecture.model, params, test.x_val).argmax(-1)
+    best = results["file_is_model"]
+    assert (answers == test.y_val).mean() == results["folds"]["test"][best][2]
+
+
 def image(path, size=(12, 12), mode="L"):
     Image.new(mode, size).save(path)
     return path
@@ -152,6 +172,7 @@ def test_bad_models_of_predict(run, folder, tmp_path, capsys):
         (["--data", "{empty}"], "holds no folders of images"),
         (["--data", "{mixed}"], "is 12x12 with 1 channel; all"),
         (["--data", "{broken}"], "broken"),
+        (["--data", "{colours}", "--size", "12"], "all images must have one number of channels, c"),
         (["--size", "8"], "size is 8; 10 to 1024"),
         (["--filters", "0"], "filters is 0"),
         (["--models", "0"], "models is 0"),
@@ -171,12 +192,16 @@ def test_mistakes_are_named_and_nothing_is_written(options, message, folder, tmp
             for i, size in enumerate(sizes):
                 image(tmp_path / name / kind / f"{i}.png", size)
     (tmp_path / "broken" / "b" / "1.png").write_text("broken")
+    for kind, mode in (("a", "L"), ("b", "RGB")):
+        (tmp_path / "colours" / kind).mkdir(parents=True)
+        for i in range(8):
+            image(tmp_path / "colours" / kind / f"{i}.png", mode=mode)
     (tmp_path / "empty").mkdir()
     (tmp_path / "one" / "a").mkdir(parents=True)
     for i in range(8):
         image(tmp_path / "one" / "a" / f"{i}.png", (12, 12))
     own = [
-        option.format(**{n: tmp_path / n for n in ("empty", "mixed", "broken", "one")})
+        option.format(**{n: tmp_path / n for n in ("empty", "mixed", "broken", "one", "colours")})
         for option in options
     ]
     if "--data" not in own:

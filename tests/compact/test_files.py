@@ -72,8 +72,7 @@ def test_bad_files(params, tmp_path):
     path.write_bytes(whole[:-10])
     with pytest.raises(ValueError, match="cut off"):
         files.load(path)
-    other = Architecture((14, 14, 2), 3, filters=3, hidden=4)
-    files.save(path, other, params)
+    path.write_bytes(whole.replace(b"[12, 11, 2]", b"[14, 14, 2]"))
     with pytest.raises(ValueError, match=r"branch_1/head/kernel is \[1, 1, 6, 3\].* has \[2, 2"):
         files.load(path)
     _says(path, {"network": "resnet"} | _without_network())
@@ -83,8 +82,8 @@ def test_bad_files(params, tmp_path):
 
 def test_damaged_numbers(params, tmp_path):
     path = tmp_path / "m.safetensors"
-    bad = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), params)
-    files.save(path, ARCHITECTURE, bad)
+    files.save(path, ARCHITECTURE, params)
+    path.write_bytes(path.read_bytes()[:-4] + np.float32(np.nan).tobytes())
     with pytest.raises(ValueError, match="not finite"):
         files.load(path)
     files.save(path, ARCHITECTURE, params, int8=True)
@@ -98,6 +97,17 @@ def test_damaged_numbers(params, tmp_path):
         _says(path, json.loads(metadata))
         with pytest.raises(ValueError, match="describes no network"):
             files.load(path)
+
+
+def test_parameters_that_do_not_fit_are_not_written(params, tmp_path):
+    path = tmp_path / "m.safetensors"
+    other = Architecture((14, 14, 2), 3, filters=3, hidden=4)
+    with pytest.raises(ValueError, match=r"params, for .*branch_1/head/kernel is \[1, 1, 6, 3\]"):
+        files.save(path, other, params)
+    for change in (lambda leaf: leaf[None], lambda leaf: np.full_like(leaf, np.nan)):
+        with pytest.raises(ValueError, match="params, for"):
+            files.save(path, ARCHITECTURE, jax.tree.map(change, params))
+    assert not path.exists()
 
 
 def _without_network():

@@ -1,5 +1,7 @@
 """The three phases on a network as small as it may be."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from sklearn.model_selection import KFold
 from jaxunlearn.compact import Recipe, Warp, measure, schedules, training
 from jaxunlearn.core import _early_stop, losses, tree
 from jaxunlearn.core.loop import EarlyStop
+from jaxunlearn.core.optimizers import keras_sgd
 from jaxunlearn.core.step import TrainState
 from jaxunlearn.nn import dual_cnn
 
@@ -58,6 +61,91 @@ def test_both_branches_learn_and_keep_their_own_best_epochs(dual, images):
     for i, best in enumerate(dual.best_checks[2:], 1):
         np.testing.assert_array_equal(best, np.argmax(dual.checks[f"accuracy_{i}"], axis=1))
     assert (dual.metrics["loss_1"][:, -1] < dual.metrics["loss_1"][:, 0]).all()
+
+
+def test_a_model_stops_when_either_branch_has_stopped_improving(images):
+    """Against the rule in plain Python; each branch keeps the weights of its own best epoch."""
+    recipe = Recipe(batch_size=16, dual_epochs=20, learning_rate=5e-3)
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = np.random.default_rng(1).integers(0, 150, images.x.shape)
+    for image, label in zip(x, np.asarray(images.y), strict=True):
+        image[4 * label : 4 * label + 4] += 60  # harder, so that models differ in when they stop
+    hard = images._replace(x=jnp.asarray(x, jnp.uint8), n_val=32)
+    found = training.train_dual(PAIR, recipe, hard, keys)
+    lengths, names = [], ("accuracy_1", "accuracy_2")
+    for model in range(len(keys)):
+        series = [found.checks[name][model] for name in names]
+        lengths.append(int((~np.isnan(series[0])).sum()))
+        assert lengths[-1] == min(20, *(_stops_after(own[: lengths[-1]]) for own in series))
+    assert len(set(lengths)) > 1 and min(lengths) < 20
+    val = np.asarray(hard.x[:32]), np.asarray(hard.y[:32])
+    kept = training.branch_accuracies(PAIR, found.state.params, *val)
+    for i, name in enumerate(names):
+        np.testing.assert_allclose(kept[:, i], np.nanmax(found.checks[name], 1), atol=1e-6)
+    assert not np.array_equal(found.best_checks[2], found.best_checks[3])
+
+
+def _stops_after(series):
+    best, wait = -np.inf, 0
+    for epoch, value in enumerate(series):
+        if epoch < 3:
+            continue
+        wait += 1
+        if value > best + 0.001:
+            best, wait = value, 0
+        elif wait >= 5:
+            return epoch + 1
+    return 20
+
+
+def test_augmentation_is_drawn_afresh(images):
+    batch = {"x": images.x[:8], "y": images.y[:8]}
+    transform = training.dual_batch(Warp())
+    first, second = (transform(batch, jax.random.key(i)) for i in range(2))
+    np.testing.assert_array_equal(first["x_1"], second["x_1"])
+    assert not np.allclose(first["x_2"], second["x_2"], atol=0.1)
+    assert Warp() == Warp(0.1, 0.2, 0.2, 0.0)  # the paper's
+
+
+def test_the_last_stage_and_the_folds_train_by_the_same_sgd(monkeypatch, images):
+    """Nesterov's momentum of 0.9, decoupled decay of 1e-4; folds stop after 3 epochs."""
+    folds = []
+
+    def through(stage, *args, **options):
+        folds.append(stage)
+        return types.SimpleNamespace(state=None)
+
+    monkeypatch.setattr(training, "through", through)
+    training.fine_tune(PAIR, Recipe(fold_mode="continued"), None, images, KEYS)
+    (last, _) = training.unfreezing(PAIR, Recipe())[-1]
+    assert folds[0].stops[0].patience == 3 and last.stops[0].patience == 10
+    params = {"w": jnp.array([1.0, -2.0])}
+    theirs = keras_sgd(1e-3, 0.9, 1e-4)
+    for ours in (folds[0].optimizer, last.optimizer):
+        state, other = ours.init(params), theirs.init(params)
+        for g in ([0.5, 1.0], [-2.0, 0.1], [1.0, 1.0]):
+            updates, state = ours.update({"w": jnp.array(g)}, state, params)
+            expected, other = theirs.update({"w": jnp.array(g)}, other, params)
+            np.testing.assert_array_equal(updates["w"], expected["w"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_val": 0}, "n_val 0; as many of each, and n_val from 1"),
+        ({"n_val": 96}, "96 y and n_val 96"),
+        ({"y": jnp.zeros(5, jnp.int32)}, "has 96 x, 5 y"),
+    ],
+)
+def test_bad_images(images, change, message):
+    with pytest.raises(ValueError, match=message):
+        training.train_dual(PAIR, RECIPE, images._replace(**change), KEYS)
+
+
+def test_no_folds_cannot_be_trained(stages, images):
+    recipe = Recipe(**{**vars(RECIPE), "fold_mode": "none"})
+    with pytest.raises(ValueError, match="fold_mode is 'none'; independent or continued"):
+        training.fine_tune(PAIR, recipe, stages[1][-1].state, images, KEYS)
 
 
 def test_a_branch_does_not_depend_on_the_other_ones_images(dual, images):

@@ -26,6 +26,8 @@ def trained_sizes(schedule, **options):
         ("last_k", {"last_k": 2}, [1_002, 14_862]),
         ("last_k", {"last_k": 3}, [11_022, 14_862]),
         ((("hidden", "out"), ("conv_1",)), {}, [1_002, 200]),
+        (("hidden,out", "conv_1"), {}, [1_002, 200]),
+        ([["hidden", "out"], ["conv_1"]], {}, [1_002, 200]),
     ],
 )
 def test_what_each_stage_trains(schedule, options, sizes):
@@ -50,6 +52,8 @@ def test_lengths_and_optimizers_are_those_of_the_notebook():
         ({"schedule": (("head", "conv3"),)}, "the layer 'conv3'; there are out, hidden, head"),
         ({"schedule": "last_k", "last_k": 6}, "k is 6; 1 to 5"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; a whole number"),
+        ({"schedule": ("out,",)}, "the layer ''"),
         ({"dual_epochs": 0}, "dual_epochs is 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),

@@ -56,6 +56,19 @@ def test_rates_may_be_swept_and_holes_stay_holes(make):
     np.testing.assert_allclose(2 * swept["a"][0], swept["a"][1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("make", [optimizers.keras_nadam, optimizers.keras_sgd])
+def test_states_can_be_donated_and_keep_their_type(make):
+    """Also with rates that are arrays, as `optax.inject_hyperparams` passes them."""
+    params = {"a": jnp.ones(3, jnp.bfloat16)}
+    optimizer = make(jnp.float32(0.1), jnp.float32(0.9))
+    state = optimizer.init(params)
+    kinds = jax.tree.map(lambda leaf: leaf.dtype, state)
+    update = jax.jit(optimizer.update, donate_argnums=1)
+    updates, state = update(params, state, params)
+    assert jax.tree.map(lambda leaf: leaf.dtype, state) == kinds
+    assert updates["a"].dtype == jnp.bfloat16
+
+
 def _after(optimizer, start, grads):
     params = jnp.array(start)
     state = optimizer.init(params)

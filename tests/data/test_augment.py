@@ -222,10 +222,84 @@ def test_warps_draw_within_their_bounds_and_afresh():
     assert full.min() == 0 and full.max() == 1
 
 
+def matrices_of(warp, n=400, size=(40, 60)):
+    """What a warp draws, [n, 2, 3]: it reads a picture whose pixels are their own places."""
+    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
+    places = np.broadcast_to(np.stack([x, y], -1), (n, *size, 2))
+    found = np.asarray(jax.jit(warp)(places))
+    # Around the centre, where nothing is reflected, bilinear reading is exact.
+    rows, columns = np.s_[size[0] // 2 - 2 : size[0] // 2 + 3], np.s_[28:33]
+    inputs = np.stack([x[rows, columns], y[rows, columns], 1 + 0 * x[rows, columns]], -1)
+    read = found[:, rows, columns].reshape(n, 25, 2)
+    return np.stack([np.linalg.lstsq(inputs.reshape(25, 3), own, rcond=None)[0].T for own in read])
+
+
+def assert_uniform(values, most):
+    assert np.abs(values).max() <= most * 1.001
+    np.testing.assert_allclose(values.std(0), most / np.sqrt(3), rtol=0.1)
+    np.testing.assert_allclose(values.mean(0), 0, atol=0.2 * most)
+
+
+def test_what_each_part_of_a_warp_draws():
+    """Image by image: an angle, a factor for each side, and shifts as parts of the sides."""
+    size, centre = (40, 60), np.array([29.5, 19.5])
+    turns = matrices_of(lambda x: augment.warp(KEY, x, 0.05, 0, 0))
+    angles = np.arctan2(turns[:, 1, 0], turns[:, 0, 0])
+    assert_uniform(angles, 2 * np.pi * 0.05)
+    expected = augment.rotations(jnp.asarray(angles), size)
+    np.testing.assert_allclose(turns, expected, atol=1e-3)
+
+    zooms = matrices_of(lambda x: augment.warp(KEY, x, 0, 0.2, 0))
+    right, down = zooms[:, 0, 0] - 1, zooms[:, 1, 1] - 1
+    assert_uniform(np.stack([right, down], 1), 0.2)
+    assert abs(np.corrcoef(right, down)[0, 1]) < 0.2
+    fixed = zooms @ np.array([*centre, 1.0])
+    np.testing.assert_allclose(fixed, np.tile(centre, (len(fixed), 1)), atol=1e-3)
+
+    shifts = matrices_of(lambda x: augment.warp(KEY, x, 0, 0, 0.1))[:, :, 2]
+    assert_uniform(shifts / np.array([60, 40]), 0.1)
+    assert abs(np.corrcoef(shifts.T)[0, 1]) < 0.2
+
+
+def test_a_warp_turns_first_then_scales_then_moves():
+    how = {"rotation": 0.05, "zoom": 0.2, "translation": 0.05}
+
+    def only(name, images):
+        return augment.warp(KEY, images, **{other: 0.0 for other in how} | {name: how[name]})
+
+    def in_a_row(images):
+        for name in how:
+            images = only(name, images)
+        return images
+
+    images = images_of((9, 12, 15, 2), np.float32)
+    thrice = augment.warp(KEY, images, **how, sequential=True)
+    np.testing.assert_allclose(thrice, in_a_row(images), atol=1e-6)
+    once = matrices_of(lambda x: augment.warp(KEY, x, **how))
+    np.testing.assert_allclose(once, matrices_of(in_a_row), atol=1e-3)
+
+
+def test_amounts_can_be_swept_and_types_stay():
+    images = images_of((3, 8, 8, 1), np.float32)
+    amounts = jnp.array([0.02, 0.1])
+    swept = jax.vmap(lambda amount: augment.warp(KEY, images, amount, amount, amount, amount))(
+        amounts
+    )
+    for i, amount in enumerate([0.02, 0.1]):
+        alone = augment.warp(KEY, images, amount, amount, amount, amount)
+        np.testing.assert_allclose(swept[i], alone, atol=1e-5)
+    half = augment.warp(KEY, jnp.asarray(images, jnp.float16), brightness=0.1)
+    assert half.dtype == jnp.float16
+    with pytest.raises(ValueError, match="images are int32; uint8, or floats"):
+        augment.as_float(jnp.ones((1, 8, 8, 1), jnp.int32))
+
+
 @pytest.mark.parametrize("name", ["rotation", "zoom", "translation", "brightness"])
 def test_bad_warps(name):
     images = np.zeros((1, 8, 8, 1), np.float32)
     with pytest.raises(ValueError, match=f"{name} is -1"):
         augment.warp(KEY, images, **{name: -1})
+    with pytest.raises(ValueError, match="zoom is 1.0; at least 0, below 1, is allowed"):
+        augment.warp(KEY, images, zoom=1.0)
     with pytest.raises(ValueError, match="images are uint8; floats"):
         augment.warp(KEY, images.astype(np.uint8))

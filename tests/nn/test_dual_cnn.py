@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxunlearn.core import tree
-from jaxunlearn.nn import _batch_last, dual_cnn, multiply_adds, plain_convolutions
+from jaxunlearn.nn import dual_cnn, multiply_adds, plain_convolutions
 
 SMALL = (12, 13, 2)
 
@@ -124,57 +124,34 @@ def test_dropout_is_for_training(trained, images):
     np.testing.assert_array_equal(apply(), apply(key=jax.random.key(0)))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"input_shape": (8, 8, 1)}, r"input_shape is \(8, 8, 1\).*at\s+least 10 pixels"),
-        ({"input_shape": (28, 28)}, r"input_shape is \(28, 28\)"),
-        ({"filters": 0}, "filters is 0"),
-        ({"hidden": 0}, "hidden is 0"),
-        ({"n_classes": 0}, "n_classes is 0"),
-    ],
-)
-def test_bad_sizes(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        dual_cnn.build(**({"input_shape": (28, 28, 1)} | arguments))
-
-
 def test_bad_surgery(trained):
     _, dual, fused = trained
     with pytest.raises(ValueError, match="heads has 'branch_3'; branch_1 and branch_2"):
         dual_cnn.fuse(dual, fused, heads=("branch_3",))
+    with pytest.raises(ValueError, match="heads is 'branch_1'; a tuple of names"):
+        dual_cnn.fuse(dual, fused, heads="branch_1")
+    with pytest.raises(ValueError, match="dual_params has no 'branch_2'; it holds branch_1"):
+        dual_cnn.fuse({"branch_1": dual["branch_1"]}, fused)
     other = dual_cnn.build(SMALL, n_classes=4, filters=4, hidden=5).fused
     with pytest.raises(ValueError, match="branch_1/head has .* both must come from one `build`"):
         dual_cnn.fuse(dual, other.init(jax.random.key(0))[0])
 
 
-@pytest.mark.parametrize("shape", [(3, 6, 8, 9), (2, 7, 5, 16)])
-def test_equal_maxima_share_the_gradient_of_a_pool(shape):
-    """Values of few kinds, so that most windows have several maxima; JAX's own derivative."""
-    x = jax.random.randint(jax.random.key(0), shape, 0, 3).astype(jnp.float32)
-    weights = jax.random.normal(
-        jax.random.key(1), (shape[0], shape[1] // 2, shape[2] // 2, shape[3])
-    )
-    loss = lambda x: (weights * _batch_last.max_pool(x)).sum()  # noqa: E731
-    ours = jax.value_and_grad(loss)(x)
-    with plain_convolutions():
-        theirs = jax.value_and_grad(loss)(x)
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
-    np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
-
-
 @pytest.mark.parametrize(
     "shape, options, message",
     [
-        ((28, 28), {}, "input_shape is"),
+        ((8, 8, 1), {}, r"input_shape is \(8, 8, 1\).*at\s+least 10 pixels"),
+        ((28, 28), {}, r"input_shape is \(28, 28\)"),
         ((28.0, 28, 1), {}, "input_shape is"),
         (28, {}, "input_shape is 28"),
+        ((28, 28, 1), {"filters": 0}, "filters is 0"),
         ((28, 28, 1), {"filters": 2.5}, "filters is 2.5"),
+        ((28, 28, 1), {"n_classes": 0}, "n_classes is 0"),
         ((28, 28, 1), {"n_classes": "10"}, "n_classes is '10'"),
         ((28, 28, 1), {"hidden": 0}, "hidden is 0"),
     ],
 )
-def test_sizes_that_are_none(shape, options, message):
+def test_bad_sizes(shape, options, message):
     with pytest.raises(ValueError, match=message):
         dual_cnn.build(shape, **options)
 
@@ -189,3 +166,26 @@ def test_images_of_other_sizes():
             pair.fused.apply(params, {}, jnp.zeros(bad))
     with pytest.raises(ValueError, match=r"x is uint8.*as_float"):
         pair.fused.apply(params, {}, jnp.zeros((2, 28, 28, 1), jnp.uint8))
+
+
+@pytest.mark.parametrize("batch", [2, 9])
+@pytest.mark.parametrize("kinds", [("float32", "float16"), ("bfloat16", "float32")], ids=str)
+def test_types_are_promoted_whatever_the_batch(kinds, batch):
+    of_params, of_images = kinds
+    model = dual_cnn.build(SMALL).fused
+    params = jax.tree.map(lambda w: w.astype(of_params), model.init(jax.random.key(0))[0])
+    x = jax.random.uniform(jax.random.key(1), (batch, *SMALL)).astype(of_images)
+    found, _ = model.apply(params, {}, x)
+    expected, _ = model.apply(
+        jax.tree.map(lambda w: w.astype("float32"), params), {}, x.astype("float32")
+    )
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_there_is_nothing_else_to_start_or_stop_at():
+    model = dual_cnn.build(SMALL).fused
+    params, _ = model.init(jax.random.key(0))
+    for options in ({"stop_at": "head"}, {"start_at": "middle"}):
+        with pytest.raises(ValueError, match="image or heads, and heads or logits, are allowed"):
+            model.apply(params, {}, jnp.zeros((1, *SMALL)), **options)
