@@ -13,7 +13,9 @@ Recipes:   `paper`: both heads copied; the last layer, the last two, and so on, 
            is best on its own validation images is the result.
            `official_notebook`, on MNIST as its author: the first head copied; all but the last
            layer, then all; 6 folds, each going on from the one before; the last one is the result.
-           Batches of 32, incomplete ones dropped; all else as the author's code has it
+           Batches of 32, incomplete ones dropped, of images that are shuffled as a whole. An image
+           is warped once, by the product of the author's three warps, which blurs less. All else
+           as the author's code has it
 Arithmetic: 3 seeds x 50,000 images x (20 epochs of both branches at 10,000 images a second on both
            cores; 25 and at most 60 epochs of unfreezing, 6 x 10 of folds at most, at 13,000): 45
            minutes for both recipes
@@ -77,7 +79,8 @@ def verdicts(name: str, found: dict[str, Any]) -> dict[str, Any]:
     reached = found["paper"]["test_accuracy"] >= ASKED[name]
     shown = {"asked": ASKED[name], "reached": reached, "gap_of_folds": gaps}
     if "official_notebook" in gaps:
-        shown["leak_shows"] = gaps["official_notebook"] >= max(0.004, gaps["paper"])
+        leak = gaps["official_notebook"]
+        shown["leak_shows"] = leak >= 0.004 and leak > gaps["paper"]
     return shown
 
 
