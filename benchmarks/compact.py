@@ -279,6 +279,8 @@ def keras_all(job: str, of: str) -> list[dict[str, Any]]:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
             found.append(json.loads(done.stdout.splitlines()[-1]))
+        else:
+            print(f"Keras with {backend} does not run:", *done.stderr.splitlines()[-1:])
     if not found:
         raise RuntimeError("Keras does not run; install the extra `bench`")
     return found

@@ -43,6 +43,7 @@ from jaxunlearn.nn import dual_cnn
 
 HERE, RUNS = Path(__file__).parent, Path("runs/lightweight_cnn/ablations")
 SEEDS, SHAPE, N_VAL = (0, 1, 2), (28, 28, 1), 10_000
+WIDE = 18  # filters of a branch that is to be as large as the fused network
 RECIPE = Recipe(batch_size=128, fold_mode="none")
 # Which heads are copied, and the schedule.
 VARIANTS: list[tuple[Any, Any]] = [
@@ -55,9 +56,10 @@ def main() -> None:
     """Runs all variants."""
     mesh.start(mesh.cores())
     found = data.load("fashion_mnist")
-    RunFolder(RUNS, run_record(RECIPE, data=found.arrays), {}, resume=True).begin()
+    record = run_record(RECIPE, data=found.arrays) | {"seeds": SEEDS, "wide": WIDE}
+    RunFolder(RUNS, record, {}, resume=True).begin()
     images = training.Images(jnp.asarray(found.x_train), jnp.asarray(found.y_train), N_VAL)
-    pair, wide = dual_cnn.build(SHAPE), dual_cnn.build(SHAPE, filters=18)
+    pair, wide = dual_cnn.build(SHAPE), dual_cnn.build(SHAPE, filters=WIDE)
     keys = jax.vmap(jax.random.key)(jnp.array(SEEDS))
     dual = training.train_dual(pair, RECIPE, images, keys, place("dual"))
     large = training.train_dual(wide, RECIPE, images, keys, place("dual-18"))

@@ -78,7 +78,7 @@ def trial(name: str, i: int) -> dict[str, Any]:
     images = training.Images(jnp.asarray(found.x_train), jnp.asarray(found.y_train), N_VAL)
     model = nn.slim_cnn(found.x_train.shape[1:], channels)
     folder = RUNS / f"{name}-trial-{i}"
-    record = run_record(recipe, data=found.arrays) | {"channels": channels}
+    record = run_record(recipe, data=found.arrays) | {"channels": channels, "seed": TRIAL_SEED}
     RunFolder(folder, record, {}, resume=True).begin()
     where = training.Where(
         store=lambda phase: BlockStore(folder / phase),

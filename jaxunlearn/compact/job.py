@@ -40,7 +40,8 @@ class Settings:
         size: height and width that images, of any size, are scaled to; by default they stay as they
             are, but digits become 28 x 28.
         models: how many are trained, from different draws. The files hold the one that is best on
-            validation images.
+            validation images; with independent folds those are the fold's own, most of which the
+            stages before were trained on.
         seed: of the first model; the next one's is higher by 1.
         network: "dual", the paper's; "slim", separable convolutions with BatchNorm under the same
             budget; or "minimal", the 4,862 parameters of `ruslangrimov/mnist-minimal-model`.
@@ -60,7 +61,7 @@ class Settings:
     network: networks.Name = "dual"
     filters: int = 10
     hidden: int = 32
-    channels: tuple[int, ...] = (24, 48, 48, 72, 64)
+    channels: tuple[int, ...] = nn.SLIM_CHANNELS
     recipe: Recipe = Recipe()
     slim: SlimRecipe = SlimRecipe()
 

@@ -1,14 +1,14 @@
 """The networks that `jaxunlearn compact` trains, by name."""
 
 import dataclasses
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from jaxunlearn import nn
 from jaxunlearn.core.model import Model
 from jaxunlearn.nn import dual_cnn
 
 Name: TypeAlias = Literal["dual", "slim", "minimal"]
-NAMES: tuple[Name, ...] = ("dual", "slim", "minimal")
+NAMES = get_args(Name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Architecture:
     network: Name = "dual"
     filters: int = 10
     hidden: int = 32
-    channels: tuple[int, ...] = (24, 48, 48, 72, 64)
+    channels: tuple[int, ...] = nn.SLIM_CHANNELS
     classes: tuple[str, ...] = ()
 
     def __post_init__(self):

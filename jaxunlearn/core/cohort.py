@@ -78,7 +78,8 @@ def run(
             `Trained`.
 
     Raises:
-        ValueError: a stage without an evaluation, or what is in the store is of other models.
+        ValueError: a stage without an evaluation, or what is in the store has other shapes (that it
+            is the same run is for the caller to see to, as `core.run_folder` does).
         NonFiniteError: a model diverged; the blocks before are kept.
     """
     if stage.evaluate is None:

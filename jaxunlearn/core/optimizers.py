@@ -77,7 +77,7 @@ class NadamState(NamedTuple):
 
 
 def keras_nadam(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: float | jax.Array | optax.Schedule,
     b1: float | jax.Array = 0.9,
     b2: float | jax.Array = 0.999,
     eps: float | jax.Array = 1e-7,
@@ -99,7 +99,7 @@ def keras_nadam(
     def update(updates: Tree, state: Any, params: Any = None) -> tuple[Tree, NadamState]:
         del params
         grads = updates
-        lr = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        lr: Any = learning_rate(state.count) if callable(learning_rate) else learning_rate
         t = state.count + 1
         now, after = (b1 * (1 - 0.5 * 0.96**s) for s in (t, t + 1))
         product = state.product * now

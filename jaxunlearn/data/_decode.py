@@ -126,11 +126,9 @@ def scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
     if image.shape[:2] == (height, width):
         return image
-    channels = (image[:, :, c].astype(np.float32) for c in range(image.shape[2]))
-    planes = [
-        Image.fromarray(c).resize((width, height), Image.Resampling.BILINEAR) for c in channels
-    ]
-    found = np.stack(planes, axis=-1)
+    planes = [Image.fromarray(image[:, :, c].astype(np.float32)) for c in range(image.shape[2])]
+    how = Image.Resampling.BILINEAR
+    found = np.stack([np.asarray(own.resize((width, height), how)) for own in planes], axis=-1)
     return np.round(found).astype(np.uint8) if image.dtype == np.uint8 else found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.scipy.ndimage import map_coordinates
 
 from jaxunlearn.core.keys import Key, fold
@@ -169,7 +170,7 @@ def warp(
         raise ValueError(f"images are {images.dtype}; floats in [0, 1] are needed")
     amounts = {"rotation": rotation, "zoom": zoom, "translation": translation}
     amounts["brightness"] = brightness
-    known = {name: own for name, own in amounts.items() if not isinstance(own, jax.core.Tracer)}
+    known = {name: own for name, own in amounts.items() if not isinstance(own, Tracer)}
     for name, value in known.items():
         if not 0 <= value < (1 if name == "zoom" else float("inf")):
             raise ValueError(

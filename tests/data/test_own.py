@@ -201,7 +201,7 @@ def test_folders_are_scaled_when_they_are_decoded_and_kept_by_size(tmp_path):
             shape = (5 + i, 6 + j, 3)
             pixels = np.random.default_rng((i, j)).integers(0, 256, shape, np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{j}.png")
-    with pytest.raises(ValueError, match="must have one size and .* give `size`"):
+    with pytest.raises(ValueError, match="must have one size, .* give `size`"):
         data.load(tmp_path / "pets", 4, cache_dir=tmp_path / "cache")
     found = {
         size: data.load(tmp_path / "pets", 4, size=size, cache_dir=tmp_path / "cache")
