@@ -21,6 +21,7 @@ BENCHMARKS = (
     "paths",
     "smollm2",
     "exact",
+    "compact",
 )
 IMAGES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
@@ -38,6 +39,8 @@ def filled(text: str) -> str:
         ("experiments/s3t/fashion_mnist.json", _s3t()),
         ("experiments/s3t/tofu.json", _tofu()),
         ("experiments/lightweight_cnn/paper.py", _compact()),
+        ("experiments/lightweight_cnn/ablations.json", _compact_ablations()),
+        ("experiments/lightweight_cnn/slim.py", _compact_slim()),
         ("benchmarks/results/exact_sizes.json", _exact_sizes()),
         ("benchmarks/results", _benchmarks()),
     ):
@@ -185,6 +188,41 @@ def _compact() -> str:
                     ),
                     f"{sum(own['seconds'].values()) / 60:.0f}",
                     published[data] if recipe == "paper" else "98.98, its author's run",
+                )
+            )
+    return "\n".join(lines)
+
+
+def _compact_ablations() -> str:
+    lines = [_line("variant", "test accuracy", "of each seed"), "|---" * 3 + "|"]
+    for name, own in _read("experiments/lightweight_cnn/ablations.json")["results"].items():
+        if "mean" in own:
+            seeds = ", ".join(map(_percent, own["seeds"]))
+            lines.append(_line(name, _percent(own["mean"]), seeds))
+        else:
+            gaps = [f"{100 * own[gap]:+.2f}" for gap in ("val_above_test", "unseen_above_test")]
+            said = f"validation - test: {gaps[0]}; not trained on before: {gaps[1]}"
+            lines.append(_line(name, _percent(_mean(own["test"])), said))
+    return "\n".join(lines)
+
+
+def _compact_slim() -> str:
+    headers = ["data", "network", "parameters", "multiply-adds", "test accuracy", "of each seed"]
+    headers += ["epochs", "minutes for three"]
+    lines = [_line(*headers), "|---" * len(headers) + "|"]
+    for data, name in IMAGES.items():
+        content = _read(f"experiments/lightweight_cnn/slim-{data}.json")
+        for network, own in content["networks"].items():
+            lines.append(
+                _line(
+                    name,
+                    network,
+                    f"{own['parameters']:,}",
+                    f"{own['multiply_adds']:,}",
+                    _percent(own["test_accuracy"]),
+                    ", ".join(map(_percent, own["test_accuracies"])),
+                    str(len(own["slim"]["loss"][0])),
+                    f"{sum(own['seconds'].values()) / 60:.0f}",
                 )
             )
     return "\n".join(lines)

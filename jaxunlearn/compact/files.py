@@ -86,7 +86,8 @@ def export(model: Model, params: Tree, input_shape: tuple[int, int, int]) -> byt
     """
     (batch,) = jax.export.symbolic_shape("b")
     shape = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
-    with plain_convolutions():  # what every backend makes the best of by itself
+    # What every backend makes the best of by itself; a CPU's XLA is slow at depthwise ones.
+    with plain_convolutions(depthwise=False):
         program = jax.jit(lambda x: model.apply(params, {}, x)[0])
         return bytes(jax.export.export(program, platforms=PLATFORMS)(shape).serialize())
 

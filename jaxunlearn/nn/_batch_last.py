@@ -61,9 +61,16 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
         kernel: [k, k, C], k odd.
     """
     x, kernel = _alike(x, kernel)
-    # Not XLA's own grouped convolution: on a CPU it takes 4 times as long for an image.
-    few = is_plain(x) or x.shape[-1] < _LEAST
-    return _by_taps(x, kernel) if few else _depthwise(x, kernel)
+    if is_plain(x, depthwise=True):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel[:, :, None],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("CHWN", "HWIO", "CHWN"),
+            feature_group_count=len(x),
+        )
+    return _depthwise(x, kernel)
 
 
 def _alike(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -35,6 +35,7 @@ from jaxunlearn.nn._winograd import (
 
 _HE_NORMAL = nnx.initializers.he_normal()
 _plain = contextvars.ContextVar("plain", default=False)
+_by_taps = contextvars.ContextVar("by_taps", default=False)
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _CHUNK_SIZE = 2**17  # numbers of input and output that are multiplied at once, to fit the cache
 # Below it XLA's convolution is another one, slower, and rounds differently on other devices.
@@ -82,24 +83,31 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | None =
     return _cpu_conv(x, kernel, stride, padding)
 
 
-def is_plain(x: jax.Array) -> bool:
+def is_plain(x: jax.Array, depthwise: bool = False) -> bool:
     """Whether a convolution of `x` is XLA's own: off a CPU, and where it is asked for."""
+    if depthwise and _by_taps.get():
+        return False
     # In half precision the sums of the other lowerings would lose digits that XLA's keeps.
     is_half = x.dtype not in (jnp.float32, jnp.float64)
     return jax.default_backend() != "cpu" or is_half or _plain.get()
 
 
 @contextlib.contextmanager
-def plain_convolutions():
+def plain_convolutions(depthwise: bool = True):
     """In its `with` block functions are traced with XLA's own convolution, on a CPU too.
 
     What was compiled before keeps its lowering: enter it before a function's first call.
+
+    Args:
+        depthwise: those of each channel on its own too; otherwise they are sums over a kernel's
+            taps everywhere. XLA's own take 4 times as long for an image on a CPU.
     """
-    token = _plain.set(True)
+    tokens = _plain.set(True), _by_taps.set(not depthwise)
     try:
         yield
     finally:
-        _plain.reset(token)
+        _plain.reset(tokens[0])
+        _by_taps.reset(tokens[1])
 
 
 def _lax_conv(x, kernel, stride, padding):

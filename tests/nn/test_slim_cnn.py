@@ -25,6 +25,13 @@ def test_the_counts():
     assert size(nn.slim_cnn((32, 32, 3), (24, 48, 48, 64, 64, 64), folded=True)) == 18_562
 
 
+def test_multiply_adds_count_depthwise_convolutions():
+    pixels, a = [28**2, 14**2, 14**2, 7**2, 7**2], (24, 48, 48, 72, 64)
+    separable = sum(n * (9 * i + i * j) for n, i, j in zip(pixels[1:], a[:-1], a[1:], strict=True))
+    cost = nn.multiply_adds(nn.slim_cnn((28, 28, 1), folded=True), (28, 28, 1))
+    assert cost == pixels[0] * 9 * a[0] + separable + a[-1] * 10
+
+
 @pytest.fixture(scope="module", params=list(BUILD))
 def trained(request):
     """A network whose every number is random, and images."""
@@ -55,9 +62,12 @@ def test_all_lowerings_say_the_same(trained):
         return jnp.sum(y**2), new
 
     ours = jax.value_and_grad(loss, has_aux=True)(params)
-    with nn.plain_convolutions():
-        plain = jax.value_and_grad(loss, has_aux=True)(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), ours, plain)
+    for depthwise in (True, False):
+        with nn.plain_convolutions(depthwise):
+            plain = jax.value_and_grad(loss, has_aux=True)(params)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), ours, plain
+        )
 
 
 def test_statistics_are_those_of_the_usual_layout():
