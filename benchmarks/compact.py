@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.harness import Measured, Row, agree, best_of, measure
 from benchmarks.peers import torch_compact as peers
-from jaxunlearn.compact import Recipe, files, training
+from jaxunlearn.compact import Recipe, files, fitting, training
 from jaxunlearn.compact import measure as costs
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import write_npz
@@ -36,12 +36,12 @@ FOLDS, SEEDS = 6, 3
 
 
 @functools.cache
-def images() -> training.Images:
+def images() -> fitting.Images:
     """Random ones; the first 100 validate, which costs next to nothing."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (N_IMAGES + 100, *SHAPE), np.uint8)
     y = rng.integers(0, 10, len(x)).astype(np.int32)
-    return training.Images(jnp.asarray(x), jnp.asarray(y), 100)
+    return fitting.Images(jnp.asarray(x), jnp.asarray(y), 100)
 
 
 def rows() -> Iterator[Row]:
@@ -120,7 +120,7 @@ def stage_a(batch: int) -> Measured:
     """An epoch of one model: both branches, augmentation, one program; steady from the second."""
     recipe = Recipe(batch_size=batch, dual_epochs=6)
     times: list[float] = []
-    where = training.Where(
+    where = fitting.Where(
         mesh.make({"models": 1}), tell=lambda *now: times.append(time.perf_counter())
     )
     training.train_dual(PAIR, recipe, images(), jax.random.split(jax.random.key(0), 1), where)
@@ -164,7 +164,7 @@ def folds(gap: float) -> Iterator[Row]:
     def ours(devices: int, n_models: int, fold_mode: str, n_folds: int) -> Measured:
         own = Recipe(**{**vars(recipe), "fold_mode": fold_mode})
         times: list[float] = []
-        where = training.Where(
+        where = fitting.Where(
             mesh.make({"models": devices}), tell=lambda *now: times.append(time.perf_counter())
         )
         part = jax.tree.map(lambda leaf: leaf[:n_models], state)
@@ -209,7 +209,7 @@ def pipeline(gap: float) -> Row:
     """All of the paper's training for one seed, with 2, 5 and 6 epochs."""
     recipe = Recipe(dual_epochs=2, unfreeze_epochs=1, last_epochs=1, folds=FOLDS, fold_epochs=1)
     keys = jax.random.split(jax.random.key(0), 1)
-    where = training.Where(mesh.make({"models": mesh.cores()}))
+    where = fitting.Where(mesh.make({"models": mesh.cores()}))
 
     def ours() -> None:
         dual = training.train_dual(PAIR, recipe, images(), keys, where)

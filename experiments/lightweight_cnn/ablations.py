@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import data
-from jaxunlearn.compact import Recipe, measure, training
+from jaxunlearn.compact import Recipe, fitting, measure, training
 from jaxunlearn.core import cohort, mesh, records
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.run_folder import RunFolder, run_record
@@ -58,7 +58,7 @@ def main() -> None:
     found = data.load("fashion_mnist")
     record = run_record(RECIPE, data=found.arrays) | {"seeds": SEEDS, "wide": WIDE}
     RunFolder(RUNS, record, {}, resume=True).begin()
-    images = training.Images(jnp.asarray(found.x_train), jnp.asarray(found.y_train), N_VAL)
+    images = fitting.Images(jnp.asarray(found.x_train), jnp.asarray(found.y_train), N_VAL)
     pair, wide = dual_cnn.build(SHAPE), dual_cnn.build(SHAPE, filters=WIDE)
     keys = jax.vmap(jax.random.key)(jnp.array(SEEDS))
     dual = training.train_dual(pair, RECIPE, images, keys, place("dual"))
@@ -92,10 +92,10 @@ def main() -> None:
     records.write(HERE / "ablations.json", content | {"shown": verdicts(results)})
 
 
-def place(name: str) -> training.Where:
+def place(name: str) -> fitting.Where:
     """All cores; what is finished is kept."""
     folder = RUNS / name.replace(", ", "-").replace(" ", "-")
-    return training.Where(
+    return fitting.Where(
         mesh.make({"models": mesh.cores()}),
         lambda phase: BlockStore(folder / phase),
         lambda *now: print(name, *now, flush=True),
@@ -105,7 +105,7 @@ def place(name: str) -> training.Where:
 def of_folds(
     pair: dual_cnn.Pair,
     folds: list[cohort.Trained],
-    images: training.Images,
+    images: fitting.Images,
     x: np.ndarray,
     y: np.ndarray,
 ) -> dict[str, Any]:

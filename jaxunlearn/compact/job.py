@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxunlearn import data as datasets
 from jaxunlearn import nn
-from jaxunlearn.compact import files, measure, networks, slim, training
+from jaxunlearn.compact import files, fitting, measure, networks, slim, training
 from jaxunlearn.compact.networks import Architecture
 from jaxunlearn.compact.recipe import Recipe
 from jaxunlearn.compact.slim import SlimRecipe
@@ -176,9 +176,9 @@ def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -
     """Does the work of a prepared job; see `run`."""
     data = job.dataset
     n_val = min(10_000, len(data.x_train) // 5)
-    images = training.Images(jnp.asarray(data.x_train), jnp.asarray(data.y_train), n_val)
+    images = fitting.Images(jnp.asarray(data.x_train), jnp.asarray(data.y_train), n_val)
     keys = jax.vmap(jax.random.key)(job.settings.seed + jnp.arange(job.settings.models))
-    where = training.Where(job.mesh, lambda phase: _store(job, phase), _ticking(job, progress))
+    where = fitting.Where(job.mesh, lambda phase: _store(job, phase), _ticking(job, progress))
     train = _train_dual if job.settings.network == "dual" else _train_slim
     finals, val, report = train(job, images, keys, where)
     progress("evaluation", 0, 1)
@@ -191,14 +191,14 @@ def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -
 _Outcome: TypeAlias = tuple[Tree, np.ndarray, dict[str, Any]]
 
 
-def _train_slim(job: Job, images: training.Images, keys: Key, where: training.Where) -> _Outcome:
+def _train_slim(job: Job, images: fitting.Images, keys: Key, where: fitting.Where) -> _Outcome:
     """One stage; BatchNorm folds into the convolutions."""
     trained = slim.train(job.architecture.trained, job.settings.slim, images, keys, where)
     folded = jax.vmap(nn.fold_batch_norm)(trained.state.params, trained.state.stats)
     return folded, trained.checks["accuracy"][:, -1], {"slim": _curves(trained)}
 
 
-def _train_dual(job: Job, images: training.Images, keys: Key, where: training.Where) -> _Outcome:
+def _train_dual(job: Job, images: fitting.Images, keys: Key, where: fitting.Where) -> _Outcome:
     """The paper's three phases; the result is that of the best or the last fold."""
     recipe, pair = job.settings.recipe, job.architecture.pair
     dual = training.train_dual(pair, recipe, images, keys, where)

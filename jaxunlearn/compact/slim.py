@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxunlearn.compact import training
+from jaxunlearn.compact import fitting
 from jaxunlearn.compact.recipe import Warp
 from jaxunlearn.core import cohort, optimizers, stages
 from jaxunlearn.core.checks import whole
@@ -50,9 +50,9 @@ class SlimRecipe:
 def train(
     model: Model,
     recipe: SlimRecipe,
-    images: training.Images,
+    images: fitting.Images,
     keys: Key,
-    where: training.Where = training.HERE,
+    where: fitting.Where = fitting.HERE,
 ) -> cohort.Trained:
     """Trains models from scratch on the images behind the first `n_val`.
 
@@ -77,9 +77,9 @@ def train(
         None,
         _adamw(recipe.learning_rate, recipe.weight_decay, n_steps),
         0,
-        evaluate=training.accuracy_of(model),
+        evaluate=fitting.accuracy_of(model),
     )
-    return training.through(
+    return fitting.fit(
         stage, recipe.epochs, state, keys, images, recipe.batch_size, where, _batch(recipe)
     )
 

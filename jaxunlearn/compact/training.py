@@ -7,19 +7,25 @@ states have a leading axis, and each model stops on its own (`core.cohort`).
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from jaxunlearn import data
 from jaxunlearn.compact import measure
+from jaxunlearn.compact.fitting import (
+    HERE,
+    Images,
+    Where,
+    accuracy_of,
+    fit,
+    plain_batch,
+    validation,
+)
 from jaxunlearn.compact.recipe import Recipe, Warp
 from jaxunlearn.compact.schedules import LAYERS, layers_of, of_layers
 from jaxunlearn.core import cohort, ensemble, optimizers, stages
-from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.loop import EarlyStop
 from jaxunlearn.core.losses import cross_entropy
@@ -30,49 +36,6 @@ from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import augment
 from jaxunlearn.nn import dual_cnn
 from jaxunlearn.nn.dual_cnn import BRANCHES, Pair
-
-
-class Images(NamedTuple):
-    """What is trained on, and how it is split.
-
-    Attributes:
-        x: [n, H, W, C], uint8 or floats in [0, 1].
-        y: int32 [n].
-        n_val: the first rows, which are not trained on before the folds.
-    """
-
-    x: jax.Array
-    y: jax.Array
-    n_val: int
-
-    def check(self) -> None:
-        """Whether there is something to train on and to judge by.
-
-        Raises:
-            ValueError: there is not, or images and labels differ in number.
-        """
-        if len(self.x) != len(self.y) or not 1 <= self.n_val < len(self.y):
-            raise ValueError(
-                f"images has {len(self.x)} x, {len(self.y)} y and n_val {self.n_val}; as many of "
-                "each, and n_val from 1 to less than that, are needed"
-            )
-
-
-class Where(NamedTuple):
-    """Where and how models are computed.
-
-    Attributes:
-        mesh: of the models.
-        store: `store(phase)` keeps how far a phase is, or None.
-        tell: `tell(phase, epochs done, most epochs)`, at a phase's start and after each epoch.
-    """
-
-    mesh: Mesh | None = None
-    store: Callable[[str], BlockStore | None] = lambda phase: None
-    tell: Callable[[str, int, int], None] = lambda phase, done, most: None
-
-
-HERE = Where()
 
 
 def train_dual(
@@ -114,9 +77,7 @@ def train_dual(
     own_keys = jax.vmap(lambda key: fold(key, "init", "dual"))(keys)
     state = stages.init_members(*jax.vmap(pair.dual.init)(own_keys))
     transform = dual_batch(recipe.warp)
-    return through(
-        stage, recipe.dual_epochs, state, keys, images, recipe.batch_size, where, transform
-    )
+    return fit(stage, recipe.dual_epochs, state, keys, images, recipe.batch_size, where, transform)
 
 
 def fuse(pair: Pair, recipe: Recipe, params: Tree, keys: Key) -> TrainState:
@@ -172,8 +133,8 @@ def unfreeze(
         own = {}
         if _is_above_heads(stage):
             heads = _heads(pair, state, images, where) if heads is None else heads
-            own = {"heads": heads}
-        result = through(
+            own = {"x": heads}
+        result = fit(
             stage, n_epochs, state, keys, images, recipe.batch_size, where, plain_batch, own
         )
         state = result.state
@@ -221,7 +182,7 @@ def fine_tune(
     )
     least = int((train >= 0).sum(1).min())
     tune = functools.partial(
-        through, images=images, batch_size=recipe.batch_size, where=where, least=least
+        fit, images=images, batch_size=recipe.batch_size, where=where, least=least
     )
     n_models, found = len(keys), []
     if recipe.fold_mode == "independent":
@@ -328,12 +289,6 @@ def dual_batch(warp: Warp) -> Callable[[Any, Key], Any]:
     return transform
 
 
-def plain_batch(batch: Any, key: Key) -> Any:
-    """A transform of batches: the images in [0, 1], or what the heads say of them."""
-    del key
-    return batch | {"x": augment.as_float(batch["x"])}
-
-
 @functools.cache
 def above_heads(model: Model) -> Model:
     """The fused network from what its heads say."""
@@ -344,104 +299,12 @@ def _is_above_heads(stage: Stage) -> bool:
     return set(stage.trainable) <= {LAYERS["out"], LAYERS["hidden"]}
 
 
-def through(
-    stage: Stage,
-    n_epochs: int,
-    state: TrainState,
-    keys: Key,
-    images: Images,
-    batch_size: int,
-    where: Where,
-    transform: Callable[[Any, Key], Any],
-    own: dict[str, Any] | None = None,
-    least: int | None = None,
-) -> cohort.Trained:
-    """One stage for all models; an epoch is a block with a check at its end.
-
-    Args:
-        stage: its data, length and block are set here.
-        n_epochs: the most.
-        state: leading axis N.
-        keys: of the models; each derives the stage's own.
-        images: the data.
-        batch_size: incomplete batches are dropped.
-        where: where.
-        transform: of the batches.
-        own: of each model, leading axis N: `train` and `val`, the rows it learns and is judged by
-            (by default those of `images`), and `heads`.
-        least: rows to train on that each model has at least, if they differ.
-    """
-    images.check()
-    n_models, n = len(keys), len(images.y)
-    own = dict(own or {})
-    if "train" not in own:
-        rows = np.arange(n, dtype=np.int32)
-        own["train"] = np.tile(rows[images.n_val :], (n_models, 1))
-        own["val"] = np.tile(rows[: images.n_val], (n_models, 1))
-    n_train = least or own["train"].shape[1]
-    per_epoch = n_train // min(batch_size, n_train)
-    stage = dataclasses.replace(stage, n_steps=n_epochs * per_epoch, every=per_epoch)
-    own_keys = jax.vmap(lambda key: stages.stage_key(stage, key, (), (stage.name,)))(keys)
-    mesh = _fitting(where.mesh, n_models)
-    where.tell(stage.name, 0, n_epochs)
-    return cohort.run(
-        stage,
-        state,
-        own_keys,
-        data=_source(batch_size, least, transform),
-        shared={"x": images.x, "y": images.y},
-        own=own,
-        width=1 if jax.default_backend() == "cpu" else -(-n_models // (mesh.size if mesh else 1)),
-        mode=ensemble.pick_mode(True),
-        mesh=mesh,
-        store=where.store(stage.name),
-        callback=lambda done, checks: where.tell(stage.name, done, n_epochs),
-    )
-
-
-def _fitting(mesh: Mesh | None, n_models: int) -> Mesh | None:
-    """No more devices than models: what is left over would compute a model again."""
-    if mesh is None or mesh.size <= n_models:
-        return mesh
-    return Mesh(mesh.devices.reshape(-1)[:n_models], mesh.axis_names, axis_types=mesh.axis_types)
-
-
-@functools.cache
-def _source(batch_size: int, least: int | None, transform: Callable) -> Callable[[Any], Any]:
-    def source(reads: Any) -> Any:
-        arrays = {"x": _inputs(reads), "y": reads["shared"]["y"]}
-        rows = reads["own"]["train"]
-        return data.batches(arrays, rows, batch_size, least=least, transform=transform)
-
-    return source
-
-
-def _inputs(reads: Any) -> jax.Array:
-    """Images, or for a stage above the heads what they say of all images."""
-    return reads["own"].get("heads", reads["shared"]["x"])
-
-
-@functools.cache
-def accuracy_of(model: Model) -> Callable[[TrainState, Any], Metrics]:
-    """An evaluation of a stage: `accuracy` and mean `loss` on a model's validation rows."""
-
-    def evaluate(state: TrainState, reads: Any) -> Metrics:
-        x, y, counts = _validation(reads)
-        logits = predict(model, state.params, state.stats, x)
-        losses = cross_entropy(logits, y)
-        right = (jnp.argmax(logits, -1) == y).astype(jnp.float32)
-        total = counts.sum()
-        return {"accuracy": (right * counts).sum() / total, "loss": (losses * counts).sum() / total}
-
-    return evaluate
-
-
 @functools.cache
 def _accuracies(dual: Model) -> Callable[[TrainState, Any], Metrics]:
     both = Model(dual.init, lambda params, stats, x: _stacked(dual.apply(params, stats, x, x)))
 
     def evaluate(state: TrainState, reads: Any) -> Metrics:
-        x, y, counts = _validation(reads)
+        x, y, counts = validation(reads)
         logits = predict(both, state.params, state.stats, x)
         right = (jnp.argmax(logits, -1) == y[:, None]).astype(jnp.float32)
         accuracies = (right * counts[:, None]).sum(0) / counts.sum()
@@ -453,12 +316,6 @@ def _accuracies(dual: Model) -> Callable[[TrainState, Any], Metrics]:
 def _stacked(result: tuple[tuple[jax.Array, ...], Tree]) -> tuple[jax.Array, Tree]:
     logits, stats = result
     return jnp.stack(logits, axis=1), stats
-
-
-def _validation(reads: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Images, labels, and 1 for each that counts: rows of -1 fill a table."""
-    rows = reads["own"]["val"]
-    return augment.as_float(_inputs(reads)[rows]), reads["shared"]["y"][rows], (rows >= 0) * 1.0
 
 
 def _heads(pair: Pair, state: TrainState, images: Images, where: Where) -> np.ndarray:

@@ -84,7 +84,12 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | None =
 
 
 def is_plain(x: jax.Array, depthwise: bool = False) -> bool:
-    """Whether a convolution of `x` is XLA's own: off a CPU, and where it is asked for."""
+    """Whether a convolution of `x` is XLA's own: off a CPU, and where it is asked for.
+
+    Args:
+        x: its input.
+        depthwise: whether it is one of each channel on its own.
+    """
     if depthwise and _by_taps.get():
         return False
     # In half precision the sums of the other lowerings would lose digits that XLA's keeps.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import KFold
 
-from jaxunlearn.compact import Recipe, Warp, measure, schedules, training
+from jaxunlearn.compact import Recipe, Warp, fitting, measure, schedules, training
 from jaxunlearn.core import _early_stop, losses, tree
 from jaxunlearn.core.loop import EarlyStop
 from jaxunlearn.core.optimizers import keras_sgd
@@ -37,7 +37,7 @@ def toy(n=96):
     x = rng.integers(0, 60, (n, *SHAPE))
     for image, label in zip(x, y, strict=True):
         image[4 * label : 4 * label + 4] += 150
-    return training.Images(jnp.asarray(x, jnp.uint8), jnp.asarray(y), 16)
+    return fitting.Images(jnp.asarray(x, jnp.uint8), jnp.asarray(y), 16)
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +111,11 @@ def test_the_last_stage_and_the_folds_train_by_the_same_sgd(monkeypatch, images)
     """Nesterov's momentum of 0.9, decoupled decay of 1e-4; folds stop after 3 epochs."""
     folds = []
 
-    def through(stage, *args, **options):
+    def fit(stage, *args, **options):
         folds.append(stage)
         return types.SimpleNamespace(state=None)
 
-    monkeypatch.setattr(training, "through", through)
+    monkeypatch.setattr(training, "fit", fit)
     training.fine_tune(PAIR, Recipe(fold_mode="continued"), None, images, KEYS)
     (last, _) = training.unfreezing(PAIR, Recipe())[-1]
     assert folds[0].stops[0].patience == 3 and last.stops[0].patience == 10
@@ -173,8 +173,8 @@ def test_cached_heads_change_no_more_than_rounding(stages, images):
     (stage, n_epochs), *_ = training.unfreezing(PAIR, RECIPE)
     plain = Recipe(**{**vars(RECIPE), "schedule": (("out",), ("out", "hidden", "head"))})
     slow = training.Stage(**{**vars(stage), **_reads_images(plain)})
-    found = training.through(
-        slow, n_epochs, state, KEYS, images, plain.batch_size, training.HERE, training.plain_batch
+    found = fitting.fit(
+        slow, n_epochs, state, KEYS, images, plain.batch_size, fitting.HERE, fitting.plain_batch
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
@@ -206,13 +206,13 @@ def _reads_images(recipe):
 @pytest.fixture
 def starts(monkeypatch):
     """The parameters that each cohort starts from, as they come."""
-    seen, run = [], training.cohort.run
+    seen, run = [], fitting.cohort.run
 
     def watched(stage, state, *args, **options):
         seen.append(state.params)
         return run(stage, state, *args, **options)
 
-    monkeypatch.setattr(training.cohort, "run", watched)
+    monkeypatch.setattr(fitting.cohort, "run", watched)
     return seen
 
 
