@@ -134,13 +134,15 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     """Radians per position of each pair, float32 [h / 2]: theta^(-2 i / h), scaled as Llama 3's.
 
     Constants of a program, computed on the host: XLA's powers are off by a few units in the last
-    place, which positions beyond 4,000 turn into angles that are off by 1e-3.
+    place, which positions beyond 4,000 turn into angles that are off by 1e-3. So are NumPy's of
+    float32 on some processors; the powers are therefore float64's, rounded.
 
     With `scaling`, wavelengths below `context / high` keep their frequency, those above
     `context / low` have it divided by `factor`, and those between are interpolated.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1) / np.float32(theta) ** exponents
+    powers = np.float64(theta) ** exponents.astype(np.float64)
+    frequencies = np.float32(1) / powers.astype(np.float32)
     if scaling is None:
         return frequencies
     wavelengths = np.float32(2 * math.pi) / frequencies
