@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.scipy.ndimage import map_coordinates
 
 from jaxunlearn.core.keys import Key, fold
 
@@ -129,15 +128,36 @@ def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
         raise ValueError(
             f"matrices is {list(matrices.shape)}; [{len(images)}, 2, 3] fits the images"
         )
-    y, x = jnp.mgrid[: images.shape[1], : images.shape[2]]
-    ones = jnp.ones_like(x)
-    places = jnp.einsum("bij,jhw->bihw", matrices, jnp.stack([x, y, ones]).astype(jnp.float32))
+    n, height, width, channels = images.shape
+    y, x = jnp.mgrid[:height, :width].astype(jnp.float32)
+    entries = matrices[..., None, None]  # [B, 2, 3, 1, 1]
+    of_x, of_y = (entries[:, i, 0] * x + entries[:, i, 1] * y + entries[:, i, 2] for i in (0, 1))
+    pixels = images.reshape(n, height * width, channels)
+    read = 0.0
+    for row, share_of_row in _neighbours(of_y, height):
+        for column, share in _neighbours(of_x, width):
+            at = (row * width + column).reshape(n, -1, 1)
+            found = jnp.take_along_axis(pixels, at, axis=1, mode="promise_in_bounds")
+            read = read + (share_of_row * share)[..., None] * found.reshape(images.shape)
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        read = jnp.round(read)
+    return jnp.asarray(read, images.dtype)
 
-    def read(channel: jax.Array, places: jax.Array) -> jax.Array:
-        return map_coordinates(channel, [places[1], places[0]], order=1, mode="reflect")
 
-    of_channels = jax.vmap(read, in_axes=(-1, None), out_axes=-1)
-    return jax.vmap(of_channels)(images, places)
+def _neighbours(places: jax.Array, side: int) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """Both pixels around each place on an axis of `side` pixels, reflected, and their shares.
+
+    `jax.scipy.ndimage.map_coordinates` reads the same in four times the time on a CPU, where a
+    remainder of integers is slow.
+    """
+    first = jnp.floor(places)
+    share = places - first
+
+    def inside(i: jax.Array) -> jax.Array:
+        i = i - 2 * side * jnp.floor(i / (2 * side))
+        return jnp.minimum(i, 2 * side - 1 - i).astype(jnp.int32)
+
+    return (inside(first), 1 - share), (inside(first + 1), share)
 
 
 def warp(

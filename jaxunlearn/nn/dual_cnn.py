@@ -155,15 +155,19 @@ def _sizes(input_shape: tuple[int, ...], n_classes: int, filters: int, hidden: i
 
 
 class Head(nnx.Module):
-    """A linear layer over a whole map, whose kernel [s, t, 2n, K] may be stored as [s t 2n, K]."""
+    """A linear layer over a whole map [2n, s, t, B] -> [B, K].
+
+    Its kernel [s, t, 2n, K] may be stored as [s t 2n, K].
+    """
 
     def __init__(self, shape: tuple[int, ...], rngs: nnx.Rngs):
         self.kernel = nnx.Param(_GLOROT(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(shape[-1]))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...]
-        return x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[-1]) + self.bias[...]
+        deep, height, width, _ = x.shape
+        kernel = self.kernel[...].reshape(height, width, deep, -1)
+        return jnp.einsum("chwb,hwck->bk", x, kernel) + self.bias[...]
 
 
 class Branch(nnx.Module):
@@ -182,10 +186,10 @@ class Branch(nnx.Module):
         x = _batch_last.enter(x)
         for layer in (self.conv_1, self.conv_2):
             assert layer.bias is not None
-            x = _batch_last.max_pool(_batch_last.conv(x, layer.kernel[...]))
+            x = _batch_last.conv_max_pool(x, layer.kernel[...])
             # The same after the pool, on a quarter of the pixels: both preserve order.
             x = jax.nn.relu(x + layer.bias[...][:, None, None, None])
-        return self.head(_batch_last.leave(x))
+        return self.head(x)
 
 
 class Dual(nnx.Module):

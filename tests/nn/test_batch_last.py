@@ -48,3 +48,66 @@ def test_equal_maxima_share_the_gradient_of_a_pool(shape):
         theirs = jax.value_and_grad(loss)(x)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
+
+
+POOLED = [  # channels in and out, height, width, images, size of the kernel
+    (1, 10, 28, 28, 8, 3),
+    (3, 4, 13, 12, 9, 3),
+    (5, 4, 11, 9, 16, 3),
+    (2, 3, 11, 12, 8, 5),
+    (2, 3, 9, 10, 8, 4),  # even, which is done apart
+    (6, 2, 6, 7, 8, 1),
+    (6, 2, 8, 6, 3, 3),  # images that do not fill a vector
+]
+
+
+@pytest.mark.parametrize("sizes", POOLED, ids=str)
+def test_conv_max_pool(sizes):
+    """Value and both gradients are those of a convolution and a pool, apart and XLA's own."""
+    n_in, n_out, height, width, n, size = sizes
+    x = jax.random.normal(jax.random.key(0), (n_in, height, width, n))
+    kernel = jax.random.normal(jax.random.key(1), (size, size, n_in, n_out))
+    shape = (n_out, (height - size + 1) // 2, (width - size + 1) // 2, n)
+    g = jax.random.normal(jax.random.key(2), shape)
+
+    def found(x, kernel):
+        y, pull = jax.vjp(_batch_last.conv_max_pool, x, kernel)
+        return y, pull(g)
+
+    ours = jax.jit(lambda: found(x, kernel))()
+    with plain_convolutions():
+        theirs = jax.jit(lambda: found(x, kernel))()
+    assert ours[0].shape == shape
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    twice = jax.vmap(found)(*(jax.tree.map(lambda a: a[None].repeat(2, 0), (x, kernel))))
+    chex.assert_trees_all_close(jax.tree.map(lambda a: a[1], twice), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_in", [1, 5])
+def test_equal_maxima_share_the_gradient_of_a_pooled_convolution(n_in):
+    """Whole numbers, so that many maxima are equal and nothing is rounded."""
+    x = jax.random.randint(jax.random.key(0), (n_in, 9, 8, 8), 0, 2).astype(jnp.float32)
+    kernel = jax.random.randint(jax.random.key(1), (3, 3, n_in, 4), -1, 2).astype(jnp.float32)
+    weights = jax.random.randint(jax.random.key(2), (4, 3, 3, 8), -12, 13) * 12.0
+
+    def loss(x, kernel, layer):
+        y = layer(x, kernel)
+        return (weights * y).sum(), y
+
+    grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    ours = grad(x, kernel, _batch_last.conv_max_pool)
+    with plain_convolutions():
+        theirs = grad(x, kernel, lambda x, k: _batch_last.max_pool(_batch_last.conv(x, k)))
+        y = _batch_last.conv(x, kernel)[:, :6, :6].reshape(4, 3, 2, 3, 2, 8)
+    assert ((y == y.max((2, 4), keepdims=True)).sum((2, 4)) > 1).mean() > 0.1
+    chex.assert_trees_all_close(ours, theirs, atol=1e-3)
+
+
+def test_a_pooled_convolution_that_would_need_much_memory_is_done_in_tiles(monkeypatch):
+    x = jax.random.normal(jax.random.key(0), (2, 10, 10, 8))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 3))
+    program = lambda: str(jax.make_jaxpr(lambda: _batch_last.conv_max_pool(x, kernel))())  # noqa: E731
+    together, y = program(), _batch_last.conv_max_pool(x, kernel)
+    monkeypatch.setattr(_batch_last, "_MOST", 0)
+    assert "scan" not in together and "scan" in program()
+    np.testing.assert_allclose(_batch_last.conv_max_pool(x, kernel), y, rtol=1e-5, atol=1e-5)
