@@ -184,6 +184,34 @@ def test_whole_pixels_move_and_edges_are_reflected():
     np.testing.assert_allclose(found[0], images[0][rows][:, columns], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("reach", [1, 30])
+def test_affine_reads_as_jax_does(dtype, reach):
+    """Any matrices, oblong images of two channels, places many sides away."""
+    images = images_of((6, 5, 9, 2), dtype)
+    matrices = jax.random.normal(KEY, (6, 2, 3)) * jnp.array([1.0, 1.0, reach])
+    found = np.asarray(augment.affine(images, matrices))
+    y, x = np.mgrid[:5, :9].astype(np.float32)
+    for image, matrix, own in zip(images, matrices, found, strict=True):
+        of_x, of_y = (row[0] * x + row[1] * y + row[2] for row in matrix)
+        for channel in range(2):
+            theirs = jax.scipy.ndimage.map_coordinates(
+                jnp.asarray(image[..., channel]), [of_y, of_x], order=1, mode="reflect"
+            )
+            # A half is rounded up or down; floats as close as the rounding of places.
+            atol = 1 if dtype == np.uint8 else 1e-4
+            np.testing.assert_allclose(
+                own[..., channel].astype(float), np.asarray(theirs, float), atol=atol
+            )
+            if dtype == np.uint8:
+                assert (own[..., channel] == theirs).mean() > 0.95
+
+
+def test_matrices_that_do_not_fit_the_images():
+    with pytest.raises(ValueError, match=r"matrices is \[2, 2, 3\]; \[3, 2, 3\] fits"):
+        augment.affine(images_of((3, 5, 7, 2)), jnp.tile(IDENTITY, (2, 1, 1)))
+
+
 def test_a_quarter_turn_is_that_of_numpy():
     images = images_of((2, 6, 6, 3), np.float32)
     found = augment.affine(images, augment.rotations(jnp.full(2, jnp.pi / 2), (6, 6)))

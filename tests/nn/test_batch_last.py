@@ -103,11 +103,29 @@ def test_equal_maxima_share_the_gradient_of_a_pooled_convolution(n_in):
     chex.assert_trees_all_close(ours, theirs, atol=1e-3)
 
 
-def test_a_pooled_convolution_that_would_need_much_memory_is_done_in_tiles(monkeypatch):
-    x = jax.random.normal(jax.random.key(0), (2, 10, 10, 8))
+def test_how_a_pooled_convolution_is_computed(monkeypatch):
+    """As one where it pays; apart, in tiles, by XLA's own, for the other cases."""
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 3))
-    program = lambda: str(jax.make_jaxpr(lambda: _batch_last.conv_max_pool(x, kernel))())  # noqa: E731
-    together, y = program(), _batch_last.conv_max_pool(x, kernel)
+    layer = _batch_last.conv_max_pool
+
+    def program(n, dtype=jnp.float32):
+        x = jnp.ones((2, 10, 10, n), dtype)
+        return str(jax.make_jaxpr(lambda x: layer(x, kernel.astype(dtype)))(x))
+
+    assert "f32[3,4,4,4,8]" in program(8)  # the four pixels of a window apart
+    for xla in (program(7), program(8, jnp.bfloat16)):
+        assert "conv_general_dilated" in xla and "scan" not in xla
+    with plain_convolutions():
+        assert "conv_general_dilated" in program(8)
+    x = jax.random.normal(jax.random.key(0), (2, 10, 10, 8))
+    y = layer(x, kernel)
     monkeypatch.setattr(_batch_last, "_MOST", 0)
-    assert "scan" not in together and "scan" in program()
-    np.testing.assert_allclose(_batch_last.conv_max_pool(x, kernel), y, rtol=1e-5, atol=1e-5)
+    assert "scan" in program(8)
+    np.testing.assert_allclose(layer(x, kernel), y, rtol=1e-5, atol=1e-5)
+
+
+def test_a_pooled_convolution_of_two_types():
+    x = jnp.ones((2, 6, 6, 8), jnp.bfloat16)
+    y = _batch_last.conv_max_pool(x, jnp.ones((3, 3, 2, 3)))
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y, 18)
