@@ -136,7 +136,7 @@ def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
     read = 0.0
     for row, share_of_row in _neighbours(of_y, height):
         for column, share in _neighbours(of_x, width):
-            at = (row * width + column).reshape(n, -1, 1)
+            at = (row * width + column).reshape(n, height * width, 1)
             found = jnp.take_along_axis(pixels, at, axis=1, mode="promise_in_bounds")
             read = read + (share_of_row * share)[..., None] * found.reshape(images.shape)
     if jnp.issubdtype(images.dtype, jnp.integer):
@@ -147,15 +147,16 @@ def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
 def _neighbours(places: jax.Array, side: int) -> tuple[tuple[jax.Array, jax.Array], ...]:
     """Both pixels around each place on an axis of `side` pixels, reflected, and their shares.
 
-    `jax.scipy.ndimage.map_coordinates` reads the same in four times the time on a CPU, where a
-    remainder of integers is slow.
+    `jax.scipy.ndimage.map_coordinates` reads the same with remainders of integers, which are slow
+    on a CPU.
     """
     first = jnp.floor(places)
     share = places - first
 
     def inside(i: jax.Array) -> jax.Array:
         i = i - 2 * side * jnp.floor(i / (2 * side))
-        return jnp.minimum(i, 2 * side - 1 - i).astype(jnp.int32)
+        # XLA's quotient is a product, of whole periods a little less: 2 side stands for 0 then.
+        return jnp.maximum(jnp.minimum(i, 2 * side - 1 - i), 0).astype(jnp.int32)
 
     return (inside(first), 1 - share), (inside(first + 1), share)
 

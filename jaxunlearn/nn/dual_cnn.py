@@ -166,8 +166,9 @@ class Head(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         deep, height, width, _ = x.shape
-        kernel = self.kernel[...].reshape(height, width, deep, -1)
-        return jnp.einsum("chwb,hwck->bk", x, kernel) + self.bias[...]
+        bias = self.bias[...]
+        kernel = self.kernel[...].reshape(height, width, deep, len(bias))
+        return jnp.einsum("chwb,hwck->bk", x, kernel) + bias
 
 
 class Branch(nnx.Module):

@@ -188,10 +188,10 @@ def test_whole_pixels_move_and_edges_are_reflected():
 @pytest.mark.parametrize("reach", [1, 30])
 def test_affine_reads_as_jax_does(dtype, reach):
     """Any matrices, oblong images of two channels, places many sides away."""
-    images = images_of((6, 5, 9, 2), dtype)
+    images = images_of((6, 28, 41, 2), dtype)
     matrices = jax.random.normal(KEY, (6, 2, 3)) * jnp.array([1.0, 1.0, reach])
     found = np.asarray(augment.affine(images, matrices))
-    y, x = np.mgrid[:5, :9].astype(np.float32)
+    y, x = np.mgrid[:28, :41].astype(np.float32)
     for image, matrix, own in zip(images, matrices, found, strict=True):
         of_x, of_y = (row[0] * x + row[1] * y + row[2] for row in matrix)
         for channel in range(2):
@@ -205,6 +205,15 @@ def test_affine_reads_as_jax_does(dtype, reach):
             )
             if dtype == np.uint8:
                 assert (own[..., channel] == theirs).mean() > 0.95
+
+
+@pytest.mark.parametrize("side", [7, 28, 41, 56, 224])
+def test_whole_periods_of_the_reflection_change_nothing(side):
+    images = np.broadcast_to(images_of((1, side, side, 1), np.float32), (13, side, side, 1))
+    shifts = 2.0 * side * jnp.stack([jnp.arange(-6, 7), jnp.arange(6, -7, -1)], axis=1)
+    found = augment.affine(images, augment.translations(shifts))
+    np.testing.assert_array_equal(found, images)
+    assert augment.affine(images[:0], jnp.zeros((0, 2, 3))).shape == (0, side, side, 1)
 
 
 def test_matrices_that_do_not_fit_the_images():
