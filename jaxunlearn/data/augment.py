@@ -140,7 +140,7 @@ def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
             found = jnp.take_along_axis(pixels, at, axis=1, mode="promise_in_bounds")
             read = read + (share_of_row * share)[..., None] * found.reshape(images.shape)
     if jnp.issubdtype(images.dtype, jnp.integer):
-        read = jnp.round(read)
+        read = jax.lax.round(read)
     return jnp.asarray(read, images.dtype)
 
 

@@ -52,8 +52,8 @@ def _seen(x: jax.Array, size: int) -> dict[tuple[int, int], jax.Array]:
         x[:, p : 2 * height + last : 2, q : 2 * width + last : 2] for p in (0, 1) for q in (0, 1)
     ]
     if len(x) <= _FEW_CHANNELS:
-        # A copy: images may be augmented, and XLA would do that again for each slice. What a layer
-        # gives is cheaper computed twice than copied.
+        # A copy, by way of a concatenation that XLA keeps: images may be augmented, which it would
+        # do again for each slice. What a layer gives is cheaper computed again.
         phases = jnp.concatenate(phases).reshape(4, *phases[0].shape)
     return {
         (i, j): phases[i % 2 * 2 + j % 2][:, i // 2 : i // 2 + height, j // 2 : j // 2 + width]

@@ -198,13 +198,13 @@ def test_affine_reads_as_jax_does(dtype, reach):
             theirs = jax.scipy.ndimage.map_coordinates(
                 jnp.asarray(image[..., channel]), [of_y, of_x], order=1, mode="reflect"
             )
-            # A half is rounded up or down; floats as close as the rounding of places.
+            # As close as the rounding of places, which may turn a half the other way.
             atol = 1 if dtype == np.uint8 else 1e-4
             np.testing.assert_allclose(
                 own[..., channel].astype(float), np.asarray(theirs, float), atol=atol
             )
             if dtype == np.uint8:
-                assert (own[..., channel] == theirs).mean() > 0.95
+                assert (own[..., channel] == theirs).mean() > 0.99
 
 
 @pytest.mark.parametrize("side", [7, 28, 41, 56, 224])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,23 @@ def trained():
     # Biases of zero would hide one that is not copied.
     dual = jax.tree.map(lambda w: w + 0.2 * jax.random.uniform(jax.random.key(2), w.shape), dual)
     return pair, dual, fused
+
+
+def test_a_head_is_a_convolution_as_large_as_its_map():
+    """Of 2 x 3 pixels here; written without the layers of this package."""
+    pair = dual_cnn.build((14, 19, 2), n_classes=3, filters=4)
+    params, _ = pair.fused.init(jax.random.key(0))
+    x = images = jax.random.uniform(jax.random.key(1), (9, 14, 19, 2))
+    for layer in ("conv_1", "conv_2", "head"):
+        own = params["branch_1"][layer]
+        x = jax.lax.conv_general_dilated(
+            x, own["kernel"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = jax.nn.relu(x + own["bias"])
+        if layer != "head":
+            x = nnx.max_pool(x, (2, 2), (2, 2))
+    heads, _ = pair.fused.apply(params, {}, images, stop_at="heads")
+    np.testing.assert_allclose(heads[:, :3], x[:, 0, 0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
