@@ -22,12 +22,12 @@ import torch
 
 from benchmarks.harness import Measured, Row, agree, best_of, measure
 from benchmarks.peers import torch_compact as peers
-from jaxunlearn.compact import Recipe, files, fitting, training
+from jaxunlearn.compact import Recipe, files, fitting, phases
 from jaxunlearn.compact import measure as costs
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import write_npz
 from jaxunlearn.data import augment
-from jaxunlearn.nn import dual_cnn
+from jaxunlearn.nn.images import dual_cnn
 
 SHAPE, N_IMAGES = (28, 28, 1), 6400
 PAIR = dual_cnn.build(SHAPE)
@@ -123,7 +123,7 @@ def stage_a(batch: int) -> Measured:
     where = fitting.Where(
         mesh.make({"models": 1}), tell=lambda *now: times.append(time.perf_counter())
     )
-    training.train_dual(PAIR, recipe, images(), jax.random.split(jax.random.key(0), 1), where)
+    phases.train_dual(PAIR, recipe, images(), jax.random.split(jax.random.key(0), 1), where)
     seconds = np.diff(times)
     steady = seconds[1:]
     median = float(np.median(steady))
@@ -154,7 +154,7 @@ def torch_images() -> tuple[torch.Tensor, torch.Tensor]:
 def folds(gap: float) -> Iterator[Row]:
     """6 folds of 3 seeds, an epoch each: one program, one after the other, and PyTorch."""
     recipe = Recipe(fold_epochs=3)
-    state = training.fuse(
+    state = phases.fuse(
         PAIR,
         recipe,
         jax.vmap(PAIR.dual.init)(jax.random.split(jax.random.key(0), SEEDS))[0],
@@ -169,7 +169,7 @@ def folds(gap: float) -> Iterator[Row]:
         )
         part = jax.tree.map(lambda leaf: leaf[:n_models], state)
         keys = jax.random.split(jax.random.key(2), n_models)
-        training.fine_tune(PAIR, own, part, images(), keys, where)
+        phases.fine_tune(PAIR, own, part, images(), keys, where)
         seconds = np.diff(times)
         scale = FOLDS * SEEDS / n_folds / n_models
         steady = seconds[1:3] * scale
@@ -212,10 +212,10 @@ def pipeline(gap: float) -> Row:
     where = fitting.Where(mesh.make({"models": mesh.cores()}))
 
     def ours() -> None:
-        dual = training.train_dual(PAIR, recipe, images(), keys, where)
-        fused = training.fuse(PAIR, recipe, dual.state.params, keys)
-        stages = training.unfreeze(PAIR, recipe, fused, images(), keys, where)
-        training.fine_tune(PAIR, recipe, stages[-1].state, images(), keys, where)
+        dual = phases.train_dual(PAIR, recipe, images(), keys, where)
+        fused = phases.fuse(PAIR, recipe, dual.state.params, keys)
+        stages = phases.unfreeze(PAIR, recipe, fused, images(), keys, where)
+        phases.fine_tune(PAIR, recipe, stages[-1].state, images(), keys, where)
 
     x, y = torch_images()
     rng = np.random.default_rng(0)

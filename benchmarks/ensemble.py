@@ -15,7 +15,7 @@ from jaxunlearn import data, nn
 from jaxunlearn.core import ensemble, keys, mesh
 from jaxunlearn.data import batches
 from jaxunlearn.unlearn import Problem
-from jaxunlearn.unlearn.training import Training, train
+from jaxunlearn.unlearn.scratch import Training, train
 
 N_MODELS, WIDTH, N_TRAIN = 100, 25, 1200
 TRAINING = Training()

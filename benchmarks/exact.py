@@ -25,21 +25,13 @@ from benchmarks.peers import request_loop, torch_s3t
 from jaxunlearn.core import adapters, mesh, tree
 from jaxunlearn.core.keys import fold
 from jaxunlearn.data import batches
-from jaxunlearn.nn import vit
-from jaxunlearn.unlearn.exact import (
-    curves,
-    deletion,
-    networks,
-    orders,
-    service,
-    serving,
-    training,
-)
-from jaxunlearn.unlearn.exact import plan as plans
+from jaxunlearn.exact import curves, deletion, orders, prefixes, service, serving, sliceable
+from jaxunlearn.exact import plan as plans
+from jaxunlearn.nn.images import vit
 
 SHARDS, SLICES, BUDGET, CAPACITY = 5, 4, 4, 300
 CONFIG = vit.Config((28, 28, 1), 7, 64, 12, 4, 128, 10)
-NETWORK = networks.of_vit(CONFIG)
+NETWORK = sliceable.of_vit(CONFIG)
 RECIPE = plans.Recipe(rank=8, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=32, dropout=0.0)
 PLAN = plans.make(
     SHARDS, orders.cyclic(SLICES, BUDGET), CAPACITY, recipe=RECIPE, layers_per_slice=3
@@ -56,7 +48,7 @@ def problem() -> tuple[dict[str, np.ndarray], Any]:
     y = rng.integers(0, 10, n).astype(np.int32)
     x = rng.normal(size=(n, *CONFIG.image)).astype(np.float32)
     x += rng.normal(size=(10, *CONFIG.image)).astype(np.float32)[y]
-    return {"x": x, "y": y}, jax.device_get(vit.vit(CONFIG).init(jax.random.key(0))[0])
+    return {"x": x, "y": y}, jax.device_get(vit.build(CONFIG).init(jax.random.key(0))[0])
 
 
 def streams() -> Row:
@@ -88,10 +80,10 @@ def streams() -> Row:
 def sliced_training() -> list[Row]:
     """All 80 stages."""
     examples, base = problem()
-    slices = training.arrange(PLAN, examples, np.arange(len(examples["y"])) // CAPACITY)
+    slices = prefixes.arrange(PLAN, examples, np.arange(len(examples["y"])) // CAPACITY)
 
     def ours(plan: plans.Plan) -> dict:
-        return training.train(NETWORK, base, plan, slices, mesh=_devices())
+        return prefixes.train(NETWORK, base, plan, slices, mesh=_devices())
 
     trained = ours(PLAN)
     peer = Peer(slices, base)
@@ -116,7 +108,7 @@ def sliced_training() -> list[Row]:
 class Peer:
     """The same training in PyTorch, from the same adapters, on the same batches."""
 
-    def __init__(self, slices: training.Slices, base: Any):
+    def __init__(self, slices: prefixes.Slices, base: Any):
         c = CONFIG
         self.vit = torch_s3t.Vit(
             torch_s3t.Sizes(c.patch, c.n_layers, c.n_heads, c.eps), torch_s3t.tensors(base)
@@ -135,7 +127,7 @@ class Peer:
         level = len(prefix)
         first, last = (CONFIG.n_layers - PLAN.n_adapted + i for i in PLAN.group(level))
         key = fold(fold(jax.random.key(PLAN.seed), "exact"), shard, *prefix)
-        fresh = training.window(NETWORK, base, PLAN, first, last, fold(key, "adapter"))["layers"]
+        fresh = prefixes.window(NETWORK, base, PLAN, first, last, fold(key, "adapter"))["layers"]
         places = np.array([shard * SLICES + s for s in prefix])
         rows = (places[:, None] * CAPACITY + np.arange(CAPACITY)).ravel()
         source = batches({}, rows, RECIPE.batch_size)
@@ -193,7 +185,7 @@ def accuracy_curves() -> Row:
     rng = np.random.default_rng(1)
     examples, base = problem()
     x, y = examples["x"][:N_TEST], examples["y"][:N_TEST]
-    fresh = training.window(NETWORK, base, PLAN, 0, CONFIG.n_layers, jax.random.key(0))
+    fresh = prefixes.window(NETWORK, base, PLAN, 0, CONFIG.n_layers, jax.random.key(0))
     shapes = tree.nested(tree.named(adapters.split(fresh)[0]))
     weights = {
         "adapter": jax.tree.map(

@@ -18,9 +18,9 @@ import numpy as np
 
 from benchmarks import harness
 from jaxunlearn.core import mesh, records
-from jaxunlearn.nn import vit
-from jaxunlearn.unlearn.exact import networks, orders, planner, service
-from jaxunlearn.unlearn.exact import plan as plans
+from jaxunlearn.exact import orders, planner, service, sliceable
+from jaxunlearn.exact import plan as plans
+from jaxunlearn.nn.images import vit
 
 SIZES = ((5, 4, 1), (5, 4, 2), (5, 4, 4), (5, 6, 4), (5, 2, 2), (10, 4, 4), (20, 4, 4))
 CONFIG = vit.Config((28, 28, 1), 7, 64, 12, 4, 128, 10)
@@ -43,7 +43,7 @@ def side(folder: Path, what: str, sizes: tuple[int, int, int]) -> float | None:
     }
     if what == "serve":
         return harness.peak_of(lambda: service.Service(folder).predict(examples["x"][:256]))
-    base = jax.device_get(vit.vit(CONFIG).init(jax.random.key(0))[0])
+    base = jax.device_get(vit.build(CONFIG).init(jax.random.key(0))[0])
     ids = [f"image-{i}" for i in range(n)]
     store = service.create(folder, plan, CONFIG, base, ids, examples)
     devices = mesh.make({"models": jax.device_count()})
@@ -67,8 +67,8 @@ def measured(sizes: tuple[int, int, int]) -> dict[str, Any]:
             part: sum(file.stat().st_size for file in (folder / part).iterdir())
             for part in ("orders", "base")
         }
-    base = jax.eval_shape(lambda: vit.vit(CONFIG).init(jax.random.key(0))[0])
-    own = planner.outlook(plan_of(*sizes), networks.of_vit(CONFIG), base)
+    base = jax.eval_shape(lambda: vit.build(CONFIG).init(jax.random.key(0))[0])
+    own = planner.outlook(plan_of(*sizes), sliceable.of_vit(CONFIG), base)
     return {
         "shards": sizes[0],
         "slices": sizes[1],

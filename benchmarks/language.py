@@ -24,9 +24,9 @@ from jaxunlearn.core import ensemble, loop, mesh, tree
 from jaxunlearn.core.step import gradient_step, init_state, weighted_sum
 from jaxunlearn.data import text
 from jaxunlearn.evaluate import memorization, tofu
-from jaxunlearn.nn import decoder, likelihood
-from jaxunlearn.nn.generate import generate
-from jaxunlearn.unlearn import language, objectives
+from jaxunlearn.nn.language import decoder, likelihood
+from jaxunlearn.nn.language.generation import generate
+from jaxunlearn.unlearn import language_objectives, objectives
 
 CONFIG = decoder.Config(
     "llama", vocabulary=2048, width=128, mlp_width=384, n_layers=8, n_heads=4, n_kv_heads=2,
@@ -118,26 +118,21 @@ def with_threads(n: int, call: Callable, *args: Any) -> Any:
 
 def _objectives(model: Any) -> dict[str, Any]:
     unrolled = dict(unroll=CONFIG.n_layers)
-    ga = language.forgetting(model, language.LOCAL["ga"], **unrolled)
+    local = functools.partial(language_objectives.forgetting, model, **unrolled)
+    ga = local(language_objectives.LOCAL["ga"])
+    simnpo = local(lambda nll, lengths, ref: objectives.simnpo(nll, lengths, beta=0.1))
+    npo = local(lambda nll, lengths, ref: objectives.npo(nll, ref, beta=0.1))
     return {
         "GA": {"forget": (1.0, ga)},
-        "SimNPO": {
-            "forget": (1.0, language.forgetting(model, lambda nll, lengths, ref: objectives.simnpo(
-                nll, lengths, beta=0.1
-            ), **unrolled)),
-        },
-        "NPO": {
-            "forget": (1.0, language.forgetting(model, lambda nll, lengths, ref: objectives.npo(
-                nll, ref, beta=0.1
-            ), **unrolled)),
-        },
+        "SimNPO": {"forget": (1.0, simnpo)},
+        "NPO": {"forget": (1.0, npo)},
         "GradDiff-KL": {
             "forget": (1.0, ga),
-            "retain": (1.0, language.kl_to_reference(model, **unrolled)),
+            "retain": (1.0, language_objectives.kl_to_reference(model, **unrolled)),
         },
         "RMU": {
-            "forget": (1.0, language.misdirection(model, LAYER, **unrolled)),
-            "retain": (1.0, language.steadiness(model, LAYER, **unrolled)),
+            "forget": (1.0, language_objectives.misdirection(model, LAYER, **unrolled)),
+            "retain": (1.0, language_objectives.steadiness(model, LAYER, **unrolled)),
         },
     }  # fmt: skip
 
@@ -145,7 +140,9 @@ def _objectives(model: Any) -> dict[str, Any]:
 @functools.cache  # the same arguments are the same program
 def trainer(method: str, n_steps: int):
     """So many steps of a method from a member's parameters; its losses."""
-    objective = language.on_base(weighted_sum(_objectives(decoder.decoder(CONFIG))[method]))
+    objective = language_objectives.on_base(
+        weighted_sum(_objectives(decoder.decoder(CONFIG))[method])
+    )
     optimizer = optax.adamw(LR, weight_decay=0.0)
     take = gradient_step(objective, optimizer)
 
@@ -168,7 +165,7 @@ def _references(params, forget, retain, control, method: str):
         data["forget"]["control"] = jnp.broadcast_to(control, (N_TEXTS, len(control)))
         before = lambda part: model.apply(params, {}, part.tokens, stop_at=LAYER)[0]  # noqa: E731
     else:
-        data["forget"]["ref_nll"] = language.reference_nll(model, params, forget, BATCH)
+        data["forget"]["ref_nll"] = language_objectives.reference_nll(model, params, forget, BATCH)
         before = functools.partial(likelihood.response_hidden, model, params)
         if method != "GradDiff-KL":
             return data
@@ -343,7 +340,7 @@ def steps() -> Iterator[Row]:
 # Evaluation
 
 
-def questions() -> tuple[text.Tree, list[torch_language.Batch]]:
+def questions() -> tuple[text.PromptTree, list[torch_language.Batch]]:
     """Random prompts; the answers are what the network would say, with a third of it changed."""
     rng = np.random.default_rng(5)
     params, _ = small()
@@ -376,7 +373,7 @@ def _statistics(params, joined, chunk: int):
     )
 
 
-def our_suite(joined: text.Tree, chunk: int) -> dict[str, np.ndarray]:
+def our_suite(joined: text.PromptTree, chunk: int) -> dict[str, np.ndarray]:
     """Seven metrics from one forward pass over prompts with all their responses."""
     stats = jax.device_get(_statistics(small()[0], joined, chunk))
     shape = (N_QUESTIONS, N_RESPONSES, -1)

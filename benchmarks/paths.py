@@ -32,8 +32,8 @@ from benchmarks.language import (
 from benchmarks.peers import torch_language
 from jaxunlearn.core import Stage, adapters, ensemble, loop, mesh, stages, tree
 from jaxunlearn.core.step import gradient_step, init_state
-from jaxunlearn.nn import decoder
-from jaxunlearn.unlearn import language
+from jaxunlearn.nn.language import decoder
+from jaxunlearn.unlearn import language_objectives
 
 ORDERS = tuple(
     ("instruct", "tofu", "math")[:p] + ("forget",) + ("instruct", "tofu", "math")[p:]
@@ -53,8 +53,8 @@ def _sweep_parts() -> tuple[Any, Any, Any]:
 
 @functools.cache  # the same object is the same program
 def _fine_tuning():
-    objective = language.on_base(
-        language.fine_tuning(decoder.decoder(CONFIG), unroll=CONFIG.n_layers)
+    objective = language_objectives.on_base(
+        language_objectives.fine_tuning(decoder.decoder(CONFIG), unroll=CONFIG.n_layers)
     )
     return objective, optax.adamw(LR, weight_decay=0.0)
 
@@ -63,13 +63,13 @@ def _fine_tuning():
 def forgetter(n_steps: int):
     """A run of unlearning with a fresh adapter on top of a path's own; its losses."""
     model = decoder.decoder(CONFIG)
-    losses = {name: language.LOCAL[name] for name in torch_language.LOCAL}
+    losses = {name: language_objectives.LOCAL[name] for name in torch_language.LOCAL}
     optimizer = optax.adamw(LR, weight_decay=0.0)
 
     def objective(params, stats, shared, batch, key):
-        loss = language.one_of(losses, shared["loss"])
+        loss = language_objectives.one_of(losses, shared["loss"])
         full = tree.combine(params, shared["frozen"])
-        return language.forgetting(model, loss, unroll=CONFIG.n_layers)(
+        return language_objectives.forgetting(model, loss, unroll=CONFIG.n_layers)(
             full, stats, None, batch, key
         )
 
@@ -92,7 +92,7 @@ def forgetter(n_steps: int):
 @jax.jit
 def _reference(frozen, own, sequences):
     params = tree.combine(own, frozen)
-    return language.reference_nll(decoder.decoder(CONFIG), params, sequences, BATCH)
+    return language_objectives.reference_nll(decoder.decoder(CONFIG), params, sequences, BATCH)
 
 
 def our_sweep(sets: dict[str, Texts], n_steps: tuple[int, int]) -> Callable[..., np.ndarray]:

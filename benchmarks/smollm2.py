@@ -33,9 +33,9 @@ from benchmarks.language import (
 from benchmarks.peers import torch_language
 from jaxunlearn.core import adapters, loop, mesh, tree
 from jaxunlearn.core.step import gradient_step, init_state
-from jaxunlearn.nn import decoder
-from jaxunlearn.nn.generate import generate
-from jaxunlearn.unlearn import language
+from jaxunlearn.nn.language import decoder
+from jaxunlearn.nn.language.generation import generate
+from jaxunlearn.unlearn import language_objectives
 
 PROMPT, NEW = 256, 64  # tokens that SmolLM2 reads, and that it adds
 GGUF = os.environ.get("SMOLLM2_GGUF")
@@ -118,7 +118,9 @@ def _smollm2_step(config: decoder.Config, params: Any, net: Any, n_steps: int = 
     adapted = adapters.attach(params, decoder.LORA_TARGETS, RANK, ALPHA, jax.random.key(8))
     own, frozen = adapters.split(adapted)
     optimizer = optax.adamw(LR, weight_decay=0.0)
-    take = gradient_step(language.on_base(language.fine_tuning(model)), optimizer)
+    take = gradient_step(
+        language_objectives.on_base(language_objectives.fine_tuning(model)), optimizer
+    )
 
     @jax.jit
     def train(own, frozen, arrays):

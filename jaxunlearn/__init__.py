@@ -6,36 +6,36 @@ pytree comes out: trained, adapted, or with data forgotten, together with the ev
 Sub-packages load on first use, so `import jaxunlearn` stays light:
 
 - `core`: the vocabulary (trees, models, steps, loops, stages, ensembles, meshes, checkpoints);
-- `nn`: network definitions; `data`: data sets, batches and forget sets;
-- `unlearn`: unlearning methods and the job that compares them with retraining;
-- `compact`: networks of 15,000 parameters; `theory`: closed-form settings;
-- `attribution`: subset masks, datamodels, TRAK;
-- `evaluate`: KLOM, U-LiRA, LDS, forgetting epsilon, membership inference, accuracy.
+- `nn`: networks and their weights in files; `data`: data sets, texts, batches and forget sets;
+- `theory`: closed-form settings; `attribution`: subset masks, datamodels, TRAK;
+- `evaluate`: KLOM, U-LiRA, LDS, forgetting epsilon, membership inference, accuracy;
+- `unlearn`: unlearning methods and objectives.
+
+Systems, each a job with a verb of the command line:
+
+- `comparison`: unlearning methods compared with retraining, and data attribution;
+- `paths`: language models trained in stages in different orders;
+- `exact`: exact unlearning by sharded, sliced training (S3T);
+- `compact`: networks of 15,000 parameters.
 """
 
-import importlib
-from typing import Any
+from jaxunlearn.lazy import exports
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = (
-    "attribution",
-    "compact",
-    "core",
-    "data",
-    "evaluate",
-    "nn",
-    "plots",
-    "theory",
-    "unlearn",
+__getattr__, __dir__ = exports(
+    __name__,
+    (
+        "attribution",
+        "compact",
+        "comparison",
+        "core",
+        "data",
+        "evaluate",
+        "exact",
+        "nn",
+        "paths",
+        "theory",
+        "unlearn",
+    ),
 )
-
-
-def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *_SUBPACKAGES]

@@ -4,7 +4,7 @@ import jax
 import tokenizers
 
 from jaxunlearn.data import text
-from jaxunlearn.nn import decoder, weights
+from jaxunlearn.nn.language import decoder, weights
 
 
 def tokenizer() -> tokenizers.Tokenizer:

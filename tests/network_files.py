@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxunlearn.core import tree
-from jaxunlearn.nn import _safetensors, decoder
-from jaxunlearn.nn._tensor_names import in_files
+from jaxunlearn.nn.files import safetensors
+from jaxunlearn.nn.language import decoder
+from jaxunlearn.nn.language.tensor_names import in_files
 
 LLAMA = decoder.Config(
     family="llama",
@@ -55,11 +56,11 @@ def assert_same(given, wanted):
 
 def rewrite(file, change):
     """Applies `change` to the tensors of a safetensors file, as a dict of arrays."""
-    arrays = {name: stored[:] for name, stored in _safetensors.tensors(file).items()}
+    arrays = {name: stored[:] for name, stored in safetensors.tensors(file).items()}
     arrays = change(arrays) or arrays
     with file.open("wb") as opened:
         layout = {name: (value.shape, value.dtype) for name, value in arrays.items()}
-        _safetensors.write(opened, layout, arrays.values())
+        safetensors.write(opened, layout, arrays.values())
 
 
 def interleaved(rows, n_heads):

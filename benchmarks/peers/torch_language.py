@@ -20,7 +20,7 @@ import transformers
 from torch import nn
 from torch.nn import functional
 
-from jaxunlearn.nn import weights
+from jaxunlearn.nn.language import weights
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.func import functional_call, grad, vmap
 
-from jaxunlearn.unlearn.training import Training
+from jaxunlearn.unlearn.scratch import Training
 
 
 def network(params: dict | None = None) -> torch.nn.Sequential:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of the ViT; as `jaxunlearn.nn.vit.Config`."""
+    """Of the ViT; as `jaxunlearn.nn.images.vit.Config`."""
 
     patch: int
     n_layers: int

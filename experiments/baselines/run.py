@@ -33,11 +33,12 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxunlearn import plots
+from jaxunlearn import comparison
+from jaxunlearn.cli import figures
+from jaxunlearn.comparison.judging import table
 from jaxunlearn.core import mesh
-from jaxunlearn.unlearn import METHODS, comparison
-from jaxunlearn.unlearn.report import table
-from jaxunlearn.unlearn.training import Training
+from jaxunlearn.unlearn import METHODS
+from jaxunlearn.unlearn.scratch import Training
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/baselines")
@@ -96,7 +97,7 @@ def main() -> None:
     for forget in FORGET_SETS:
         _, results[forget] = compare(forget, 0, 100, chosen(forget))
         (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    plots.trade_offs(results, HERE / "figure.png")
+    figures.trade_offs(results, HERE / "figure.png")
     for forget, result in results.items():
         print(forget)
         Console(width=100).print(table(result))

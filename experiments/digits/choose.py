@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 from experiments.grid import candidates
+from jaxunlearn import comparison
 from jaxunlearn.core import mesh
-from jaxunlearn.unlearn import comparison
 
 HERE = Path(__file__).parent
 

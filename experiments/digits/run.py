@@ -24,10 +24,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxunlearn import plots
+from jaxunlearn import comparison
+from jaxunlearn.cli import figures
+from jaxunlearn.comparison.judging import table
 from jaxunlearn.core import mesh
-from jaxunlearn.unlearn import comparison
-from jaxunlearn.unlearn.report import table
 
 HERE = Path(__file__).parent
 
@@ -44,7 +44,7 @@ def main() -> None:
             mesh=mesh.make(),
             progress=lambda phase, done, total: print(f"{phase} {done}/{total}"),
         )
-        plots.comparison(out, HERE / "figure.png")
+        figures.comparison(out, HERE / "figure.png")
     # Imports and start-up of JAX are not in this figure, everything else is.
     record = results | {"wall_seconds": time.perf_counter() - start}
     (HERE / "results.json").write_text(json.dumps(record, indent=1) + "\n")

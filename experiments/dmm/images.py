@@ -47,12 +47,14 @@ import numpy as np
 from rich.console import Console
 
 from experiments.grid import candidates, margin_gaps
-from jaxunlearn import evaluate, plots
+from jaxunlearn import comparison, evaluate
+from jaxunlearn.cli import figures
+from jaxunlearn.comparison import attribute
+from jaxunlearn.comparison.judging import table
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import BlockStore
-from jaxunlearn.unlearn import METHODS, attribute, comparison
-from jaxunlearn.unlearn.report import table
-from jaxunlearn.unlearn.training import Training
+from jaxunlearn.unlearn import METHODS
+from jaxunlearn.unlearn.scratch import Training
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/dmm")
@@ -257,7 +259,7 @@ def lds() -> dict[str, Any]:
     copied(folder(CHEAPEST, 0) / "lanes" / "members", out / "lanes" / "members")
     found = attribute.execute(job)
     data = job.dataset
-    plots.influences(found["targets"], data.x_train, data.x_val, HERE / "influences.png")
+    figures.influences(found["targets"], data.x_train, data.x_val, HERE / "influences.png")
     return found["lds"]
 
 
@@ -281,7 +283,7 @@ def trajectories(result: dict[str, Any]) -> dict[str, Any]:
             "past": np.mean(np.sign(own.gap) != np.sign(own.gap[0]), 1).tolist(),
         }
     floor = result["floor"]["forget"]["mean"]
-    plots.trajectories(found, floor, HERE / "trajectories.png")
+    figures.trajectories(found, floor, HERE / "trajectories.png")
     return numbers
 
 
@@ -313,7 +315,7 @@ def main() -> None:
     content["lds"] = lds()
     (HERE / "images.json").write_text(json.dumps(content, indent=1) + "\n")
     seed_0 = {forget: found["0"] for forget, found in content["results"].items()}
-    plots.trade_offs(seed_0, HERE / "images.png")
+    figures.trade_offs(seed_0, HERE / "images.png")
     show(content)
 
 

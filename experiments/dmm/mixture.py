@@ -45,7 +45,7 @@ from jaxunlearn.core import ensemble, keys, mesh
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.model import predict
 from jaxunlearn.unlearn import METHODS, Problem, baselines, matching
-from jaxunlearn.unlearn.training import Training, train
+from jaxunlearn.unlearn.scratch import Training, train
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/mixture")

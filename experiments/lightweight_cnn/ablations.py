@@ -35,11 +35,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import data
-from jaxunlearn.compact import Recipe, fitting, measure, training
+from jaxunlearn.compact import Recipe, fitting, measure, phases
 from jaxunlearn.core import cohort, mesh, records
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.run_folder import RunFolder, run_record
-from jaxunlearn.nn import dual_cnn
+from jaxunlearn.nn.images import dual_cnn
 
 HERE, RUNS = Path(__file__).parent, Path("runs/lightweight_cnn/ablations")
 SEEDS, SHAPE, N_VAL = (0, 1, 2), (28, 28, 1), 10_000
@@ -61,29 +61,29 @@ def main() -> None:
     images = fitting.Images(jnp.asarray(found.x_train), jnp.asarray(found.y_train), N_VAL)
     pair, wide = dual_cnn.build(SHAPE), dual_cnn.build(SHAPE, filters=WIDE)
     keys = jax.vmap(jax.random.key)(jnp.array(SEEDS))
-    dual = training.train_dual(pair, RECIPE, images, keys, place("dual"))
-    large = training.train_dual(wide, RECIPE, images, keys, place("dual-18"))
+    dual = phases.train_dual(pair, RECIPE, images, keys, place("dual"))
+    large = phases.train_dual(wide, RECIPE, images, keys, place("dual-18"))
     test = found.x_val, found.y_val
-    branches = training.branch_accuracies(pair, dual.state.params, *test)
+    branches = phases.branch_accuracies(pair, dual.state.params, *test)
     results: dict[str, Any] = {
         "clean branch": summary(branches[:, 0]),
         "augmented branch": summary(branches[:, 1]),
         "one branch, 18 filters": summary(
-            training.branch_accuracies(wide, large.state.params, *test)[:, 0]
+            phases.branch_accuracies(wide, large.state.params, *test)[:, 0]
         ),
     }
     states = {}
     for heads, schedule in VARIANTS:
         recipe = dataclasses.replace(RECIPE, heads=heads, schedule=schedule)
         name = f"{schedule}, heads {heads}"
-        fused = training.fuse(pair, recipe, dual.state.params, keys)
-        stages = training.unfreeze(pair, recipe, fused, images, keys, place(name))
+        fused = phases.fuse(pair, recipe, dual.state.params, keys)
+        stages = phases.unfreeze(pair, recipe, fused, images, keys, place(name))
         states[name] = stages[-1].state
         results[name] = summary(measure.correct(pair.fused, states[name].params, *test).mean(1))
         print(name, results[name], flush=True)
     for mode in ("independent", "continued"):
         recipe = dataclasses.replace(RECIPE, fold_mode=mode)
-        folds = training.fine_tune(
+        folds = phases.fine_tune(
             pair, recipe, states["paper, heads both"], images, keys, place(f"folds-{mode}")
         )
         results[f"folds, {mode}"] = of_folds(pair, folds, images, *test)
@@ -115,7 +115,7 @@ def of_folds(
     test = np.stack(
         [measure.correct(pair.fused, fold.state.params, x, y).mean(1) for fold in folds]
     )
-    unseen = training.unseen_accuracies(pair, folds, images)
+    unseen = phases.unseen_accuracies(pair, folds, images)
     return {
         "val": val.mean(1).tolist(),
         "test": test.mean(1).tolist(),

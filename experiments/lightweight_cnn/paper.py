@@ -38,8 +38,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn import plots
-from jaxunlearn.compact import Recipe, job
+from jaxunlearn.cli import figures
+from jaxunlearn.compact import Recipe
+from jaxunlearn.compact import study as job
 from jaxunlearn.core import mesh, records
 
 HERE, RUNS = Path(__file__).parent, Path("runs/lightweight_cnn")
@@ -64,7 +65,7 @@ def main(name: str) -> int:
         )
     shown = {"data": name} | {"recipes": found} | {"shown": verdicts(name, found)}
     records.write(HERE / f"{name}.json", shown)
-    plots.compact(found["paper"], HERE / f"{name}.png")
+    figures.compact(found["paper"], HERE / f"{name}.png")
     for kind, result in found.items():
         print(name, kind, f"{100 * result['test_accuracy']:.2f}", result["seconds"])
     print(shown["shown"])

@@ -34,7 +34,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import data, nn
-from jaxunlearn.compact import SlimRecipe, Warp, fitting, job, slim
+from jaxunlearn.compact import SlimRecipe, Warp, fitting, slim
+from jaxunlearn.compact import study as job
 from jaxunlearn.core import mesh, records
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.run_folder import RunFolder, run_record

@@ -35,7 +35,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from jaxunlearn.unlearn import paths
+from jaxunlearn import paths
 
 PAPER = paths.Settings(
     losses=("ga", "npo", "simnpo"), max_tokens=1024, overlong="drop", probe=100, attempts=5

@@ -30,9 +30,9 @@ import os
 import sys
 from pathlib import Path
 
-from jaxunlearn import plots
+from jaxunlearn import paths
+from jaxunlearn.cli import figures
 from jaxunlearn.core import records
-from jaxunlearn.unlearn import paths
 
 HERE = Path(__file__).parent
 
@@ -68,7 +68,7 @@ def main(out: Path = Path("runs/retrain_equivalence/smollm2")) -> None:
     )
     results["settings"]["model"] = Path(settings.model).name
     records.write(HERE / "smollm2.json", json.loads(json.dumps(results)))
-    plots.paths(results, HERE / "smollm2.png")
+    figures.paths(results, HERE / "smollm2.png")
 
 
 if __name__ == "__main__":

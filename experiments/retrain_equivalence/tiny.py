@@ -38,8 +38,8 @@ from jaxunlearn.core.step import gradient_step, init_state
 from jaxunlearn.data import batches
 from jaxunlearn.data.text import Sequences
 from jaxunlearn.evaluate.paths import recency
-from jaxunlearn.nn import decoder, likelihood
-from jaxunlearn.unlearn import language
+from jaxunlearn.nn.language import decoder, likelihood
+from jaxunlearn.unlearn import language_objectives
 
 HERE = Path(__file__).parent
 SEEDS = range(5, 10)
@@ -49,7 +49,7 @@ CONFIG = decoder.Config("llama", 64, 64, 128, 2, 4, 4, 16, 20, eps=1e-5, tied=Fa
 MODEL = decoder.decoder(CONFIG)
 N, STEPS, BATCH, UNLEARN_STEPS = 256, 40, 64, 16
 REFUSAL, PROMPT = (1, 2, 3, 1, 3), 8
-OBJECTIVE = language.fine_tuning(MODEL)
+OBJECTIVE = language_objectives.fine_tuning(MODEL)
 OPTIMIZER = optax.adamw(
     optax.warmup_cosine_decay_schedule(0.0, 1e-3, 5, STEPS, end_value=1e-4), weight_decay=0.0
 )
@@ -120,12 +120,12 @@ def stage(name: str, data: Sequences) -> Stage:
 @functools.cache
 def unlearning(losses: tuple[str, ...]):
     """The compiled unlearning of several models with several losses, `[models, losses]` results."""
-    of_name = {name: language.LOCAL[name] for name in losses}
+    of_name = {name: language_objectives.LOCAL[name] for name in losses}
     optimizer = optax.adamw(1e-4, weight_decay=0.0)
 
     def objective(params, stats, shared, batch, key):
-        loss = language.one_of(of_name, shared)
-        return language.forgetting(MODEL, loss)(params, stats, None, batch, key)
+        loss = language_objectives.one_of(of_name, shared)
+        return language_objectives.forgetting(MODEL, loss)(params, stats, None, batch, key)
 
     step = gradient_step(objective, optimizer)
 
@@ -158,7 +158,7 @@ def run_seed(seed: int) -> dict:
     states = stages.run_orders(of_name, ORDERS, start, key)
     paths = jax.tree.map(lambda *x: jnp.stack(x), *(states[order].params for order in ORDERS))
     forget, retain = sets[FORGET], {name: sets[name] for name in RETAIN}
-    losses = tuple(language.LOCAL)
+    losses = tuple(language_objectives.LOCAL)
     unlearn_key = keys.fold(key, "unlearning")
     found = jax.device_get(unlearning(losses)(paths, forget, retain, unlearn_key))
     label = [float(refusal_logp(states[order].params, forget)) for order in ORDERS]
@@ -204,7 +204,7 @@ def matched(states: dict, sets: dict[str, Sequences], target: float, key) -> dic
 def summary(rows: list[dict]) -> dict:
     """What the card asks for."""
     out: dict = {"recency": {}}
-    for loss in language.LOCAL:
+    for loss in language_objectives.LOCAL:
         scores = np.array([row["forget"][loss] for row in rows])
         slowest = [recency(row).slowest + 1 for row in scores]
         ratio = float(np.median(scores[:, 0]) / np.median(scores[:, 3]))

@@ -43,14 +43,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn import data, plots
+from jaxunlearn import data
+from jaxunlearn.cli import figures
 from jaxunlearn.core import checkpoint, mesh, records
 from jaxunlearn.core.keys import fold
 from jaxunlearn.data import augment
-from jaxunlearn.nn import vit
-from jaxunlearn.unlearn.exact import curves, deletion, networks, orders, serving, training
-from jaxunlearn.unlearn.exact import plan as plans
-from jaxunlearn.unlearn.exact.pretraining import Pretraining, pretrain
+from jaxunlearn.exact import curves, deletion, orders, prefixes, serving, sliceable
+from jaxunlearn.exact import plan as plans
+from jaxunlearn.exact.pretraining import Pretraining, pretrain
+from jaxunlearn.nn.images import vit
 
 HERE, RUNS = Path(__file__).parent, Path("runs/s3t")
 SEEDS, BUDGETS, CHANCE = (0, 1, 2), (1, 2, 4), 0.1
@@ -113,16 +114,16 @@ def base_of(name: str, arrays: dict, config: vit.Config, public: np.ndarray) -> 
 
 
 def outputs_of(
-    kind: str, folder: Path, network: networks.Network, base: Any, arrays: dict, rows: np.ndarray
+    kind: str, folder: Path, network: sliceable.Network, base: Any, arrays: dict, rows: np.ndarray
 ) -> np.ndarray:
     """Logits of every order at every depth on the test images, [m, B, L, n, 10]."""
     file = folder / f"{kind}.npz"
     if not file.exists():
         plan = dataclasses.replace(PLANS[kind], seed=int(folder.name))
         places = np.arange(len(rows)) // plan.capacity
-        slices = training.arrange(plan, {k: arrays[k][rows] for k in ("x", "y")}, places)
+        slices = prefixes.arrange(plan, {k: arrays[k][rows] for k in ("x", "y")}, places)
         start = time.monotonic()
-        trained = training.train(
+        trained = prefixes.train(
             network,
             base,
             plan,
@@ -134,7 +135,7 @@ def outputs_of(
         seconds = time.monotonic() - start
         weights = serving.stacked(
             [
-                [training.assembled(plan, trained, a, b) for b in range(plan.budget)]
+                [prefixes.assembled(plan, trained, a, b) for b in range(plan.budget)]
                 for a in range(plan.n_shards)
             ]
         )
@@ -174,7 +175,7 @@ def under_requests(logits: np.ndarray, labels: np.ndarray, seed: int) -> dict[in
 
 def run_seed(name: str, seed: int, arrays: dict, config: vit.Config, public: np.ndarray) -> dict:
     """Everything of one seed."""
-    base, network = base_of(name, arrays, config, public), networks.of_vit(config)
+    base, network = base_of(name, arrays, config, public), sliceable.of_vit(config)
     rest = np.setdiff1d(np.arange(len(arrays["y"])), public)
     rows = np.random.default_rng(seed).permutation(rest)[: SHARDS * SLICES * CAPACITY]
     folder = RUNS / name / str(seed)
@@ -241,7 +242,7 @@ def main() -> None:
     results = {"data": name, "seeds": rows, "summary": summary(rows)}
     print(json.dumps(results["summary"], indent=1))
     records.write(HERE / f"{name}.json", results)
-    plots.deletions(records.read(HERE / f"{name}.json"), HERE / f"{name}.png")
+    figures.deletions(records.read(HERE / f"{name}.json"), HERE / f"{name}.png")
 
 
 if __name__ == "__main__":

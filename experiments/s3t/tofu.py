@@ -40,9 +40,9 @@ import numpy as np
 from jaxunlearn.core import checkpoint, mesh, records
 from jaxunlearn.core.keys import fold
 from jaxunlearn.data import text
-from jaxunlearn.nn import decoder
-from jaxunlearn.unlearn.exact import curves, deletion, networks, orders, serving, training
-from jaxunlearn.unlearn.exact import plan as plans
+from jaxunlearn.exact import curves, deletion, orders, prefixes, serving, sliceable
+from jaxunlearn.exact import plan as plans
+from jaxunlearn.nn.language import decoder
 
 HERE, RUNS = Path(__file__).parent, Path("runs/s3t/tofu")
 SHARDS, SLICES, BUDGETS, AUTHORS, QUESTIONS = 2, 4, (1, 2), 16, 20
@@ -74,22 +74,22 @@ def score(probabilities: Any, labels: Any) -> jax.Array:
     return jnp.mean(jnp.exp(logp / valid.sum(-1)))
 
 
-def outputs_of(base: Any, network: networks.Network, arrays: dict, places: np.ndarray):
+def outputs_of(base: Any, network: sliceable.Network, arrays: dict, places: np.ndarray):
     """Probabilities of every order at every depth, [m, B, L, n, R], and of the base."""
     file = RUNS / "outputs.npz"
     if not file.exists():
         start = time.monotonic()
-        trained = training.train(
+        trained = prefixes.train(
             network,
             base,
             PLAN,
-            training.arrange(PLAN, arrays, places),
+            prefixes.arrange(PLAN, arrays, places),
             folder=RUNS / "lanes",
             progress=lambda *now: print(*now, f"{time.monotonic() - start:.0f} s", flush=True),
         )
         seconds = time.monotonic() - start
         weights = serving.stacked(
-            [[training.assembled(PLAN, trained, a, b) for b in range(2)] for a in range(SHARDS)]
+            [[prefixes.assembled(PLAN, trained, a, b) for b in range(2)] for a in range(SHARDS)]
         )
         found = serving.all_outputs(network, PLAN, base, weights, arrays, chunk=16)
         nothing = deletion.Served(np.zeros(SHARDS, int), np.zeros(SHARDS, int))
@@ -142,7 +142,7 @@ def main() -> None:
     """Trains, and measures."""
     mesh.start(1)  # one lane at a time on both cores: two would not share the output layer's table
     pretrained, arrays, places = read()
-    network = networks.of_decoder(pretrained.config)
+    network = sliceable.of_decoder(pretrained.config)
     RUNS.mkdir(parents=True, exist_ok=True)
     outputs, base, seconds = outputs_of(pretrained.params, network, arrays, places)
     labels = arrays["labels"]

@@ -1,17 +1,17 @@
 """Small networks: dual-branch training, fusion, unfreezing schedules, folds, export."""
 
 from jaxunlearn.compact import (
+    architecture,
     files,
     fitting,
-    job,
     measure,
-    networks,
+    phases,
     recipe,
     schedules,
     slim,
-    training,
+    study,
 )
-from jaxunlearn.compact.networks import Architecture
+from jaxunlearn.compact.architecture import Architecture
 from jaxunlearn.compact.recipe import Recipe, Warp
 from jaxunlearn.compact.slim import SlimRecipe
 
@@ -20,13 +20,13 @@ __all__ = [
     "Recipe",
     "SlimRecipe",
     "Warp",
+    "architecture",
     "files",
     "fitting",
-    "job",
     "measure",
-    "networks",
+    "phases",
     "recipe",
     "schedules",
     "slim",
-    "training",
+    "study",
 ]

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.compact.networks import Architecture
+from jaxunlearn.compact.architecture import Architecture
 from jaxunlearn.core import tree
 from jaxunlearn.core.checkpoint import replacing
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.tree import Tree
-from jaxunlearn.nn import _safetensors, plain_convolutions
+from jaxunlearn.nn import plain_convolutions
+from jaxunlearn.nn.files import safetensors
 
 _SAYS = "jaxunlearn.compact"
 _SCALE = ".scale"
@@ -51,7 +52,7 @@ def save(
     layout = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
     says = {_SAYS: json.dumps(dataclasses.asdict(architecture))}
     with replacing(path) as file:
-        _safetensors.write(file, layout, leaves.values(), says)
+        safetensors.write(file, layout, leaves.values(), says)
 
 
 def load(path: str | os.PathLike) -> Loaded:
@@ -64,7 +65,7 @@ def load(path: str | os.PathLike) -> Loaded:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is no file")
-    says = _safetensors.metadata(path).get(_SAYS)
+    says = safetensors.metadata(path).get(_SAYS)
     if says is None:
         raise ValueError(f"{path} is a safetensors file, but not of `jaxunlearn compact`")
     try:
@@ -72,7 +73,7 @@ def load(path: str | os.PathLike) -> Loaded:
         _ = architecture.model
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} describes no network that is known: {error}") from error
-    stored = {name: own[...] for name, own in _safetensors.tensors(path, quantised=True).items()}
+    stored = {name: own[...] for name, own in safetensors.tensors(path, quantised=True).items()}
     leaves = _dequantised(path, stored)
     _check(str(path), architecture, leaves)
     return Loaded(architecture, tree.nested(leaves))

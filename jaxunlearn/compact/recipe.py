@@ -5,7 +5,7 @@ from typing import Literal
 
 from jaxunlearn.compact import schedules
 from jaxunlearn.core.checks import whole
-from jaxunlearn.nn.dual_cnn import BRANCHES
+from jaxunlearn.nn.images.dual_cnn import BRANCHES
 
 # Of (stages before the last, the last one), in epochs; only the author's code is primary.
 _EPOCHS = {"paper": (5, 10), "official_notebook": (10, 50)}

@@ -46,50 +46,38 @@ What "equal" means:
 |                                                                      | compared, not points   |
 """
 
-from jaxunlearn.core import (
-    adapters,
-    checkpoint,
-    cohort,
-    ema,
-    ensemble,
-    keys,
-    loop,
-    losses,
-    mesh,
-    model,
-    optimizers,
-    products,
-    records,
-    sources,
-    stages,
-    step,
-    tree,
-)
-from jaxunlearn.core.loop import EarlyStop
-from jaxunlearn.core.model import Model
-from jaxunlearn.core.stages import Stage
-from jaxunlearn.core.step import TrainState
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "EarlyStop",
-    "Model",
-    "Stage",
-    "TrainState",
-    "adapters",
-    "checkpoint",
-    "cohort",
-    "ema",
-    "ensemble",
-    "keys",
-    "loop",
-    "losses",
-    "mesh",
-    "model",
-    "optimizers",
-    "products",
-    "records",
-    "sources",
-    "stages",
-    "step",
-    "tree",
-]
+from jaxunlearn.lazy import exports
+
+if TYPE_CHECKING:
+    from jaxunlearn.core.loop import EarlyStop
+    from jaxunlearn.core.model import Model
+    from jaxunlearn.core.stages import Stage
+    from jaxunlearn.core.step import TrainState
+
+__all__ = ["EarlyStop", "Model", "Stage", "TrainState"]
+
+__getattr__, __dir__ = exports(
+    __name__,
+    (
+        "adapters",
+        "checkpoint",
+        "cohort",
+        "ema",
+        "ensemble",
+        "keys",
+        "loop",
+        "losses",
+        "mesh",
+        "model",
+        "optimizers",
+        "products",
+        "records",
+        "sources",
+        "stages",
+        "step",
+        "tree",
+    ),
+    {"EarlyStop": "loop", "Model": "model", "Stage": "stages", "TrainState": "step"},
+)

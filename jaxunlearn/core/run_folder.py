@@ -7,6 +7,7 @@ import dataclasses
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import numpy as np
 import jaxunlearn
 from jaxunlearn.core import mesh, records, tree
 from jaxunlearn.core.checkpoint import BlockStore, replacing, write_npz
+
+# progress(phase, members finished, members in all)
+Progress = Callable[[str, int, int], None]
 
 
 class RunFolder:
@@ -163,3 +167,14 @@ class Clock:
             kind = "compile" if done == self.done else "run"
             self.folder.add_seconds(self.phase, kind, now - self.last)
         self.last, self.done = now, done
+
+
+def ticking(folder: RunFolder, phase: str, total: int, progress: Progress) -> Callable[[int], None]:
+    """A callback for lanes that keeps the time of a phase and reports its progress."""
+    clock = Clock(folder, phase)
+
+    def tick(done: int) -> None:
+        clock.tick(done)
+        progress(phase, done, total)
+
+    return tick

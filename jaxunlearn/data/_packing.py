@@ -37,7 +37,7 @@ class Packed:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Tree:
+class PromptTree:
     """N prompts, each followed in its row by J responses that do not see each other.
 
     Attributes:
@@ -112,7 +112,7 @@ def pack(sequences: Sequences, length: int) -> Packed:
     return packed
 
 
-def tree(sequences: Sequences, n_responses: int) -> Tree:
+def tree(sequences: Sequences, n_responses: int) -> PromptTree:
     """Joins the J responses to each question (`encode_responses`) behind one copy of its prompt.
 
     A model gives each response the log-probability that it has alone, and reads the prompt once.
@@ -133,7 +133,7 @@ def tree(sequences: Sequences, n_responses: int) -> Tree:
     # The last token of a response predicts nothing that is asked for: it is left out.
     needed = prompts[groups[:, 0]] + (lengths - 1)[groups].sum(1)
     shape = (len(groups), round_up(int(needed.max()), 8))
-    joined = Tree(
+    joined = PromptTree(
         tokens=np.zeros(shape, np.int32),
         positions=np.zeros(shape, np.int32),
         segments=np.zeros(shape, np.int32),

@@ -14,7 +14,8 @@ loads one, and nothing is downloaded.
 """
 
 from jaxunlearn.data._chat import SYSTEM, TEMPLATES, ChatTemplate, template_of
-from jaxunlearn.data._packing import Bucket, Packed, Tree, buckets, pack, tree
+from jaxunlearn.data._encoder import Encoder
+from jaxunlearn.data._packing import Bucket, Packed, PromptTree, buckets, pack, tree
 from jaxunlearn.data._questions import Question, gsm8k, jsonl, tofu
 from jaxunlearn.data._refusals import REFUSAL, refusals, superficial_prompts
 from jaxunlearn.data._sequences import Sequences, encode, encode_responses, prompts
@@ -25,10 +26,11 @@ __all__ = [
     "TEMPLATES",
     "Bucket",
     "ChatTemplate",
+    "Encoder",
     "Packed",
     "Question",
     "Sequences",
-    "Tree",
+    "PromptTree",
     "buckets",
     "encode",
     "encode_responses",

@@ -1,8 +1,8 @@
 """The suites of TOFU and MUSE on a language model, from as few passes as they need.
 
 Everything that depends on likelihoods, which is all but the generated answers, comes from one
-forward pass over `data.text.Tree` rows: a question is read once for all of its answers, and one
-`TokenStats` serves probability, truth ratio, memorisation and membership attacks alike.
+forward pass over `data.text.PromptTree` rows: a question is read once for all of its answers,
+and one `TokenStats` serves probability, truth ratio, memorisation and membership attacks alike.
 
     questions = text.tofu("forget10_perturbed")
     stats = language.answer_stats(pretrained, questions, language.tofu_answers(questions), ...)
@@ -22,10 +22,10 @@ from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import text
 from jaxunlearn.evaluate import memorization, muse
 from jaxunlearn.evaluate import tofu as measures
-from jaxunlearn.nn import likelihood
-from jaxunlearn.nn.decoder import Config, Pretrained
-from jaxunlearn.nn.generate import generate
-from jaxunlearn.nn.likelihood import TokenStats
+from jaxunlearn.nn.language import likelihood
+from jaxunlearn.nn.language.decoder import Config, Pretrained
+from jaxunlearn.nn.language.generation import generate
+from jaxunlearn.nn.language.likelihood import TokenStats
 
 GROUPS = ("forget", "retain", "real_authors", "world_facts")
 

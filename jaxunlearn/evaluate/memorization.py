@@ -1,6 +1,6 @@
 """How much of a text a language model has by heart, and whether it gives away that it saw it.
 
-All read one `TokenStats` (`jaxunlearn.nn.likelihood`), so that a single forward pass serves them:
+All read one `TokenStats` (`nn.likelihood`), so that a single forward pass serves them:
 per response token [B, R] the label's log-probability, whether it is the most likely token, and the
 mean and variance of the log-probabilities under the model's own distribution. Positions that are
 not `valid` are padding and are never read; they may stand anywhere in a row.
@@ -23,7 +23,7 @@ from jaxunlearn.evaluate._checks import finite, strings
 from jaxunlearn.evaluate._membership import membership_auc
 
 if TYPE_CHECKING:
-    from jaxunlearn.nn.likelihood import TokenStats
+    from jaxunlearn.nn.language.likelihood import TokenStats
 
 
 def probability(stats: "TokenStats", *, drop_last: bool = False) -> np.ndarray:

@@ -1,16 +1,24 @@
-"""Networks (Flax NNX definitions behind the common contract); no training code."""
+"""Networks (Flax NNX behind the common contract) and their weights; no training code."""
 
-from jaxunlearn.nn import decoder, dual_cnn, generate, likelihood, weights
-from jaxunlearn.nn._batch_norm import BatchNorm
-from jaxunlearn.nn._cnn import cnn
-from jaxunlearn.nn._mlp import mlp
-from jaxunlearn.nn._multiply_adds import multiply_adds
-from jaxunlearn.nn._normalised import normalised
-from jaxunlearn.nn._resnet9 import resnet9
-from jaxunlearn.nn._slim_cnn import SLIM_CHANNELS, fold_batch_norm, minimal_cnn, slim_cnn
-from jaxunlearn.nn._small_cnn import small_cnn
-from jaxunlearn.nn._wide_resnet import wide_resnet
-from jaxunlearn.nn.conv import Conv, conv, plain_convolutions
+from jaxunlearn.nn.cost import multiply_adds
+from jaxunlearn.nn.images import (
+    SLIM_CHANNELS,
+    cnn,
+    dual_cnn,
+    fold_batch_norm,
+    minimal_cnn,
+    mlp,
+    normalised,
+    resnet9,
+    slim_cnn,
+    small_cnn,
+    vit,
+    wide_resnet,
+)
+from jaxunlearn.nn.language import decoder, likelihood, weights
+from jaxunlearn.nn.language.generation import generate
+from jaxunlearn.nn.layers.batch_norm import BatchNorm
+from jaxunlearn.nn.layers.convolution import Conv, conv, plain_convolutions
 
 __all__ = [
     "SLIM_CHANNELS",
@@ -31,6 +39,7 @@ __all__ = [
     "resnet9",
     "slim_cnn",
     "small_cnn",
+    "vit",
     "weights",
     "wide_resnet",
 ]

@@ -1,16 +1,12 @@
-"""Unlearning methods, and the job that compares them with retraining."""
+"""Unlearning methods for classifiers, and objectives for language models."""
 
 from jaxunlearn.unlearn import (
-    attribute,
     baselines,
-    comparison,
-    exact,
-    language,
+    language_objectives,
     matching,
     methods,
     objectives,
-    paths,
-    training,
+    scratch,
 )
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn._scrub import Scrub, scrub
@@ -24,17 +20,13 @@ __all__ = [
     "Problem",
     "Scrub",
     "Unlearned",
-    "attribute",
     "baselines",
-    "comparison",
-    "exact",
-    "language",
+    "language_objectives",
     "matching",
     "methods",
     "objectives",
-    "paths",
     "recipe",
+    "scratch",
     "scrub",
     "ssd",
-    "training",
 ]

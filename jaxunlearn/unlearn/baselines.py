@@ -18,7 +18,7 @@ from jaxunlearn.core.step import Objective, gradient_step, init_state, supervise
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import Joined, batches
 from jaxunlearn.unlearn._problem import Problem, Unlearned
-from jaxunlearn.unlearn.training import train
+from jaxunlearn.unlearn.scratch import train
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxunlearn.unlearn import baselines, matching
 from jaxunlearn.unlearn._problem import Unlearned
 from jaxunlearn.unlearn._scrub import Scrub, scrub
 from jaxunlearn.unlearn._ssd import SSD, ssd
-from jaxunlearn.unlearn.training import Training, check_augment
+from jaxunlearn.unlearn.scratch import Training, check_augment
 
 # name: (method(model, params, stats, problem, key, **settings), default settings)
 METHODS: dict[str, tuple[Callable[..., Unlearned], Any]] = {

@@ -16,7 +16,7 @@ from jaxunlearn import nn
 from jaxunlearn.attribution import datamodels, masks, members
 from jaxunlearn.core.checkpoint import DamagedError
 from jaxunlearn.data import batches
-from jaxunlearn.unlearn import Problem, training
+from jaxunlearn.unlearn import Problem, scratch
 
 N, M, WIDTH = 12, 10, 4
 MASKS = masks.exact(jax.random.key(0), M, N)
@@ -139,11 +139,11 @@ def test_networks_are_trained_on_the_rows_of_a_padded_table_only():
     model = nn.mlp(3, (4,), 2)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(40, 3)).astype(np.float32), jnp.asarray(rng.integers(0, 2, 40))
-    settings = vars(training.Training(epochs=3, batch_size=5))
+    settings = vars(scratch.Training(epochs=3, batch_size=5))
     for rows, mask in zip(table, drawn, strict=True):
         own = jnp.asarray(np.where(mask[:, None], x, np.nan))
         problem = Problem(own, y, jnp.arange(39), jnp.array([39]), 2)
-        result = training.train(model, problem, jnp.asarray(rows), KEYS[0], least=least, **settings)
+        result = scratch.train(model, problem, jnp.asarray(rows), KEYS[0], least=least, **settings)
         assert len(result.losses) == 3 * (least // 5)
         assert np.isfinite(result.losses).all()
 

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxunlearn import cli
+from jaxunlearn.cli import app
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import BlockStore
 
@@ -208,7 +208,7 @@ def test_bad_input_is_refused_and_nothing_is_written(case, tmp_path, monkeypatch
     before = sorted(os.listdir(tmp_path))
     monkeypatch.chdir(tmp_path)
     try:
-        code = cli.main(arguments)
+        code = app.main(arguments)
     except SystemExit as end:  # the parser's own errors
         code = end.code
     out, err = capfd.readouterr()
@@ -250,7 +250,7 @@ def test_more_devices_than_there_are(tmp_path):
 def test_on_an_accelerator_devices_cannot_be_made(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mesh, "start", lambda *_: None)  # as good as what it does there
-    assert cli.main(["unlearn", "--devices", "4"]) == 2
+    assert app.main(["unlearn", "--devices", "4"]) == 2
     assert "devices is 4, but there are 1" in capsys.readouterr().err
     assert not os.listdir(tmp_path)
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxunlearn import cli
 from jaxunlearn import data as datasets
-from jaxunlearn.compact import Recipe, files, job, measure
+from jaxunlearn.cli import app
+from jaxunlearn.compact import Recipe, files, measure
+from jaxunlearn.compact import study as job
 
 QUICK = (
     "--recipe.dual-epochs 1 --recipe.unfreeze-epochs 1 --recipe.last-epochs 1 "
@@ -35,7 +36,7 @@ def run(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
     file = out.parent / "results.json"
     arguments = ["compact", "--data", str(folder), *QUICK, "--out", str(out), "--json", str(file)]
-    assert cli.main(arguments) == cli.OK
+    assert app.main(arguments) == app.OK
     return out, json.loads(file.read_text())
 
 
@@ -58,7 +59,7 @@ def test_predict(run, folder, name, capsys, tmp_path):
     files = [str(folder / "test" / kind / "0.png") for kind in ("dark", "light")]
     answers = tmp_path / "answers.json"
     arguments = ["compact", "predict", str(run[0] / name), *files, "--json", str(answers)]
-    assert cli.main(arguments) == cli.OK
+    assert app.main(arguments) == app.OK
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(answers.read_text())
     for line, own, file in zip(lines, found, files, strict=True):
@@ -79,7 +80,7 @@ def test_all_classes_of_a_folder_are_validated_and_trained(folder, tmp_path):
 def test_a_finished_run_is_shown_again(run, folder, capsys):
     out, results = run
     arguments = ["compact", "--data", str(folder), *QUICK, "--out", str(out), "--resume"]
-    assert cli.main(arguments) == cli.OK
+    assert app.main(arguments) == app.OK
     again = json.loads((out / "results.json").read_text())
     assert again["test_accuracies"] == results["test_accuracies"]
     assert again["unfreezing"] == results["unfreezing"]
@@ -122,7 +123,7 @@ def test_the_result_of_continued_folds_is_the_last_one(folder, tmp_path):
     out, quick = tmp_path / "out", [own for own in QUICK if own not in ("last_k", "none")]
     quick = [own for own in quick if own not in ("--recipe.schedule", "--recipe.fold-mode")]
     arguments = ["compact", "--data", str(folder), *quick, *options, "--out", str(out)]
-    assert cli.main([*arguments, "--models", "2"]) == cli.OK
+    assert app.main([*arguments, "--models", "2"]) == app.OK
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["recipe"]["schedule"] == [["out", "hidden"], ["conv_1"]]
     assert len(results["unfreezing"]) == 2
@@ -152,17 +153,17 @@ def image(path, size=(12, 12), mode="L"):
 def test_bad_images_of_predict(run, make, message, tmp_path, capsys):
     (tmp_path / "text.png").write_text("no image")
     arguments = ["compact", "predict", str(run[0] / "model.safetensors"), str(make(tmp_path))]
-    assert cli.main(arguments) == cli.USAGE
+    assert app.main(arguments) == app.USAGE
     assert_says(capsys, message)
 
 
 def test_bad_models_of_predict(run, folder, tmp_path, capsys):
     file = str(folder / "test" / "dark" / "0.png")
-    assert cli.main(["compact", "predict", str(tmp_path / "none"), file]) == cli.USAGE
+    assert app.main(["compact", "predict", str(tmp_path / "none"), file]) == app.USAGE
     assert_says(capsys, "none is no file")
-    assert cli.main(["compact", "predict", str(run[0] / "results.json"), file]) == cli.USAGE
+    assert app.main(["compact", "predict", str(run[0] / "results.json"), file]) == app.USAGE
     assert_says(capsys, "no safetensors file")
-    assert cli.main(["compact", "predict", str(run[0] / "model.safetensors")]) == cli.USAGE
+    assert app.main(["compact", "predict", str(run[0] / "model.safetensors")]) == app.USAGE
     assert_says(capsys, "images is empty")
 
 
@@ -209,15 +210,15 @@ def test_mistakes_are_named_and_nothing_is_written(options, message, folder, tmp
     if "--n-train" not in own and str(folder) not in own:
         own += ["--n-train", "3"] if "digits" not in own else []
     out = tmp_path / "out"
-    assert cli.main(["compact", *QUICK, *own, "--out", str(out)]) == cli.USAGE
+    assert app.main(["compact", *QUICK, *own, "--out", str(out)]) == app.USAGE
     assert_says(capsys, message)
     assert not out.exists()
 
 
 def test_a_recipe_that_is_none(tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
-        cli.main(["compact", "--slim.warp.zoom", "-1", "--out", str(tmp_path / "out")])
-    assert left.value.code == cli.USAGE and not (tmp_path / "out").exists()
+        app.main(["compact", "--slim.warp.zoom", "-1", "--out", str(tmp_path / "out")])
+    assert left.value.code == app.USAGE and not (tmp_path / "out").exists()
     assert "zoom is -1.0; it must be at least 0" in capsys.readouterr().err
 
 
@@ -232,10 +233,10 @@ def test_a_folder_of_images_of_several_sizes(resize, tmp_path, capsys):
             Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / kind / f"{i}.png")
     options = ["--data", str(tmp_path / "photos"), "--n-train", "60", "--size", "12", *QUICK]
     out = tmp_path / "out"
-    assert cli.main(["compact", *options, "--out", str(out)]) == cli.OK
+    assert app.main(["compact", *options, "--out", str(out)]) == app.OK
     photo = image(tmp_path / "photo.png", (90, 50))
     arguments = [str(out / "model.safetensors"), str(photo), *resize]
-    assert cli.main(["compact", "predict", *arguments]) == (cli.OK if resize else cli.USAGE)
+    assert app.main(["compact", "predict", *arguments]) == (app.OK if resize else app.USAGE)
     if resize:
         assert "photo.png: dark" in capsys.readouterr().out
     else:
@@ -243,9 +244,9 @@ def test_a_folder_of_images_of_several_sizes(resize, tmp_path, capsys):
 
 
 def test_one_process_only(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(app.jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="processes: `compact` runs in one process"):
-        cli.Compact().prepare(out=tmp_path / "out")
+        app.Compact().prepare(out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -261,9 +262,9 @@ def test_the_other_networks(network, tmp_path):
     out = tmp_path / "out"
     options = "--n-train 100 --n-test 20 --size 18 --slim.epochs 1 --slim.batch-size 20".split()
     options += ["--channels", "3", "4"] if network == "slim" else []
-    assert cli.main(["compact", "--network", network, *options, "--out", str(out)]) == cli.OK
+    assert app.main(["compact", "--network", network, *options, "--out", str(out)]) == app.OK
     results = json.loads((out / "results.json").read_text())
     assert len(results["slim"]["accuracy"][0]) == 1
     image(tmp_path / "a.png", (18, 18))
     file = str(out / "model.safetensors")
-    assert cli.main(["compact", "predict", file, str(tmp_path / "a.png")]) == cli.OK
+    assert app.main(["compact", "predict", file, str(tmp_path / "a.png")]) == app.OK

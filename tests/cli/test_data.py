@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxunlearn import cli
+from jaxunlearn.cli import app
 
 
 def folder_of_images(path, sizes):
@@ -40,7 +40,7 @@ def test_data_that_cannot_be_read(case, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAXUNLEARN_CACHE", str(tmp_path / "cache"))
     data, words = case(tmp_path)
-    code = cli.main(
+    code = app.main(
         ["unlearn", "--data", data, "--data-dir", "prepared", "--n-train", "2", "--model", "cnn",
          "--forget", "random", "--forget-size", "1", "--out", "run"]
     )  # fmt: skip

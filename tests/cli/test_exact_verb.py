@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxunlearn import cli
-from jaxunlearn.nn import vit
+from jaxunlearn.cli import app
+from jaxunlearn.nn.images import vit
 
 SMALL = (
     *("--n-train", "200", "--n-val", "50", "--shards", "2", "--slices", "2", "--budget", "2"),
@@ -22,12 +22,12 @@ SMALL = (
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     store = tmp_path_factory.mktemp("exact") / "store"
-    assert cli.main(["exact", "train", str(store), *SMALL, "--json", str(store) + ".json"]) == 0
+    assert app.main(["exact", "train", str(store), *SMALL, "--json", str(store) + ".json"]) == 0
     return store
 
 
 def run(*arguments, code=0):
-    assert cli.main(["exact", *map(str, arguments)]) == code
+    assert app.main(["exact", *map(str, arguments)]) == code
 
 
 def read(tmp_path, *arguments):
@@ -139,17 +139,17 @@ def test_a_damaged_store_is_a_failure_that_names_the_file(trained, tmp_path, cap
 
 
 def test_an_interrupted_training_says_how_to_go_on(tmp_path, capsys, monkeypatch):
-    from jaxunlearn.unlearn.exact import job
+    from jaxunlearn.exact import opening
 
-    real, store = job.pretrain, tmp_path / "store"
+    real, store = opening.pretrain, tmp_path / "store"
 
     def stop(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "pretrain", stop)
+    monkeypatch.setattr(opening, "pretrain", stop)
     run("train", store, *SMALL, code=130)
     assert f"jaxunlearn exact train {store}" in capsys.readouterr().err
-    monkeypatch.setattr(job, "pretrain", real)
+    monkeypatch.setattr(opening, "pretrain", real)
     run("train", store, *SMALL)
 
 
@@ -242,7 +242,7 @@ def test_images_of_a_folder_are_known_by_their_files_and_can_be_erased(
 
 def test_another_base_does_not_go_on_from_the_one_that_was_interrupted(tmp_path, monkeypatch):
     """It may have learned examples that the new store holds."""
-    from jaxunlearn.unlearn.exact import job, pretraining, settings
+    from jaxunlearn.exact import opening, pretraining, settings
 
     monkeypatch.setattr(pretraining, "_SECONDS", 0)
     small = settings.Settings(
@@ -259,7 +259,7 @@ def test_another_base_does_not_go_on_from_the_one_that_was_interrupted(tmp_path,
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            job.open_or_create(folder, own, progress=progress)
+            opening.open_or_create(folder, own, progress=progress)
         return [seen.pop(0) for _ in range(len(seen))]
 
     assert begin(seed=0, stop_at=10)[0] == 1
@@ -270,7 +270,7 @@ def test_another_base_does_not_go_on_from_the_one_that_was_interrupted(tmp_path,
 def test_a_pretrained_vit_reads_only_images_of_its_shape(tmp_path, capsys):
     base, folder, store = tmp_path / "base", tmp_path / "photos", tmp_path / "store"
     config = vit.Config((8, 8, 3), 4, 8, 4, 2, 8, 2)
-    vit.save_pretrained(base, config, vit.vit(config).init(jax.random.key(0))[0])
+    vit.save_pretrained(base, config, vit.build(config).init(jax.random.key(0))[0])
     processor = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
     (base / "preprocessor_config.json").write_text(json.dumps(processor))
     assert vit.normalisation(base) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -295,13 +295,13 @@ def test_a_pretrained_vit_reads_only_images_of_its_shape(tmp_path, capsys):
 
 
 def test_a_group_that_is_null_is_none(tmp_path):
-    from jaxunlearn.unlearn.exact import material, settings
+    from jaxunlearn.exact import material, settings
     from tests import language
 
     texts = tmp_path / "facts.jsonl"
     rows = [{"question": "Who?", "answer": f"{i}", "group": None, "id": None} for i in range(3)]
     texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = settings.Settings(data=str(texts), base=language.save(tmp_path / "model"))
-    found = material.material(own)
+    found = material.read(own)
     assert found.groups == found.ids == ["facts:1", "facts:2", "facts:3"]
     assert found.examples["x"].shape == (3, 256) and found.examples["labels"].shape == (3, 128)

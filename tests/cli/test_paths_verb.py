@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("tokenizers")
 
-from jaxunlearn import cli  # noqa: E402
+from jaxunlearn.cli import app  # noqa: E402
 from tests import language as tiny  # noqa: E402
 
 
@@ -24,16 +24,16 @@ def arguments(model, out):
 
 def test_a_study_prints_a_table_and_writes_its_files(model, tmp_path, capsys):
     out = tmp_path / "out"
-    assert cli.main([*arguments(model, out), "--json", str(tmp_path / "copy.json")]) == cli.OK
+    assert app.main([*arguments(model, out), "--json", str(tmp_path / "copy.json")]) == app.OK
     printed = capsys.readouterr().out
     assert "keep > u" in printed and "u > keep" in printed
     results = json.loads((out / "results.json").read_text())
     assert results == json.loads((tmp_path / "copy.json").read_text())
     assert results["stage_runs"] == 4 and list(results["losses"]) == ["ga"]
     assert (out / "figure.png").stat().st_size > 10_000
-    assert cli.main(arguments(model, out)) == cli.USAGE
+    assert app.main(arguments(model, out)) == app.USAGE
     assert "holds a run; resume it" in capsys.readouterr().err
-    assert cli.main([*arguments(model, out), "--resume"]) == cli.OK
+    assert app.main([*arguments(model, out), "--resume"]) == app.OK
     again = json.loads((out / "results.json").read_text())
     assert again["losses"] == results["losses"]
 
@@ -50,14 +50,14 @@ def test_a_study_prints_a_table_and_writes_its_files(model, tmp_path, capsys):
 )
 def test_bad_input_ends_with_2_and_writes_nothing(model, more, message, tmp_path, capsys):
     out = tmp_path / "out"
-    assert cli.main([*arguments(model, out), *more]) == cli.USAGE
+    assert app.main([*arguments(model, out), *more]) == app.USAGE
     assert message in capsys.readouterr().err
     assert not out.exists()
 
 
 @pytest.mark.slow
 def test_the_theory_needs_no_model(tmp_path):
-    assert cli.main(["paths", "--theory", "--out", str(tmp_path / "out")]) == cli.OK
+    assert app.main(["paths", "--theory", "--out", str(tmp_path / "out")]) == app.OK
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["divergence"]["violations"] == 0
     assert (tmp_path / "out" / "figure.png").exists()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from sklearn.model_selection import KFold
 
-from jaxunlearn.compact import Recipe, Warp, fitting, measure, schedules, training
+from jaxunlearn.compact import Recipe, Warp, fitting, measure, phases, schedules
 from jaxunlearn.core import _early_stop, losses, tree
 from jaxunlearn.core.loop import EarlyStop
 from jaxunlearn.core.optimizers import keras_sgd
 from jaxunlearn.core.step import TrainState
-from jaxunlearn.nn import dual_cnn
+from jaxunlearn.nn.images import dual_cnn
 
 SHAPE = (12, 12, 1)
 PAIR = dual_cnn.build(SHAPE, n_classes=3, filters=3, hidden=4)
@@ -47,13 +47,13 @@ def images():
 
 @pytest.fixture(scope="module")
 def dual(images):
-    return training.train_dual(PAIR, RECIPE, images, KEYS)
+    return phases.train_dual(PAIR, RECIPE, images, KEYS)
 
 
 @pytest.fixture(scope="module")
 def stages(dual, images):
-    state = training.fuse(PAIR, RECIPE, dual.state.params, KEYS)
-    return state, training.unfreeze(PAIR, RECIPE, state, images, KEYS)
+    state = phases.fuse(PAIR, RECIPE, dual.state.params, KEYS)
+    return state, phases.unfreeze(PAIR, RECIPE, state, images, KEYS)
 
 
 def test_both_branches_learn_and_keep_their_own_best_epochs(dual, images):
@@ -71,7 +71,7 @@ def test_a_model_stops_when_either_branch_has_stopped_improving(images):
     for image, label in zip(x, np.asarray(images.y), strict=True):
         image[4 * label : 4 * label + 4] += 60  # harder, so that models differ in when they stop
     hard = images._replace(x=jnp.asarray(x, jnp.uint8), n_val=32)
-    found = training.train_dual(PAIR, recipe, hard, keys)
+    found = phases.train_dual(PAIR, recipe, hard, keys)
     lengths, names = [], ("accuracy_1", "accuracy_2")
     for model in range(len(keys)):
         series = [found.checks[name][model] for name in names]
@@ -79,7 +79,7 @@ def test_a_model_stops_when_either_branch_has_stopped_improving(images):
         assert lengths[-1] == min(20, *(_stops_after(own[: lengths[-1]]) for own in series))
     assert len(set(lengths)) > 1 and min(lengths) < 20
     val = np.asarray(hard.x[:32]), np.asarray(hard.y[:32])
-    kept = training.branch_accuracies(PAIR, found.state.params, *val)
+    kept = phases.branch_accuracies(PAIR, found.state.params, *val)
     for i, name in enumerate(names):
         np.testing.assert_allclose(kept[:, i], np.nanmax(found.checks[name], 1), atol=1e-6)
     assert not np.array_equal(found.best_checks[2], found.best_checks[3])
@@ -100,7 +100,7 @@ def _stops_after(series):
 
 def test_augmentation_is_drawn_afresh(images):
     batch = {"x": images.x[:8], "y": images.y[:8]}
-    transform = training.dual_batch(Warp())
+    transform = phases.dual_batch(Warp())
     first, second = (transform(batch, jax.random.key(i)) for i in range(2))
     np.testing.assert_array_equal(first["x_1"], second["x_1"])
     assert not np.allclose(first["x_2"], second["x_2"], atol=0.1)
@@ -115,9 +115,9 @@ def test_the_last_stage_and_the_folds_train_by_the_same_sgd(monkeypatch, images)
         folds.append(stage)
         return types.SimpleNamespace(state=None)
 
-    monkeypatch.setattr(training, "fit", fit)
-    training.fine_tune(PAIR, Recipe(fold_mode="continued"), None, images, KEYS)
-    (last, _) = training.unfreezing(PAIR, Recipe())[-1]
+    monkeypatch.setattr(phases, "fit", fit)
+    phases.fine_tune(PAIR, Recipe(fold_mode="continued"), None, images, KEYS)
+    (last, _) = phases.unfreezing(PAIR, Recipe())[-1]
     assert folds[0].stops[0].patience == 3 and last.stops[0].patience == 10
     params = {"w": jnp.array([1.0, -2.0])}
     theirs = keras_sgd(1e-3, 0.9, 1e-4)
@@ -139,26 +139,26 @@ def test_the_last_stage_and_the_folds_train_by_the_same_sgd(monkeypatch, images)
 )
 def test_bad_images(images, change, message):
     with pytest.raises(ValueError, match=message):
-        training.train_dual(PAIR, RECIPE, images._replace(**change), KEYS)
+        phases.train_dual(PAIR, RECIPE, images._replace(**change), KEYS)
 
 
 def test_no_folds_cannot_be_trained(stages, images):
     recipe = Recipe(**{**vars(RECIPE), "fold_mode": "none"})
     with pytest.raises(ValueError, match="fold_mode is 'none'; independent or continued"):
-        training.fine_tune(PAIR, recipe, stages[1][-1].state, images, KEYS)
+        phases.fine_tune(PAIR, recipe, stages[1][-1].state, images, KEYS)
 
 
 def test_a_branch_does_not_depend_on_the_other_ones_images(dual, images):
     """Another augmentation changes the second branch and not the first."""
     still = Recipe(**{**vars(RECIPE), "warp": Warp(0.0, 0.0, 0.0)})
-    other = training.train_dual(PAIR, still, images, KEYS)
+    other = phases.train_dual(PAIR, still, images, KEYS)
     np.testing.assert_allclose(other.metrics["loss_1"], dual.metrics["loss_1"], rtol=1e-5)
     assert not np.allclose(other.metrics["loss_2"], dual.metrics["loss_2"], rtol=1e-2)
 
 
 def test_stages_train_what_they_say_and_nothing_else(stages):
     state, results = stages
-    for (stage, _), result in zip(training.unfreezing(PAIR, RECIPE), results, strict=True):
+    for (stage, _), result in zip(phases.unfreezing(PAIR, RECIPE), results, strict=True):
         mask = tree.named(tree.select(state.params, stage.trainable))
         before, after = tree.named(state.params), tree.named(result.state.params)
         for name, trains in mask.items():
@@ -170,9 +170,9 @@ def test_stages_train_what_they_say_and_nothing_else(stages):
 
 def test_cached_heads_change_no_more_than_rounding(stages, images):
     state, results = stages
-    (stage, n_epochs), *_ = training.unfreezing(PAIR, RECIPE)
+    (stage, n_epochs), *_ = phases.unfreezing(PAIR, RECIPE)
     plain = Recipe(**{**vars(RECIPE), "schedule": (("out",), ("out", "hidden", "head"))})
-    slow = training.Stage(**{**vars(stage), **_reads_images(plain)})
+    slow = phases.Stage(**{**vars(stage), **_reads_images(plain)})
     found = fitting.fit(
         slow, n_epochs, state, KEYS, images, plain.batch_size, fitting.HERE, fitting.plain_batch
     )
@@ -188,7 +188,7 @@ def test_heads_are_asked_again_after_a_stage_below_them(stages, images):
     layers = (("out",), ("conv_1",), ("out",))
     recipe = Recipe(**{**vars(RECIPE), "schedule": layers})
     state, _ = stages
-    found = training.unfreeze(PAIR, recipe, state, images, KEYS)
+    found = phases.unfreeze(PAIR, recipe, state, images, KEYS)
     x, y = np.asarray(images.x[: images.n_val]), images.y[: images.n_val]
     last = found[-1]
     for i, own in enumerate(last.checks["loss"][np.arange(2), last.best_checks[0]]):
@@ -199,7 +199,7 @@ def test_heads_are_asked_again_after_a_stage_below_them(stages, images):
 
 def _reads_images(recipe):
     """Objective and evaluation of a stage that trains below the heads."""
-    (_, (last, _)) = training.unfreezing(PAIR, recipe)
+    (_, (last, _)) = phases.unfreezing(PAIR, recipe)
     return {"objective": last.objective, "evaluate": last.evaluate}
 
 
@@ -218,7 +218,7 @@ def starts(monkeypatch):
 
 def test_honest_folds_all_start_from_the_unfrozen_model(stages, images, starts):
     unfrozen = stages[1][-1].state
-    folds = training.fine_tune(PAIR, RECIPE, unfrozen, images, KEYS)
+    folds = phases.fine_tune(PAIR, RECIPE, unfrozen, images, KEYS)
     assert len(folds) == 3 and len(starts) == 1
     for fold in range(3):
         part = jax.tree.map(lambda x, fold=fold: x[2 * fold : 2 * fold + 2], starts[0])
@@ -228,10 +228,10 @@ def test_honest_folds_all_start_from_the_unfrozen_model(stages, images, starts):
 
 
 def _unseen_accuracies_are_of_the_first_images(folds, images):
-    found = training.unseen_accuracies(PAIR, folds, images)
-    everything = training.unseen_accuracies(PAIR, folds, images._replace(n_val=len(images.y)))
+    found = phases.unseen_accuracies(PAIR, folds, images)
+    everything = phases.unseen_accuracies(PAIR, folds, images._replace(n_val=len(images.y)))
     assert found.shape == (3, 2)
-    _, val = training.fold_rows(len(images.y), 3)
+    _, val = phases.fold_rows(len(images.y), 3)
     for k, rows in enumerate(val):
         rows = rows[rows >= 0]
         own = jax.tree.map(lambda leaf: leaf[1], folds[k].state.params)
@@ -239,20 +239,20 @@ def _unseen_accuracies_are_of_the_first_images(folds, images):
         is_right = (answers == np.asarray(images.y))[rows]
         np.testing.assert_allclose(everything[k, 1], is_right.mean())
         np.testing.assert_allclose(found[k, 1], is_right[rows < images.n_val].mean())
-    of_one = training.unseen_accuracies(PAIR, folds, images._replace(n_val=1))
+    of_one = phases.unseen_accuracies(PAIR, folds, images._replace(n_val=1))
     assert np.isnan(of_one).sum() == 4  # two of the three folds, of both models
 
 
 def test_continued_folds_go_on_from_one_another(stages, images, starts):
     recipe = Recipe(**{**vars(RECIPE), "fold_mode": "continued"})
-    folds = training.fine_tune(PAIR, recipe, stages[1][-1].state, images, KEYS)
+    folds = phases.fine_tune(PAIR, recipe, stages[1][-1].state, images, KEYS)
     for before, now in zip(folds[:-1], starts[1:], strict=True):
         jax.tree.map(np.testing.assert_array_equal, now, before.state.params)
 
 
 @pytest.mark.parametrize(("n", "k"), [(60, 6), (61, 6), (13, 5)])
 def test_folds_are_those_of_scikit_learn(n, k):
-    train, val = training.fold_rows(n, k)
+    train, val = phases.fold_rows(n, k)
     for i, (theirs, held_out) in enumerate(KFold(k, shuffle=True, random_state=42).split(range(n))):
         np.testing.assert_array_equal(np.sort(train[i][train[i] >= 0]), theirs)
         np.testing.assert_array_equal(np.sort(val[i][val[i] >= 0]), held_out)
@@ -290,4 +290,4 @@ def test_the_notebooks_series_stops_after_epoch_11_and_restores_the_first():
 
 def test_more_folds_than_images():
     with pytest.raises(ValueError, match="folds is 7, but there are 6 images"):
-        training.fold_rows(6, 7)
+        phases.fold_rows(6, 7)

@@ -1,9 +1,9 @@
 import jax
 import pytest
 
-from jaxunlearn.compact import Recipe, schedules, training
+from jaxunlearn.compact import Recipe, phases, schedules
 from jaxunlearn.core import tree
-from jaxunlearn.nn import dual_cnn
+from jaxunlearn.nn.images import dual_cnn
 
 PAIR = dual_cnn.build((28, 28, 1))
 
@@ -12,7 +12,7 @@ def trained_sizes(schedule, **options):
     """Numbers of parameters that the stages train."""
     params, _ = jax.eval_shape(PAIR.fused.init, jax.random.key(0))
     found = []
-    for stage, _ in training.unfreezing(PAIR, Recipe(schedule=schedule, **options)):
+    for stage, _ in phases.unfreezing(PAIR, Recipe(schedule=schedule, **options)):
         trainable, _ = tree.partition(params, tree.select(params, stage.trainable))
         found.append(tree.size(trainable))
     return found
@@ -36,7 +36,7 @@ def test_what_each_stage_trains(schedule, options, sizes):
 
 def test_lengths_and_optimizers_are_those_of_the_notebook():
     recipe = Recipe(schedule="official_notebook")
-    first, last = training.unfreezing(PAIR, recipe)
+    first, last = phases.unfreezing(PAIR, recipe)
     assert [epochs for _, epochs in (first, last)] == [10, 50]
     assert [stage.stops[0].patience for stage, _ in (first, last)] == [5, 10]
     assert {stage.stops[0].min_delta for stage, _ in (first, last)} == {0.001}

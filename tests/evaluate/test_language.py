@@ -11,7 +11,7 @@ pytest.importorskip("tokenizers")
 
 from jaxunlearn.data import text  # noqa: E402
 from jaxunlearn.evaluate import language, memorization, tofu  # noqa: E402
-from jaxunlearn.nn import decoder, likelihood  # noqa: E402
+from jaxunlearn.nn.language import decoder, likelihood  # noqa: E402
 from tests import language as tiny  # noqa: E402
 
 

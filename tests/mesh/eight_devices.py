@@ -17,7 +17,10 @@ from jaxunlearn import nn  # noqa: E402
 from jaxunlearn.attribution import datamodels, masks, members  # noqa: E402
 from jaxunlearn.core import checkpoint, optimizers, step, tree  # noqa: E402
 from jaxunlearn.core.checkpoint import BlockStore  # noqa: E402
-from jaxunlearn.unlearn import Problem, training  # noqa: E402
+from jaxunlearn.unlearn import (  # noqa: E402
+    Problem,
+    scratch,
+)
 from tests.mesh.lanes import data, lanes  # noqa: E402
 
 folder = Path(sys.argv[2])
@@ -66,8 +69,8 @@ def member(shared, rows, key):
     """A few steps on a subset; logits of some points."""
     model = nn.mlp(64, (8,), 10)
     problem = Problem(shared["x"], shared["y"], jnp.arange(99), jnp.array([99]), 10)
-    settings = vars(training.Training(epochs=2, batch_size=10))
-    result = training.train(model, problem, rows, key, **settings)
+    settings = vars(scratch.Training(epochs=2, batch_size=10))
+    result = scratch.train(model, problem, rows, key, **settings)
     return model.apply(result.params, result.stats, shared["x"][:30])[0]
 
 

@@ -11,8 +11,14 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from jaxunlearn.core import tree  # noqa: E402
-from jaxunlearn.nn import decoder, vit  # noqa: E402
-from jaxunlearn.unlearn.exact import networks, orders, plan, training  # noqa: E402
+from jaxunlearn.exact import (  # noqa: E402
+    orders,
+    plan,
+    prefixes,  # noqa: E402
+    sliceable,  # noqa: E402
+)
+from jaxunlearn.nn.images import vit  # noqa: E402
+from jaxunlearn.nn.language import decoder  # noqa: E402
 
 RECIPE = plan.Recipe(rank=2, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=8, dropout=0.0)
 PLAN = plan.make(2, orders.cyclic(2, 2), 20, recipe=RECIPE, layers_per_slice=2, lane_width=1)
@@ -35,8 +41,8 @@ EXAMPLES = {
 
 def stages(name, network, model):
     base = jax.device_get(model.init(jax.random.key(0))[0])
-    slices = training.arrange(PLAN, EXAMPLES[name], np.arange(80) // 20)
-    trained = training.train(network, base, PLAN, slices, mesh=mesh.make())
+    slices = prefixes.arrange(PLAN, EXAMPLES[name], np.arange(80) // 20)
+    trained = prefixes.train(network, base, PLAN, slices, mesh=mesh.make())
     return {str(prefix): tree.digest(stage) for prefix, stage in trained.items()}
 
 
@@ -44,8 +50,8 @@ print(
     json.dumps(
         {
             "devices": jax.device_count(),
-            "vit": stages("vit", networks.of_vit(VIT), vit.vit(VIT)),
-            "decoder": stages("decoder", networks.of_decoder(DECODER), decoder.decoder(DECODER)),
+            "vit": stages("vit", sliceable.of_vit(VIT), vit.build(VIT)),
+            "decoder": stages("decoder", sliceable.of_decoder(DECODER), decoder.decoder(DECODER)),
         }
     )
 )

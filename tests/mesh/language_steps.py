@@ -15,10 +15,14 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
+from jaxunlearn import paths  # noqa: E402
 from jaxunlearn.core import adapters, step, tree  # noqa: E402
 from jaxunlearn.data import text  # noqa: E402
-from jaxunlearn.nn import decoder, likelihood  # noqa: E402
-from jaxunlearn.unlearn import language, objectives, paths  # noqa: E402
+from jaxunlearn.nn.language import decoder, likelihood  # noqa: E402
+from jaxunlearn.unlearn import (  # noqa: E402
+    language_objectives,
+    objectives,
+)
 from tests import language as tiny  # noqa: E402
 
 KEY = jax.random.key(0)
@@ -26,8 +30,10 @@ folder = tiny.save(Path(sys.argv[1]))
 whole = decoder.from_pretrained(folder, dtype=jnp.float32)
 questions = text.refusals(8)
 rows = text.encode(whole.tokenizer, questions, template=text.TEMPLATES["chatml"], max_tokens=200)
-reference = language.reference_nll(whole.model, whole.params, jax.tree.map(jnp.asarray, rows))
-losses = {"ga": language.LOCAL["ga"], "npo": language.LOCAL["npo"]}
+reference = language_objectives.reference_nll(
+    whole.model, whole.params, jax.tree.map(jnp.asarray, rows)
+)
+losses = {"ga": language_objectives.LOCAL["ga"], "npo": language_objectives.LOCAL["npo"]}
 
 
 def update(loss, shape):
@@ -44,7 +50,9 @@ def update(loss, shape):
     split = jax.NamedSharding(devices, P("data"))
     batch = jax.device_put({"sequences": rows, "ref_nll": reference}, split)
     optimizer = optax.sgd(1.0)
-    objective = language.on_base(language.forgetting(read.model, losses[loss]))
+    objective = language_objectives.on_base(
+        language_objectives.forgetting(read.model, losses[loss])
+    )
     take = jax.jit(step.gradient_step(objective, optimizer))
     after, _ = take(step.init_state(own, optimizer), base, batch, KEY)
     moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after.params, own)

@@ -12,7 +12,7 @@ import pytest  # noqa: E402
 
 from jaxunlearn.core import losses, optimizers, tree  # noqa: E402
 from jaxunlearn.data import augment  # noqa: E402
-from jaxunlearn.nn import dual_cnn  # noqa: E402
+from jaxunlearn.nn.images import dual_cnn  # noqa: E402
 
 keras = pytest.importorskip("keras")
 layers = keras.layers

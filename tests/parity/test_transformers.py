@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.nn import decoder, weights
-from jaxunlearn.nn._decoder_block import rope_frequencies
+from jaxunlearn.nn.language import decoder, weights
+from jaxunlearn.nn.language.block import rope_frequencies
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():  # of the packages that transformers imports
@@ -279,7 +279,7 @@ def test_config_in_both_forms(name):
 def test_splits_of_byte_level_tokenizers():
     from transformers.integrations.gguf import gguf_tokenizer_mapping as theirs
 
-    from jaxunlearn.nn import _tokenizers
+    from jaxunlearn.nn.language import tokenizers as _tokenizers
 
     for name, pattern in _tokenizers._SPLITS.items():
         assert theirs.GGUF_PRE_TOKENIZER_SPLITS[name] == pattern

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxunlearn.core import adapters, keys, tree
-from jaxunlearn.nn import vit
-from jaxunlearn.unlearn.exact import networks, plan, training
+from jaxunlearn.exact import plan, prefixes, sliceable
+from jaxunlearn.nn.images import vit
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():  # of the packages that transformers imports
@@ -81,7 +81,7 @@ def test_logits_and_hidden_states(both):
     x = images(config)
     with torch.no_grad():
         want = theirs(as_theirs(x), output_hidden_states=True)
-    apply = jax.jit(vit.vit(config).apply, static_argnames="stop_at")
+    apply = jax.jit(vit.build(config).apply, static_argnames="stop_at")
     close(apply(params, {}, x)[0], want.logits)
     assert len(want.hidden_states) == config.n_layers + 1
     for layer, hidden in enumerate(want.hidden_states):
@@ -121,7 +121,7 @@ def test_a_backbone(tmp_path):
     x = images(config)
     with torch.no_grad():
         want = theirs(as_theirs(x)).last_hidden_state
-    hidden = vit.vit(config).apply(params, {}, x, stop_at=config.n_layers)[0]
+    hidden = vit.build(config).apply(params, {}, x, stop_at=config.n_layers)[0]
     norm = params["norm"]
     close(vit.layer_norm(hidden, norm["scale"], norm["bias"], config.eps), want)
 
@@ -182,19 +182,19 @@ def test_one_stage_of_s3t(tmp_path):
     theirs = build("square")
     theirs.save_pretrained(tmp_path)
     config, base = vit.from_pretrained(tmp_path)
-    network = networks.of_vit(config)
+    network = sliceable.of_vit(config)
     recipe = plan.Recipe(
         rank=4, alpha=8.0, learning_rate=1e-3, epochs=3, batch_size=16, dropout=0.0
     )
     of = plan.Plan(orders=(((0,),),), capacity=16, recipe=recipe, layers_per_slice=2, seed=3)
     x = images(config, 16)
     y = np.random.default_rng(1).integers(0, 5, 16).astype(np.int32)
-    slices = training.arrange(of, {"x": x, "y": y}, np.zeros(16, int))
-    stage = training.train(network, base, of, slices)[0, (0,)]
+    slices = prefixes.arrange(of, {"x": x, "y": y}, np.zeros(16, int))
+    stage = prefixes.train(network, base, of, slices)[0, (0,)]
 
     key = keys.fold(jax.random.key(of.seed), "exact")
     key = keys.fold(keys.fold(key, 0, 0), "adapter")
-    fresh = tree.named(adapters.split(training.window(network, base, of, 2, 4, key))[0])
+    fresh = tree.named(adapters.split(prefixes.window(network, base, of, 2, 4, key))[0])
     fresh = jax.tree.map(np.asarray, fresh)
     adapted = adapt(theirs, fresh, 2, recipe.alpha)
     assert sorted(adapted) == ["q2", "q3", "v2", "v3"]

@@ -12,7 +12,7 @@ from jaxunlearn import data, nn
 from jaxunlearn.core import keys, losses, tree
 from jaxunlearn.unlearn import METHODS, Problem, Scrub, _scrub, baselines, recipe
 from jaxunlearn.unlearn.methods import check_settings
-from jaxunlearn.unlearn.training import Training, train
+from jaxunlearn.unlearn.scratch import Training, train
 
 KEY = jax.random.key(5)
 MODEL = nn.mlp(64, (16,), 10)

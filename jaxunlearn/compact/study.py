@@ -1,0 +1,368 @@
+"""The job: a small network is trained on images, judged, measured and written to files."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxunlearn import data as datasets
+from jaxunlearn import nn
+from jaxunlearn.compact import architecture as networks
+from jaxunlearn.compact import files, fitting, measure, slim
+from jaxunlearn.compact import phases as training
+from jaxunlearn.compact.architecture import Architecture
+from jaxunlearn.compact.recipe import Recipe
+from jaxunlearn.compact.slim import SlimRecipe
+from jaxunlearn.core import cohort, records, tree
+from jaxunlearn.core import mesh as meshes
+from jaxunlearn.core.checkpoint import BlockStore, replacing
+from jaxunlearn.core.keys import Key
+from jaxunlearn.core.run_folder import Clock, RunFolder, run_record
+from jaxunlearn.core.tree import Tree
+from jaxunlearn.data import Dataset
+
+Progress = Callable[[str, int, int], None]
+_DIGITS_SIZE = 28
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is trained, and on what.
+
+    Attributes:
+        data: a data set, an `.npz` file or a folder of images, see `data.load`.
+        n_train: training images, of which the first 10,000, at most a fifth, validate before the
+            folds; by default all. Those of a file or folder are shuffled once, always alike.
+        n_test: test images, which are only looked at in the end; by default all.
+        size: height and width that images, of any size, are scaled to; by default they stay as they
+            are, but digits become 28 x 28.
+        models: how many are trained, from different draws. The files hold the one that is best on
+            validation images; with independent folds those are the fold's own, most of which the
+            stages before were trained on.
+        seed: of the first model; the next one's is higher by 1.
+        network: "dual", the paper's; "slim", separable convolutions with BatchNorm under the same
+            budget; or "minimal", the 4,862 parameters of `ruslangrimov/mnist-minimal-model`.
+        filters: of a branch's first convolution, n, of "dual".
+        hidden: units between the branches and the answer, h, of "dual".
+        channels: of the convolutions of "slim".
+        recipe: how "dual" is trained.
+        slim: how the others are trained.
+    """
+
+    data: str = "digits"
+    n_train: int | None = None
+    n_test: int | None = None
+    size: int | None = None
+    models: int = 1
+    seed: int = 0
+    network: networks.Name = "dual"
+    filters: int = 10
+    hidden: int = 32
+    channels: tuple[int, ...] = nn.SLIM_CHANNELS
+    recipe: Recipe = Recipe()
+    slim: SlimRecipe = SlimRecipe()
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Work whose settings have been checked and whose folder is ready; see `prepare`."""
+
+    settings: Settings
+    dataset: Dataset
+    architecture: Architecture
+    record: dict[str, Any]
+    folder: RunFolder
+    mesh: Mesh
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """The phases in their order, with their expected shares of the work."""
+        recipe = self.settings.recipe
+        if self.settings.network != "dual":
+            return {"slim": float(self.settings.slim.epochs), "evaluation": 1.0}
+        phases = {"dual": 1.5 * recipe.dual_epochs}
+        phases |= {
+            stage.name: float(epochs)
+            for stage, epochs in training.unfreezing(self.architecture.pair, recipe)
+        }
+        if recipe.fold_mode == "independent":
+            phases["fold"] = float(recipe.folds * recipe.fold_epochs)
+        if recipe.fold_mode == "continued":
+            phases |= {f"fold.{i}": float(recipe.fold_epochs) for i in range(recipe.folds)}
+        return phases | {"evaluation": 1.0}
+
+
+def run(
+    settings: Settings,
+    *,
+    out: str | os.PathLike,
+    resume: bool = False,
+    mesh: Mesh | None = None,
+    progress: Progress = lambda phase, done, total: None,
+    data_dir: str | os.PathLike | None = None,
+) -> dict[str, Any]:
+    """Runs the job.
+
+    Writes `results.json`, `model.safetensors`, `model-int8.safetensors` (see `files`) and
+    `model.stablehlo`. A run that was stopped goes on from the last epoch to the same bits.
+
+    Args:
+        settings: what is trained.
+        out: the output folder: new or empty, or (with `resume`) that of the same run.
+        resume: whether to go on with the run in `out`, if there is one.
+        mesh: devices with an axis `models`; by default one.
+        progress: called after each epoch.
+        data_dir: prepared data sets, see `data.load`.
+
+    Returns:
+        The contents of `results.json`.
+
+    Raises:
+        ValueError: settings, data or a folder that do not fit, before anything is compiled.
+    """
+    job = prepare(settings, out=out, resume=resume, mesh=mesh, data_dir=data_dir)
+    return execute(job, progress=progress)
+
+
+def prepare(
+    settings: Settings,
+    *,
+    out: str | os.PathLike,
+    resume: bool = False,
+    mesh: Mesh | None = None,
+    data_dir: str | os.PathLike | None = None,
+) -> Job:
+    """Checks everything that can be wrong before work starts; arguments and errors as for `run`."""
+    if settings.models < 1 or not 0 <= settings.seed <= 2**31 - settings.models:
+        raise ValueError(
+            f"models is {settings.models} and seed {settings.seed}; at least 1 model "
+            "is needed, and seeds from 0 to 2^31 - 1"
+        )
+    dataset = datasets.load(
+        settings.data,
+        settings.n_train,
+        settings.n_test,
+        size=_size(settings),
+        data_dir=data_dir,
+    )
+    if dataset.n_classes < 2:
+        raise ValueError(f"data is {settings.data!r} with one class; at least 2 are needed")
+    dataset = _mixed(dataset, settings, data_dir)
+    architecture = Architecture(
+        dataset.x_train.shape[1:],
+        dataset.n_classes,
+        network=settings.network,
+        filters=settings.filters,
+        hidden=settings.hidden,
+        channels=settings.channels,
+        classes=dataset.classes,
+    )
+    _ = architecture.model  # raises for sizes that do not fit, before the folder is made
+    n_train = len(dataset.x_train)
+    has_folds = settings.network == "dual" and settings.recipe.fold_mode != "none"
+    least = max(5, settings.recipe.folds if has_folds else 0)
+    if n_train < least:
+        raise ValueError(f"n_train is {n_train}; at least {least} are needed for this recipe")
+    record = run_record(settings, data=dataset.arrays)
+    folder = RunFolder(out, record, {}, resume)
+    folder.begin()
+    return Job(settings, dataset, architecture, record, folder, mesh or meshes.make({"models": 1}))
+
+
+def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -> dict[str, Any]:
+    """Does the work of a prepared job; see `run`."""
+    data = job.dataset
+    n_val = min(10_000, len(data.x_train) // 5)
+    images = fitting.Images(jnp.asarray(data.x_train), jnp.asarray(data.y_train), n_val)
+    keys = jax.vmap(jax.random.key)(job.settings.seed + jnp.arange(job.settings.models))
+    where = fitting.Where(job.mesh, lambda phase: _store(job, phase), _ticking(job, progress))
+    train = _train_dual if job.settings.network == "dual" else _train_slim
+    finals, val, report = train(job, images, keys, where)
+    progress("evaluation", 0, 1)
+    job.folder.write_json("results.json", _judged(job, finals, val) | report)
+    progress("evaluation", 1, 1)
+    return records.read(job.folder.path / "results.json")
+
+
+# The final parameters of all models, their validation accuracies, and what else is reported.
+_Outcome: TypeAlias = tuple[Tree, np.ndarray, dict[str, Any]]
+
+
+def _train_slim(job: Job, images: fitting.Images, keys: Key, where: fitting.Where) -> _Outcome:
+    """One stage; BatchNorm folds into the convolutions."""
+    trained = slim.train(job.architecture.trained, job.settings.slim, images, keys, where)
+    folded = jax.vmap(nn.fold_batch_norm)(trained.state.params, trained.state.stats)
+    return folded, trained.checks["accuracy"][:, -1], {"slim": _curves(trained)}
+
+
+def _train_dual(job: Job, images: fitting.Images, keys: Key, where: fitting.Where) -> _Outcome:
+    """The paper's three phases; the result is that of the best or the last fold."""
+    recipe, pair = job.settings.recipe, job.architecture.pair
+    dual = training.train_dual(pair, recipe, images, keys, where)
+    fused = training.fuse(pair, recipe, dual.state.params, keys)
+    stages = training.unfreeze(pair, recipe, fused, images, keys, where)
+    last = stages[-1]
+    report = {
+        "dual": _curves(dual)
+        | {
+            "best_epochs": [best.tolist() for best in dual.best_checks[2:]],
+            "test_accuracies": training.branch_accuracies(
+                pair, dual.state.params, job.dataset.x_val, job.dataset.y_val
+            ).tolist(),
+        },
+        "unfreezing": [_curves(stage) for stage in stages],
+        "unfrozen_test_accuracies": _test_accuracies(job, last.state.params).tolist(),
+    }
+    if recipe.fold_mode == "none":
+        return last.state.params, _best(last), report
+    folds = training.fine_tune(pair, recipe, last.state, images, keys, where)
+    fold_val = np.stack([_best(fold) for fold in folds])  # [K, N]
+    fold_test = np.stack([_test_accuracies(job, fold.state.params) for fold in folds])
+    unseen = training.unseen_accuracies(pair, folds, images)
+    is_honest = recipe.fold_mode == "independent"
+    chosen = fold_val.argmax(0) if is_honest else np.full(len(keys), len(folds) - 1)
+    finals = jax.tree.map(
+        lambda *leaves: np.stack([leaves[k][i] for i, k in enumerate(chosen)]),
+        *(fold.state.params for fold in folds),
+    )
+    report["folds"] = {
+        "mode": recipe.fold_mode,
+        "val": fold_val.T.tolist(),
+        "test": fold_test.T.tolist(),
+        "of_model": chosen.tolist(),
+        # Of images that no stage before the folds has trained on.
+        "val_unseen": [[_known(value) for value in own] for own in unseen.T],
+        # Above 0 where the images that judge a fold have been trained on.
+        "val_above_test": (fold_val[1:] - fold_test[1:]).mean(0).tolist(),
+        "unseen_above_test": [
+            _known(own[~np.isnan(own)].mean()) if (~np.isnan(own)).any() else None
+            for own in (unseen[1:] - fold_test[1:]).T
+        ],
+        "curves": [_curves(fold) for fold in folds],
+    }
+    # What continued folds say of themselves is not fit to choose by.
+    return finals, fold_val.max(0) if is_honest else _best(last), report
+
+
+def _store(job: Job, phase: str) -> BlockStore:
+    return BlockStore(job.folder.path / "phases" / phase)
+
+
+def _ticking(job: Job, progress: Progress) -> Progress:
+    clocks: dict[str, Clock] = {}
+
+    def tell(phase: str, done: int, most: int) -> None:
+        clock = clocks.setdefault(phase, Clock(job.folder, phase))
+        clock.tick(done)
+        progress(phase, done, most)
+
+    return tell
+
+
+def _judged(job: Job, finals: Tree, val: np.ndarray) -> dict[str, Any]:
+    """All models on test images; the files of the best one and what it costs."""
+    model, y = job.architecture.model, job.dataset.y_val
+    n_models = job.settings.models
+    logits = [measure.logits_of(model, _of(finals, i), job.dataset.x_val) for i in range(n_models)]
+    accuracies = [float((own.argmax(-1) == y).mean()) for own in logits]
+    best = int(val.argmax())
+    return _written(job, _of(finals, best)) | {
+        "schema": 1,
+        "test_accuracy": float(np.mean(accuracies)),
+        "test_accuracies": accuracies,
+        "val_accuracies": val.tolist(),  # the best fold's on its own images, mostly trained on
+        "file_is_model": best,
+        "classes": list(job.architecture.classes),
+        "confusion": measure.confusion(logits[best], y).tolist(),
+        # By phase, compilation included.
+        "seconds": {phase: sum(own.values()) for phase, own in job.folder.seconds.items()},
+        **job.record,
+    }
+
+
+def _of(params: Tree, i: int) -> Tree:
+    return jax.tree.map(lambda leaf: leaf[i], params)
+
+
+def _best(trained: cohort.Trained) -> np.ndarray:
+    """Validation accuracy of the weights that were kept, of each model."""
+    accuracy, kept = trained.checks["accuracy"], trained.best_checks[0]
+    return accuracy[np.arange(len(kept)), kept]
+
+
+def _test_accuracies(job: Job, params: Tree) -> np.ndarray:
+    """Of each model."""
+    found = measure.correct(job.architecture.model, params, job.dataset.x_val, job.dataset.y_val)
+    return found.mean(1)
+
+
+def _known(value: np.floating) -> float | None:
+    """None for NaN, which JSON does not have."""
+    return None if np.isnan(value) else float(value)
+
+
+def _curves(trained: cohort.Trained) -> dict[str, Any]:
+    """Losses and checks by epoch, of each model as long as it trained."""
+    histories = trained.checks | {f"train_{name}": own for name, own in trained.metrics.items()}
+    return {
+        name: [own[~np.isnan(own)].tolist() for own in history]
+        for name, history in histories.items()
+    }
+
+
+def _written(job: Job, params: Tree) -> dict[str, Any]:
+    """Writes a model's files; what it costs."""
+    folder, architecture, test = job.folder.path, job.architecture, job.dataset
+    files.save(folder / "model.safetensors", architecture, params)
+    files.save(folder / "model-int8.safetensors", architecture, params, int8=True)
+    program = files.export(architecture.model, params, architecture.input_shape)
+    with replacing(folder / "model.stablehlo") as file:
+        file.write(program)
+    rounded = files.load(folder / "model-int8.safetensors").params
+    logits = measure.logits_of(architecture.model, rounded, test.x_val)
+    size = measure.size(architecture.model, params, architecture.input_shape)
+    # Weights, and one slot of SGD's momentum or two of AdamW's; with BatchNorm not folded yet.
+    n_trained, n_slots = size["parameters"], 1
+    if architecture.network != "dual":
+        like, _ = jax.eval_shape(architecture.trained.init, jax.random.key(0))
+        n_trained, n_slots = tree.size(like), 2
+    return size | {
+        "training_bytes": 4 * n_trained * (1 + n_slots),
+        "file_bytes": {name: (folder / name).stat().st_size for name in _FILES},
+        "int8_test_accuracy": float((logits.argmax(-1) == test.y_val).mean()),
+        "speed": measure.speed(program, architecture.input_shape),
+    }
+
+
+_FILES = ("model.safetensors", "model-int8.safetensors", "model.stablehlo")
+
+
+def _mixed(dataset: Dataset, settings: Settings, data_dir: str | os.PathLike | None) -> Dataset:
+    """Training images in a fixed random order where they come from a file or folder.
+
+    There they are sorted by class as a rule, and the first ones are to validate.
+    """
+    if datasets.local_path(settings.data, data_dir) is None:
+        return dataset
+    rows = np.random.default_rng(0).permutation(len(dataset.x_train))
+    return dataclasses.replace(
+        dataset,
+        x_train=dataset.x_train[rows],
+        y_train=dataset.y_train[rows],
+        files_train=tuple(dataset.files_train[i] for i in rows) if dataset.files_train else (),
+    )
+
+
+def _size(settings: Settings) -> int | None:
+    """That images are scaled to."""
+    size = settings.size
+    if size is None:
+        return _DIGITS_SIZE if settings.data == "digits" else None
+    if not 10 <= size <= 1024:
+        raise ValueError(f"size is {size}; 10 to 1024 pixels are allowed")
+    return size

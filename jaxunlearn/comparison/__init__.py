@@ -1,0 +1,24 @@
+"""The main job: many models forget by several methods, and retrained oracles judge them.
+
+`attribute` is its sister: which training points a model's answers depend on.
+"""
+
+from jaxunlearn.comparison import attribute, estimates, judging, models
+from jaxunlearn.comparison.settings import Estimates, Settings
+from jaxunlearn.comparison.study import Job, Methods, devices, execute, forget_set, prepare, run
+
+__all__ = [
+    "Estimates",
+    "Job",
+    "Methods",
+    "Settings",
+    "attribute",
+    "devices",
+    "estimates",
+    "execute",
+    "forget_set",
+    "judging",
+    "models",
+    "prepare",
+    "run",
+]

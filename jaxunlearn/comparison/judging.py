@@ -1,0 +1,170 @@
+"""From the logits of all models to the numbers that are reported."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from rich import box
+from rich.table import Table
+from scipy.special import logsumexp
+
+from jaxunlearn import evaluate
+from jaxunlearn.core import losses
+from jaxunlearn.data import Dataset
+from jaxunlearn.unlearn import Problem
+
+GROUPS = ("forget", "retain", "val")
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Compares unlearned models with reference oracles; points are train, then validation."""
+
+    dataset: Dataset
+    problem: Problem
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int [n + m]."""
+        return np.concatenate([self.dataset.y_train, self.dataset.y_val])
+
+    @property
+    def groups(self) -> dict[str, np.ndarray]:
+        """The points of each group."""
+        n, m = len(self.dataset.y_train), len(self.dataset.y_val)
+        return {
+            "forget": np.asarray(self.problem.forget),
+            "retain": np.asarray(self.problem.retain),
+            "val": np.arange(n, n + m),
+        }
+
+    def margins(self, logits: np.ndarray) -> np.ndarray:
+        """Logits [N, P, K] -> margins [N, P]."""
+        return np.asarray(losses.margins(jnp.asarray(logits), jnp.asarray(self.labels)))
+
+    def judge(
+        self,
+        margins: dict[str, np.ndarray],
+        unlearned: dict[str, dict[str, np.ndarray]],
+        seconds: dict[str, dict[str, float]],
+    ) -> dict[str, Any]:
+        """The `methods` and the `floor` of the results.
+
+        Args:
+            margins: of the reference oracles (`oracle`) and of each method's models, [N, P].
+            unlearned: by method, `logits` [N, P, K] and `n_gradients` [N]; `retrain` among them.
+            seconds: by method, wall time by kind; lanes from another run count as 0.
+        """
+        oracle = margins["oracle"]
+        retrain_gradients = unlearned["retrain"]["n_gradients"].mean()
+        methods = {
+            name: self._method(outputs["logits"], margins[name], oracle)
+            | {
+                "seconds": seconds.get(name, {}).get("run", 0.0),
+                "compile_seconds": seconds.get(name, {}).get("compile", 0.0),
+                "cost": float(outputs["n_gradients"].mean() / retrain_gradients),
+            }
+            for name, outputs in unlearned.items()
+        }
+        return {"methods": methods, "floor": self._floor(margins["retrain"], oracle)}
+
+    def _method(
+        self, logits: np.ndarray, margins: np.ndarray, oracle: np.ndarray
+    ) -> dict[str, Any]:
+        scores = evaluate.klom(margins, oracle)
+        forget = self.groups["forget"]
+        return {
+            "klom": {group: evaluate.summary(scores[at]) for group, at in self.groups.items()},
+            "tests": self._two_sample(margins, oracle),
+            "accuracy": {
+                group: evaluate.accuracy(logits[:, at], self.labels[at])
+                for group, at in self.groups.items()
+            },
+            "mia": self._attack(margins),  # the loss is log(1 + exp(-margin)): the same order
+            "mia_confidence": self._attack(logits.max(-1) - logsumexp(logits, axis=-1)),
+            "epsilon": float(
+                evaluate.forgetting_epsilon(margins[:, forget], oracle[:, forget]).mean()
+            ),
+            "ulira": self._ulira(margins[:, forget], oracle[:, forget]),
+        }
+
+    def _two_sample(self, margins: np.ndarray, oracle: np.ndarray) -> dict[str, dict[str, float]]:
+        """Beside KLOM: mean KS distance and Renyi-2, and how many points a test tells apart."""
+        distance, ks = evaluate.kolmogorov_smirnov(margins, oracle)
+        _, welch = evaluate.welch(margins, oracle)
+        renyi = evaluate.renyi(margins, oracle, order=2.0)
+        return {
+            group: {
+                "ks": float(distance[at].mean()),
+                "ks_below_5_percent": float((ks[at] < 0.05).mean()),
+                "welch_below_5_percent": float((welch[at] < 0.05).mean()),
+                "renyi_2": float(renyi[at].mean()),
+            }
+            for group, at in self.groups.items()
+        }
+
+    def _ulira(self, margins: np.ndarray, oracle: np.ndarray) -> float | None:
+        """Accuracy of the strong attack, mean over the forget set; of few models it is biased."""
+        if len(margins) < 20:
+            return None
+        return float(evaluate.ulira_strong(margins, oracle).mean())
+
+    def _attack(self, scores: np.ndarray) -> float:
+        """AUC of forget points against validation points of the same classes, mean over models."""
+        val = self.groups["val"]
+        alike = val[np.isin(self.labels[val], self.labels[self.groups["forget"]])]
+        others = alike if len(alike) else val
+        auc = evaluate.membership_auc(scores[:, self.groups["forget"]], scores[:, others])
+        return float(auc.mean())
+
+    def _floor(self, fresh: np.ndarray, oracle: np.ndarray) -> dict[str, dict[str, float]]:
+        splits = evaluate.noise_floor(fresh, oracle)
+        means = lambda scores: np.array([scores[at].mean() for at in self.groups.values()])  # noqa: E731
+        errors = evaluate.standard_error(fresh, oracle, means)
+        floor = {}
+        for (group, at), error in zip(self.groups.items(), errors, strict=True):
+            rows = [evaluate.summary(split[at]) for split in splits]
+            floor[group] = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+            floor[group]["stderr"] = float(error)
+        return floor
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The results as a table, one row per method and one for the floor."""
+    title = f"{results['n_models']} models a side, means over points and models"
+    out = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
+    out.add_column("method", no_wrap=True)
+    headers = [f"KLOM\n{group}" for group in GROUPS] + [f"acc %\n{group}" for group in GROUPS]
+    for header in [*headers, "MIA", "epsilon", "seconds", "cost", "shared"]:
+        out.add_column(header, justify="right", no_wrap=True)
+    for name, row in results["methods"].items():
+        out.add_row(
+            name,
+            *(f"{row['klom'][group]['mean']:.2f}" for group in GROUPS),
+            *(f"{100 * row['accuracy'][group]:.1f}" for group in GROUPS),
+            f"{row['mia']:.3f}",
+            f"{row['epsilon']:.2f}",
+            f"{row['seconds']:.2f}",
+            f"{row['cost']:.3f}",
+            f"{row['cost_shared']:.1f}",
+        )
+    out.add_section()
+    out.add_row("floor", *(f"{results['floor'][group]['mean']:.2f}" for group in GROUPS))
+    return out
+
+
+def lds_table(results: dict[str, Any]) -> Table:
+    """The linear datamodeling scores of an attribution job, one row per kind."""
+    settings = results["settings"]
+    title = (
+        f"LDS on {settings['held_out']} held-out subsets; datamodels: {settings['method']} on "
+        f"{settings['members']} members"
+    )
+    out = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
+    for header in ("attribution", "mean", "+-", "median", "points"):
+        out.add_column(header, justify="left" if header == "attribution" else "right")
+    for name, row in results["lds"].items():
+        numbers = [f"{row[key]:.3f}" if key in row else "-" for key in ("mean", "stderr", "p50")]
+        out.add_row(name, *numbers, str(row["points"]))
+    return out

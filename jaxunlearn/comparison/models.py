@@ -1,0 +1,191 @@
+"""A comparison under way: its models, computed in lanes, phase by phase."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxunlearn.comparison.settings import Settings
+from jaxunlearn.core import ensemble, keys
+from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.errors import NonFiniteError
+from jaxunlearn.core.model import Model, predict
+from jaxunlearn.core.run_folder import Progress, RunFolder, ticking
+from jaxunlearn.data import Dataset
+from jaxunlearn.unlearn import Problem, Unlearned, baselines
+from jaxunlearn.unlearn.methods import bind
+from jaxunlearn.unlearn.scratch import Training, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A comparison whose settings have been checked and whose folder is ready; see `prepare`."""
+
+    settings: Settings
+    methods: dict[str, tuple[Callable[..., Unlearned], Any]]
+    dataset: Dataset
+    problem: Problem
+    model: Model
+    record: dict[str, Any]
+    folder: RunFolder
+    mesh: Mesh
+
+    @property
+    def mode(self) -> ensemble.Mode:
+        """How the models of a lane are computed."""
+        return ensemble.pick_mode(self.settings.model != "mlp")
+
+    @property
+    def needs(self) -> set[str]:
+        """The fields of the problem that some method needs to be estimated."""
+        return {own.needs for _, own in self.methods.values() if hasattr(own, "needs")}
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """The phases in their order, with their expected shares of the work."""
+        estimates, n_models = self.settings.estimates, self.settings.n_models
+        training = 3.0  # from scratch takes about three times as long as unlearning a model
+        phases = {"full": training, "oracle": training}
+        if "oracle_logits" in self.needs:
+            phases["targets"] = training * (estimates.oracles or n_models) / n_models
+        if "effect" in self.needs:
+            if estimates.attribution != "trak":
+                phases["members"] = training * estimates.alpha * estimates.members / n_models
+            phases["effect"] = 1.0
+        phases |= {name: training if name == "retrain" else 1.0 for name in self.methods}
+        return phases | {"evaluation": 1.0}
+
+
+def train_phase(
+    job: Job, phase: str, indices: Any, store: BlockStore, progress: Progress, n_models: int
+) -> dict[str, Any]:
+    """Trains the models of a phase on some rows; returns parameters, statistics and logits."""
+    one = training_of_one(job.model, job.settings.training)
+    members = keys_of(job.settings.seed, phase, n_models)
+    return _run_lanes(job, phase, one, members, store, progress, job.problem, indices=indices)
+
+
+def forget_phase(
+    job: Job,
+    name: str,
+    full: dict[str, Any],
+    progress: Progress,
+    *,
+    problem: Problem | None = None,
+    own: dict[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Lets all full models forget; returns logits, and the gradients it took.
+
+    Args:
+        job: the job.
+        name: of a method.
+        full: parameters and statistics of the full models.
+        progress: called as models finish.
+        problem: with estimates, for a method that needs them; by default the job's.
+        own: fields of the problem that differ by model, leading axis the models.
+    """
+    (method, settings), n_models = job.methods[name], job.settings.n_models
+    store = job.folder.method_lanes(name, dataclasses.asdict(settings))
+    if method is baselines.retrain:  # the program of the oracles, which is compiled already
+        return train_phase(job, name, job.problem.retain, store, progress, n_models)
+    own_keys = keys_of(job.settings.seed, name.partition("@")[0], n_models)
+    members = (full["params"], full.get("stats", {}), own_keys, own or {})
+    one = _forgetting_of_one(job.model, method, settings)
+    return _run_lanes(job, name, one, members, store, progress, problem or job.problem)
+
+
+# The same model and settings give the same function, so that a second comparison in this process
+# finds its programs compiled.
+@functools.lru_cache(maxsize=64)
+def training_of_one(model: Model, training: Training) -> Callable:
+    """A function of one model trained from scratch: its weights, logits and losses.
+
+    It reads `problem`, `indices` (the rows to train on) and `x_val`.
+    """
+
+    def one(shared, key):
+        result = train(model, shared["problem"], shared["indices"], key, **vars(training))
+        weights = {"params": result.params, "stats": result.stats}
+        return weights | _outputs(model, shared, result)
+
+    return one
+
+
+@functools.lru_cache(maxsize=64)
+def _forgetting_of_one(model: Model, method: Callable, own: Any) -> Callable:
+    forget = bind(method, own)
+
+    def one(shared, member):
+        params, stats, key, fields = member
+        problem = dataclasses.replace(shared["problem"], **fields)
+        return _outputs(model, shared, forget(model, params, stats, problem, key))
+
+    return one
+
+
+def _outputs(model: Model, shared: dict[str, Any], result: Unlearned) -> dict[str, jax.Array]:
+    """Logits of all points, train then validation, in eval mode."""
+    logits = all_logits(model, shared, result)
+    if result.correction is not None:
+        logits = logits + result.correction
+    n_gradients = jnp.asarray(result.n_gradients, jnp.float32)
+    return {"logits": logits, "losses": result.losses, "n_gradients": n_gradients}
+
+
+def keys_of(seed: int, phase: str, n_models: int) -> jax.Array:
+    """A key for each model of a phase; more models have the same ones first."""
+    root = keys.fold(jax.random.key(seed), "model", phase)
+    return jax.vmap(lambda i: keys.fold(root, i))(jnp.arange(n_models))
+
+
+def _run_lanes(
+    job: Job,
+    phase: str,
+    one: Callable,
+    members: Any,
+    store: BlockStore,
+    progress: Progress,
+    problem: Problem,
+    **shared: Any,
+) -> dict[str, Any]:
+    n_models = len(jax.tree.leaves(members)[0])
+    shared = {"problem": problem, "x_val": job.dataset.x_val} | shared
+    return ensemble.run(
+        one,
+        jax.tree.map(jnp.asarray, shared),
+        members,
+        # Fewer models than fill a lane are padded: their program is that of the other phases.
+        width=min(job.settings.lane_width, job.settings.n_models),
+        mode=job.mode,
+        mesh=job.mesh,
+        store=store,
+        check=lambda lane, first: check_finite(phase, lane, first),
+        callback=ticking(job.folder, phase, n_models, progress),
+    )
+
+
+def all_logits(model: Model, shared: dict[str, Any], result: Unlearned) -> jax.Array:
+    """What a model's weights give on all points, train then validation, [n + m, n_classes]."""
+    x = jnp.concatenate([shared["problem"].x, shared["x_val"]])
+    return predict(model, result.params, result.stats, x)
+
+
+def check_finite(phase: str, lane: dict[str, np.ndarray], first: int) -> None:
+    """Raises a NonFiniteError for a model of a lane whose loss or outputs are not finite."""
+    for member, losses in enumerate(lane["losses"]):
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if len(bad):
+            raise NonFiniteError(
+                f"{phase}: the loss of member {first + member} is {losses[bad[0]]} at step {bad[0]}"
+                f" of {len(losses)}"
+            )
+        if "logits" in lane and not np.isfinite(lane["logits"][member]).all():
+            raise NonFiniteError(
+                f"{phase}: member {first + member} gives outputs that are not finite after step "
+                f"{len(losses)}, its last"
+            )

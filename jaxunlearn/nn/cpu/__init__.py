@@ -1,0 +1,1 @@
+"""Lowerings that only a CPU needs; nobody outside `nn` sees them."""

@@ -1,0 +1,274 @@
+"""The GGUF format of llama.cpp: a header with metadata, then tensors, quantised or not.
+
+The header is read here, since the package's reader makes several objects per token of the
+vocabulary; the package `gguf` dequantises.
+"""
+
+import dataclasses
+import functools
+import math
+import mmap
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn.nn.language.block import rope_frequencies
+from jaxunlearn.nn.language.config import ARCHITECTURES, Config, RopeScaling
+
+# Format characters of `struct` for the types of metadata; 8 is a string, 9 an array.
+_SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+_STRING, _ARRAY = 8, 9
+_AT_ONCE = 2**18  # numbers that are dequantised together: what a cache holds
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A tensor in a file. Indexing reads and dequantises the rows that are asked for, to float32.
+
+    Attributes:
+        file: that holds it.
+        shape: [out, in] for a matrix.
+        kind: number of its type.
+        offset: of its first byte.
+        pairs: (heads, h) if the rows of each head lie as interleaved rotary pairs, which indexing
+            puts back into halves.
+    """
+
+    file: Path
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+    pairs: tuple[int, int] | None = None
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rows, *columns = index if isinstance(index, tuple) else (index,)
+        *outer, width = self.shape
+        block, size = _block(self.kind)
+        raw = np.memmap(self.file, np.uint8, "r", self.offset, (*outer, width // block * size))
+        chosen = (
+            np.arange(self.shape[0])[rows] if self.pairs is None else _halves(*self.pairs)[rows]
+        )
+        if not outer:
+            return _dequantised(np.array(raw), self.kind)[chosen]
+        return _dequantised(raw[chosen], self.kind)[:, *columns]
+
+
+def _halves(n_heads: int, head_dim: int) -> np.ndarray:
+    """Which row of llama.cpp's layout each row of Hugging Face's is."""
+    rows = np.arange(n_heads * head_dim).reshape(n_heads, head_dim // 2, 2)
+    return rows.swapaxes(1, 2).reshape(-1)
+
+
+def read(file: Path) -> tuple[Config, dict[str, Packed], dict[str, Any]]:
+    """Config, tensors by their names in the file, and metadata; the weights are not read yet.
+
+    Raises:
+        ValueError: no GGUF file, one that is cut off or one of several parts, an architecture that
+            is not supported, or a tensor type that is not known.
+    """
+    if not file.stat().st_size:
+        raise ValueError(f"{file}: the file is empty")
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:4] != b"GGUF":
+            raise ValueError(f"{file}: no GGUF file")
+        try:
+            metadata, packed = _header(file, _Cursor(data))
+        except (struct.error, UnicodeDecodeError) as error:
+            raise ValueError(f"{file}: cut off or broken in its header") from error
+    if metadata.get("split.count", 1) > 1:
+        raise ValueError(f"{file}: one of {metadata['split.count']} parts; merge them first")
+    factors = packed.pop("rope_freqs.weight", None)
+    try:
+        config = _config(metadata, packed, None if factors is None else factors[:])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    if config.family == "llama":  # llama.cpp rotates neighbours here, and halves for Qwen
+        for name, tensor in packed.items():
+            if found := re.fullmatch(r"blk\.\d+\.attn_([qk])\.(weight|bias)", name):
+                heads = config.n_heads if found[1] == "q" else config.n_kv_heads
+                if tensor.shape[0] == heads * config.head_dim:  # else its shape is reported later
+                    pairs = (heads, config.head_dim)
+                    packed[name] = dataclasses.replace(tensor, pairs=pairs)
+    return config, packed, metadata
+
+
+class _Cursor:
+    """Reads values from a header, one after another."""
+
+    def __init__(self, data: mmap.mmap):
+        self.data, self.at = data, 4
+
+    def numbers(self, form: str) -> tuple[Any, ...]:
+        values = struct.unpack_from("<" + form, self.data, self.at)
+        self.at += struct.calcsize("<" + form)
+        return values
+
+    def string(self) -> str:
+        (length,) = self.numbers("Q")
+        self.at += length
+        if self.at > len(self.data):
+            raise struct.error("a string ends after the file")
+        return self.data[self.at - length : self.at].decode()
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            inner, length = self.numbers("IQ")
+            if inner in _SCALARS:
+                return list(self.numbers(f"{length}{_SCALARS[inner]}"))
+            return [self.value(inner) for _ in range(length)]
+        if kind not in _SCALARS:
+            raise struct.error(f"{kind} is no type of metadata")
+        return self.numbers(_SCALARS[kind])[0]
+
+
+def _header(file: Path, cursor: _Cursor) -> tuple[dict[str, Any], dict[str, Packed]]:
+    version, n_tensors, n_values = cursor.numbers("IQQ")
+    if version not in (2, 3):
+        raise ValueError(f"{file}: GGUF version {version}; 2 and 3 are read")
+    metadata = {}
+    for _ in range(n_values):
+        name = cursor.string()
+        metadata[name] = cursor.value(*cursor.numbers("I"))
+    entries = {}
+    for _ in range(n_tensors):
+        name = cursor.string()
+        shape = cursor.numbers(f"{cursor.numbers('I')[0]}Q")[::-1]
+        entries[name] = (shape, *cursor.numbers("IQ"))
+    alignment = metadata.get("general.alignment", 32)
+    start = -(-cursor.at // alignment) * alignment
+    size = len(cursor.data)
+    packed = {}
+    for name, (shape, kind, offset) in entries.items():
+        try:
+            block, n_bytes = _block(kind)
+        except ValueError as error:
+            raise ValueError(f"{file}: tensor {name!r} {error}") from error
+        if not shape or shape[-1] % block:
+            raise ValueError(f"{file}: tensor {name!r} of shape {list(shape)} has broken blocks")
+        end = start + offset + math.prod(shape) // block * n_bytes
+        if end > size:
+            raise ValueError(
+                f"{file}: cut off; tensor {name!r} ends at byte {end}, the file has {size}"
+            )
+        packed[name] = Packed(file, shape, kind, start + offset)
+    return metadata, packed
+
+
+def _config(
+    metadata: dict[str, Any], packed: dict[str, Packed], factors: np.ndarray | None
+) -> Config:
+    family = metadata.get("general.architecture")
+    if family not in ARCHITECTURES:
+        raise ValueError(
+            f"architecture is {family!r}; supported architectures are {', '.join(ARCHITECTURES)}"
+        )
+
+    def value(name: str, default: Any = None) -> Any:
+        found = metadata.get(f"{family}.{name}", default)
+        if not isinstance(found, (int, float)):
+            raise ValueError(f"{family}.{name} is {found!r}; a number is needed")
+        return found
+
+    width, n_heads = value("embedding_length"), value("attention.head_count")
+    head_dim = value("attention.key_length", width // n_heads)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if value(name, head_dim) != head_dim:
+            raise ValueError(f"{family}.{name} is {value(name)}; it must be {head_dim}, a head's")
+    if metadata.get(f"{family}.rope.scaling.type", "none") != "none":
+        kind = metadata[f"{family}.rope.scaling.type"]
+        raise ValueError(f"{family}.rope.scaling.type is {kind!r}; only Llama 3's is computed")
+    theta = _shortest(value("rope.freq_base", 1e4))
+    if "token_embd.weight" not in packed:
+        raise ValueError("tensor 'token_embd.weight' is missing")
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    return Config(
+        family=family,
+        vocabulary=packed["token_embd.weight"].shape[0],
+        width=width,
+        mlp_width=value("feed_forward_length"),
+        n_layers=value("block_count"),
+        n_heads=n_heads,
+        n_kv_heads=value("attention.head_count_kv", n_heads),
+        head_dim=head_dim,
+        context=value("context_length"),
+        eps=_shortest(value("attention.layer_norm_rms_epsilon")),
+        rope_theta=theta,
+        rope_scaling=None if factors is None else _scaling(factors, head_dim, theta),
+        tied="output.weight" not in packed,
+        qkv_bias="blk.0.attn_q.bias" in packed or family == "qwen2",
+        output_bias="blk.0.attn_output.bias" in packed,
+        mlp_bias="blk.0.ffn_up.bias" in packed,
+        qk_norm=family == "qwen3",
+        bos=metadata.get("tokenizer.ggml.bos_token_id"),
+        eos=tuple(dict.fromkeys(end for end in ends if end is not None)),
+    )
+
+
+def _scaling(factors: np.ndarray, head_dim: int, theta: float) -> RopeScaling | None:
+    """Llama 3's scaling, from what the frequency of each pair is divided by."""
+    if factors.shape == (head_dim // 2,) and np.all(factors == 1):
+        return None
+    # The file has the divisors only. All releases share low and high, and a context of 8192, which
+    # is tried first; the factor is the largest divisor, where some pair is scaled in full.
+    plain = rope_frequencies(head_dim, theta, None)
+    tried = [_shortest(float(factors.max())), *(2.0**i for i in range(1, 9))]
+    for context in (8192, *(2**i for i in range(4, 21))):
+        for factor in tried:
+            scaling = RopeScaling(factor, low=1.0, high=4.0, context=context)
+            divisors = plain / rope_frequencies(head_dim, theta, scaling)
+            if factors.shape == plain.shape and np.allclose(factors, divisors, rtol=1e-4, atol=0):
+                return scaling
+    raise ValueError(
+        "tensor 'rope_freqs.weight' is not Llama 3's scaling (low 1, high 4, a context of 8192 or "
+        "another power of two)"
+    )
+
+
+def _shortest(value: float) -> float:
+    """The decimal number that was meant by a float32: 1e-5, not 9.99999974e-06."""
+    return float(str(np.float32(value)))
+
+
+@functools.cache
+def _block(kind: int) -> tuple[int, int]:
+    """How many numbers a block of this type holds, and in how many bytes."""
+    gguf = _package()
+    try:
+        known = gguf.GGMLQuantizationType(kind)
+    except ValueError as error:
+        raise ValueError(f"has type {kind}, which the package gguf does not know") from error
+    block, size = gguf.GGML_QUANT_SIZES[known]
+    try:
+        gguf.quants.dequantize(np.zeros((1, size), np.uint8), known)
+    except NotImplementedError as error:
+        raise ValueError(f"is {known.name}, which the package gguf does not dequantise") from error
+    return block, size
+
+
+def _dequantised(packed: np.ndarray, kind: int) -> np.ndarray:
+    gguf = _package()
+    kind = gguf.GGMLQuantizationType(kind)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    # The package takes 16 rows at a time; long rows of our own are faster.
+    flat = np.ascontiguousarray(packed).reshape(-1)
+    out = np.empty(flat.size // size * block, np.float32)
+    step = _AT_ONCE // block
+    for at in range(0, flat.size // size, step):
+        some = flat[None, at * size : (at + step) * size]
+        out[at * block : (at + step) * block] = gguf.quants.dequantize(some, kind)[0]
+    return out.reshape(*packed.shape[:-1], -1)
+
+
+def _package() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise ImportError(
+            "a .gguf file needs the package gguf: pip install 'jaxunlearn[llm]'"
+        ) from error
+    return gguf

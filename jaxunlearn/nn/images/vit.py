@@ -1,0 +1,272 @@
+"""Vision Transformers (Dosovitskiy et al. 2021, arXiv 2010.11929).
+
+Stacked as `nn.decoder`'s layers are, under one `lax.scan`:
+
+    embed/{cls [D], positions [T, D]}       embed/patch/{kernel [P P C, D], bias [D]}
+    layers/{attention_norm,mlp_norm}/{scale,bias} [N, D]
+    layers/{q,k,v,o,up,down}/{kernel [N, in, out], bias [N, out]}
+    norm/{scale,bias} [D]                   head/{kernel [D, n_classes], bias [n_classes]}
+"""
+
+import dataclasses
+import functools
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxunlearn.core.keys import Key, fold
+from jaxunlearn.core.model import Model, from_nnx
+from jaxunlearn.core.tree import Tree
+from jaxunlearn.nn.language.block import attend
+from jaxunlearn.nn.layers.linear import Linear
+from jaxunlearn.nn.layers.stacks import running, through
+
+LORA_TARGETS = r"layers/(q|v)/kernel"  # what S3T adapts
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes of a ViT.
+
+    Attributes:
+        image: height, width and channels.
+        patch: P, the side of a square patch; divides height and width.
+        width: D.
+        n_layers: N.
+        n_heads: divides the width.
+        mlp_width: of the hidden layer.
+        n_classes: outputs.
+        eps: of the normalisations.
+    """
+
+    image: tuple[int, int, int]
+    patch: int
+    width: int
+    n_layers: int
+    n_heads: int
+    mlp_width: int
+    n_classes: int
+    eps: float = 1e-12
+
+    def __post_init__(self):
+        height, width, _ = self.image
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"patch is {self.patch}; it must divide {height} x {width}")
+        if self.width % self.n_heads:
+            raise ValueError(f"n_heads is {self.n_heads}; it must divide width = {self.width}")
+        for name in ("width", "n_layers", "n_heads", "mlp_width", "n_classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def n_tokens(self) -> int:
+        """Patches and the class token."""
+        height, width, _ = self.image
+        return 1 + (height // self.patch) * (width // self.patch)
+
+
+class LayerNorm(nnx.Module):
+    """In float32; scale and bias in the input's type."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return layer_norm(x, self.scale.get_value(), self.bias.get_value(), self.eps)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """See `LayerNorm`."""
+    wide = x.astype(jnp.float32)
+    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * scale + bias).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """h += attention(norm(h)); h += down(gelu(up(norm(h))))."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        c = self.config = config
+        std = 0.02
+        deep = std / math.sqrt(2 * c.n_layers)  # what is added to the residual stream
+        options = {"use_bias": True, "rngs": rngs}
+        self.attention_norm = LayerNorm(c.width, c.eps)
+        self.q = Linear(c.width, c.width, std=std, **options)
+        self.k = Linear(c.width, c.width, std=std, **options)
+        self.v = Linear(c.width, c.width, std=std, **options)
+        self.o = Linear(c.width, c.width, std=deep, **options)
+        self.mlp_norm = LayerNorm(c.width, c.eps)
+        self.up = Linear(c.width, c.mlp_width, std=std, **options)
+        self.down = Linear(c.mlp_width, c.width, std=deep, **options)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        c = self.config
+        z = self.attention_norm(x_BTD)
+        heads = (*x_BTD.shape[:2], c.n_heads, c.width // c.n_heads)
+        q, k, v = (part(z).reshape(heads) for part in (self.q, self.k, self.v))
+        x_BTD = x_BTD + self.o(attend(q, k, v).reshape(x_BTD.shape))
+        z = self.mlp_norm(x_BTD)
+        return x_BTD + self.down(jax.nn.gelu(self.up(z), approximate=False))
+
+
+@functools.cache  # the same network is the same `Model`, so that jit finds its programs again
+def build(config: Config) -> Model:
+    """A ViT under the common contract; it has no statistics and no dropout.
+
+    `apply(params, {}, x, ...)` maps images [B, H, W, C] to logits [B, n_classes]. Static arguments:
+
+    - `start_at`: x is the residual stream [B, T, D] after so many layers, which are skipped (with
+      0, that after the embedding, or images).
+    - `stop_at`: gives the residual stream [B, T, D] after so many layers.
+    - `unroll`: layers per turn of the loop over them.
+
+    Of `params` only what runs is read; `params["layers"]` holds all layers, or those that run.
+    """
+    block = from_nnx(lambda rngs: Block(config, rngs))
+    c = config
+
+    @jax.jit
+    def init(key: Key) -> tuple[Tree, Tree]:
+        def draw(name: str, *shape: int) -> jax.Array:
+            return 0.02 * jax.random.truncated_normal(fold(key, name), -2, 2, shape)
+
+        inputs = c.patch**2 * c.image[2]
+        params = {
+            "embed": {
+                "cls": draw("cls", c.width),
+                "positions": draw("positions", c.n_tokens, c.width),
+                "patch": {"kernel": draw("patch", inputs, c.width), "bias": jnp.zeros(c.width)},
+            },
+            "layers": jax.vmap(lambda key: block.init(key)[0])(
+                jax.random.split(fold(key, "layers"), c.n_layers)
+            ),
+            "norm": {"scale": jnp.ones(c.width), "bias": jnp.zeros(c.width)},
+            "head": {
+                "kernel": draw("head", c.width, c.n_classes),
+                "bias": jnp.zeros(c.n_classes),
+            },
+        }
+        return params, {}
+
+    def apply(
+        params: Tree,
+        stats: Tree,
+        x: jax.Array,
+        *,
+        train: bool = False,
+        key: Key | None = None,
+        start_at: int = 0,
+        stop_at: int | None = None,
+        unroll: int = 1,
+    ) -> tuple[jax.Array, Tree]:
+        del train, key
+        last = c.n_layers if stop_at is None else stop_at
+        if not 0 <= start_at <= last <= c.n_layers:
+            raise ValueError(
+                f"start_at is {start_at} and stop_at {stop_at}; 0 <= start_at <= stop_at <= "
+                f"{c.n_layers} is needed"
+            )
+        if start_at == 0 and x.ndim == 4:
+            x = _embed(c, params["embed"], x)
+        elif x.shape[1:] != (c.n_tokens, c.width):
+            raise ValueError(f"x has shape {list(x.shape)}; [B, {c.n_tokens}, {c.width}] is needed")
+        stack = running(params["layers"], c.n_layers, start_at, last)
+
+        def layer(x: jax.Array, own: Any) -> tuple[jax.Array, None]:
+            return block.apply(own, {}, x)[0], None
+
+        x, _ = through(layer, x, stack, unroll)
+        return (x if stop_at is not None else _classify(c, params, x)), stats
+
+    return Model(init, apply)
+
+
+def from_pretrained(
+    path: str | os.PathLike, *, n_classes: int | None = None, dtype: Any = jnp.float32
+) -> tuple[Config, Tree]:
+    """Reads a network from a Hugging Face folder of `ViTForImageClassification` or `ViTModel`.
+
+    Images are [B, H, W, C] here and [B, C, H, W] there, normalised as the checkpoint's were. What
+    transformers adds between the two, a pooler, is left out.
+
+    Args:
+        path: the folder, with `config.json` and `model.safetensors`, or several files and their
+            index.
+        n_classes: of the output layer; by default that of the labels in `config.json`. Where the
+            folder has no output layer or one of another size, it is drawn as `init` draws it from
+            `jax.random.key(0)`.
+        dtype: of the weights in memory, whatever the file's.
+
+    Returns:
+        The config and the parameters of `build(config)`.
+
+    Raises:
+        ValueError: no model there, an option that is not supported, or tensors that are missing,
+            left over, cut off or of another shape; they are named.
+    """
+    from jaxunlearn.nn.images import vit_files
+
+    return vit_files.read(path, n_classes, dtype)
+
+
+def normalisation(path: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the images that a checkpoint was trained on, in [0, 1].
+
+    Args:
+        path: a Hugging Face folder; see `preprocessor_config.json` there. Without that file, or
+            what it leaves out: 0.5 and 0.5, as transformers has it for ViTs.
+
+    Returns:
+        Tuples of one float, or of one for each channel.
+
+    Raises:
+        ValueError: a file that says something else.
+    """
+    from jaxunlearn.nn.images import vit_files
+
+    return vit_files.normalisation(path)
+
+
+def save_pretrained(path: str | os.PathLike, config: Config, params: Tree) -> None:
+    """Writes a Hugging Face folder that `from_pretrained` and transformers read.
+
+    - Adapters are merged into the kernels below them; every leaf keeps its type, and what
+      `from_pretrained` then reads in that type is the same bits.
+    - Labels get the names that transformers gives to nameless ones.
+    - Of several processes all call it, and the first writes.
+
+    Args:
+        path: the folder; it is made if it is not there.
+        config: of the network.
+        params: of `build(config)`, with or without adapters.
+
+    Raises:
+        ValueError: parameters that are not this network's, or a leaf that is not of floats.
+    """
+    from jaxunlearn.nn.images import vit_files
+
+    vit_files.write(path, config, params)
+
+
+def _embed(c: Config, embed: Tree, x: jax.Array) -> jax.Array:
+    if x.shape[1:] != c.image:
+        raise ValueError(f"x has shape {list(x.shape)}; [B, {', '.join(map(str, c.image))}] needed")
+    rows, columns = c.image[0] // c.patch, c.image[1] // c.patch
+    patches = x.reshape(-1, rows, c.patch, columns, c.patch, c.image[2]).swapaxes(2, 3)
+    patches = patches.reshape(x.shape[0], rows * columns, -1)
+    tokens = patches @ embed["patch"]["kernel"] + embed["patch"]["bias"]
+    cls = jnp.broadcast_to(embed["cls"].astype(tokens.dtype), (x.shape[0], 1, c.width))
+    return jnp.concatenate([cls, tokens], axis=1) + embed["positions"]
+
+
+def _classify(c: Config, params: Tree, x: jax.Array) -> jax.Array:
+    norm, head = params["norm"], params["head"]
+    x = layer_norm(x[:, 0], norm["scale"], norm["bias"], c.eps)
+    return (x @ head["kernel"] + head["bias"]).astype(jnp.float32)

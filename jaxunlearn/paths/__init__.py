@@ -1,0 +1,16 @@
+"""The retrain-equivalence study: the same stages in different orders, then local unlearning."""
+
+from jaxunlearn.paths import forgetting, measures, results, stage_data
+from jaxunlearn.paths.study import Job, Settings, devices, execute, prepare
+
+__all__ = [
+    "Job",
+    "Settings",
+    "devices",
+    "execute",
+    "forgetting",
+    "measures",
+    "prepare",
+    "results",
+    "stage_data",
+]

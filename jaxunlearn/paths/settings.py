@@ -1,0 +1,127 @@
+"""What a path study is made of."""
+
+import dataclasses
+import itertools
+from typing import Any, Literal
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxunlearn.core.run_folder import RunFolder
+from jaxunlearn.data import text
+from jaxunlearn.nn.language import decoder
+from jaxunlearn.paths.measures import Probes
+from jaxunlearn.paths.stage_data import Part
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A path study; the defaults are those of the paper for Llama-3.2-1B, its data apart.
+
+    Attributes:
+        model: folder of a base model in Hugging Face's form, or a `.gguf` file.
+        stages: the stages in their order without the forget stage's position, each
+            `NAME=SOURCE[,n=N][,epochs=E]`; a SOURCE is `refusals`, `compliance:C` (or `U`, `R`),
+            `tofu:SPLIT`, `gsm8k:SPLIT`, or
+            the path of a JSON-lines file with `question` and `answer`.
+        forget: name of the stage that is forgotten. If all its answers begin with "Sorry, I can not
+            assist", the forget score is that of refusal phrases, else of the answers themselves.
+        orders: `insertions` (the forget stage at every position, the others in their order),
+            `permutations` (all of them), or orders written as `a,b,c`.
+        losses: of the unlearning: ga, npo, simnpo (summed, the paper's), simnpo_length.
+        rank: of the adapters, LoRA's r.
+        alpha: of the adapters; their scale is alpha / rank.
+        learning_rate: of the stages, AdamW without weight decay; 2 % warm-up, 2 % decay to a tenth.
+        batch_size: sequences per step of a stage.
+        unlearn_learning_rate: of the unlearning.
+        unlearn_batch_size: sequences per step of the unlearning.
+        unlearn_epochs: passes over the forget set.
+        every: steps of unlearning between measurements.
+        seeds: how many times everything is done, with other shuffles and adapters.
+        seed: where all randomness comes from.
+        max_tokens: the most tokens of a text.
+        overlong: what happens to a question with its answer that has more: `error` or `drop`.
+        probe: how many questions of each stage are measured; those of the test split where the
+            source is `gsm8k:train`, else of the stage itself.
+        attempts: answers sampled for each measured question of a `gsm8k` stage, to count those that
+            are right (the paper: 5); 0: none.
+        lane_width: runs of unlearning computed together; 0: one on a CPU, else as many as the
+            memory holds by a rough estimate.
+        model_shards: devices that each copy of the network is split over.
+        remat: recompute layers in the backward pass, for longer texts in the same memory.
+    """
+
+    model: str = ""
+    stages: tuple[str, ...] = (
+        "tofu=tofu:full,epochs=4",
+        "math=gsm8k:train,epochs=2",
+        "safety=refusals,epochs=2",
+    )
+    forget: str = "safety"
+    orders: tuple[str, ...] = ("insertions",)
+    losses: tuple[str, ...] = ("ga", "npo", "simnpo")
+    rank: int = 64
+    alpha: float = 128.0
+    learning_rate: float = 1e-5
+    batch_size: int = 128
+    unlearn_learning_rate: float = 1e-5
+    unlearn_batch_size: int = 128
+    unlearn_epochs: int = 1
+    every: int = 2
+    seeds: int = 1
+    seed: int = 42
+    max_tokens: int = 512
+    overlong: Literal["error", "drop"] = "error"
+    probe: int = 24
+    attempts: int = 0
+    lane_width: int = 0
+    model_shards: int = 1
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A study whose settings have been checked and whose folder is ready; see `prepare`."""
+
+    settings: Settings
+    parts: dict[str, Part]
+    orders: list[tuple[str, ...]]
+    pretrained: decoder.Pretrained
+    sets: dict[str, text.Sequences]
+    probes: Probes
+    sampled: list[tuple[np.ndarray, np.ndarray, list[str]]]  # prompts, mask, right answers
+    record: dict[str, Any]
+    folder: RunFolder
+    mesh: Mesh
+
+    @property
+    def prefixes(self) -> list[tuple[str, ...]]:
+        """The stage runs: every distinct prefix of an order, once."""
+        found = (order[:i] for order in self.all_orders for i in range(1, len(order) + 1))
+        return list(dict.fromkeys(found))
+
+    @property
+    def all_orders(self) -> list[tuple[str, ...]]:
+        """The orders, and those without the forget stage: models retrained from scratch."""
+        return [*self.orders, *dict.fromkeys(map(self.retrained, self.orders))]
+
+    def retrained(self, order: tuple[str, ...]) -> tuple[str, ...]:
+        """The order of the model that never saw the forget set."""
+        return tuple(name for name in order if name != self.settings.forget)
+
+    @property
+    def members(self) -> list[tuple[int, int, int]]:
+        """(path, loss, seed) of every run of unlearning."""
+        paths, losses = range(len(self.orders)), range(len(self.settings.losses))
+        return list(itertools.product(paths, losses, range(self.settings.seeds)))
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """The phases in their order, with their expected shares of the work."""
+        tokens = {
+            name: data.tokens.size * self.parts[name].epochs for name, data in self.sets.items()
+        }
+        s = self.settings
+        shares = {"+".join(p): float(tokens[p[-1]] * s.seeds) for p in self.prefixes}
+        forget = self.sets[s.forget].tokens.size * s.unlearn_epochs
+        return shares | {"unlearning": 2.0 * len(self.members) * forget, "evaluation": forget}

@@ -1,0 +1,48 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxunlearn import nn
+from jaxunlearn.core import tree
+from jaxunlearn.nn.layers.convolution import avg_pool, global_max_pool, max_pool
+
+
+def test_global_poolings():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+    np.testing.assert_array_equal(global_max_pool(x), np.asarray(x).max((1, 2)))
+    np.testing.assert_allclose(avg_pool(x), np.asarray(x).mean((1, 2)), atol=1e-6)
+
+
+def test_max_pool_is_that_of_flax():
+    for shape in ((2, 4, 6, 3), (2, 5, 7, 3)):
+        x = jax.random.normal(jax.random.key(0), shape)
+        np.testing.assert_array_equal(max_pool(x), nnx.max_pool(x, (2, 2), (2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "size"),
+    [
+        (nn.mlp(64, (64,), 10), (5, 8, 8, 1), 64 * 64 + 64 + 64 * 10 + 10),
+        (nn.mlp(12, (), 3), (5, 12), 12 * 3 + 3),
+        (nn.cnn((8, 8, 1)), (5, 8, 8, 1), 9 * 16 + 16 + 9 * 16 * 32 + 32 + 4 * 32 * 10 + 10),
+        (
+            nn.cnn((9, 8, 3), (4,), 5, batch_norm=True),
+            (2, 9, 8, 3),
+            9 * 3 * 4 + 8 + 16 * 4 * 5 + 5,
+        ),
+    ],
+)
+def test_sizes_and_shapes(model, shape, size):
+    params, stats = model.init(jax.random.key(0))
+    assert tree.size(params) == size
+    logits, after = model.apply(params, stats, jnp.ones(shape))
+    assert logits.shape[0] == shape[0] and logits.ndim == 2
+    assert set(tree.named(after)) == set(tree.named(stats))
+
+
+def test_the_same_network_is_the_same_model():
+    assert nn.mlp(4, (8,), 3) is nn.mlp(4, (8,), 3)
+    with pytest.raises(ValueError, match="poolings leave nothing of 4x8"):
+        nn.cnn((4, 8, 1), (2, 2, 2))

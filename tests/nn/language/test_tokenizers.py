@@ -1,0 +1,204 @@
+"""Tokenizers of GGUF files and of folders."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+
+from jaxunlearn.nn.language import decoder, weights
+from tests.network_files import (
+    LLAMA,
+    random_params,
+    write_gguf,
+)
+
+tokenizers = pytest.importorskip("tokenizers")
+
+
+def trained(pre):
+    """A byte-level tokenizer with a pre-tokenizer of its own, as `tokenizer.json` would have it."""
+    own = tokenizers.Tokenizer(tokenizers.models.BPE())
+    own.pre_tokenizer = pre
+    own.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=340,
+        special_tokens=["<|begin|>", "<|end|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    own.train_from_iterator([TEXT] * 20, trainer)
+    return own
+
+
+TEXT = (
+    "The cat's 12345 mice, they'LL run;  two   spaces\n\n\tand a tab. Größe 日本 x=3.14\r\n  end "
+    "THE CATS weren't there (in 1999)!!! e\u0301 ½ ٣٤"
+)
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def split_by(pattern):
+    pre = tokenizers.pre_tokenizers
+    return pre.Sequence(
+        [
+            pre.Split(tokenizers.Regex(pattern), "isolated"),
+            pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def pre_tokenizer(name):
+    pre = tokenizers.pre_tokenizers
+    plain = pre.ByteLevel(add_prefix_space=False)
+    return {
+        "gpt-2": plain,
+        "smollm": pre.Sequence([pre.Digits(individual_digits=True), plain]),
+        "llama-bpe": split_by(WORDS % "{1,3}"),
+        "qwen2": split_by(WORDS % ""),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_byte_level_tokenizer_of_a_gguf_file(tmp_path, name):
+    want = trained(pre_tokenizer(name))
+    if name == "qwen2":
+        want.normalizer = tokenizers.normalizers.NFC()
+    model = json.loads(want.to_str())["model"]
+    vocabulary = sorted(model["vocab"], key=model["vocab"].get)
+    config = dataclasses.replace(
+        LLAMA, vocabulary=len(vocabulary) + 2, bos=vocabulary.index("<|begin|>"), eos=(1,)
+    )
+    kinds = [3, 3] + [1] * (len(vocabulary) - 2) + [4, 5]
+    file = write_gguf(
+        tmp_path / "it.gguf",
+        config,
+        random_params(config),
+        add_tokenizer_model="gpt2",
+        add_tokenizer_pre=name,
+        add_token_list=[*vocabulary, "<think>", "[PAD1]"],
+        add_token_types=kinds,
+        add_token_merges=[" ".join(pair) for pair in model["merges"]],
+        add_add_bos_token=name == "llama-bpe",
+        add_chat_template="{{ messages }}",
+    )
+    read = decoder.from_pretrained(file)
+    assert read.config == config
+    assert read.chat_template == "{{ messages }}"
+    got = read.tokenizer
+    begin = [0] if name == "llama-bpe" else []
+    assert got.encode(TEXT).ids == begin + want.encode(TEXT).ids
+    assert got.encode(TEXT, add_special_tokens=False).ids == want.encode(TEXT).ids
+    assert got.encode("").ids == begin
+    text = TEXT if name != "qwen2" else TEXT.replace("e\u0301", "é")
+    assert got.decode(got.encode(TEXT).ids) == text
+    think = len(vocabulary)
+    for token, i in {"<|begin|>": 0, "<|end|>": 1, "<think>": think}.items():
+        assert got.encode(token, add_special_tokens=False).ids == [i]
+        assert got.encode(f"a{token}b", add_special_tokens=False).ids[1] == i
+    assert got.decode([1, think]) == "<think>"  # control tokens are left out
+    assert got.token_to_id("[PAD1]") is None
+    digits = got.encode("1234", add_special_tokens=False).tokens
+    if name in ("smollm", "qwen2"):
+        assert digits == ["1", "2", "3", "4"]
+
+
+def test_unknown_pre_tokenizer(tmp_path):
+    file = write_gguf(
+        tmp_path / "it.gguf",
+        LLAMA,
+        random_params(LLAMA),
+        add_tokenizer_model="gpt2",
+        add_tokenizer_pre="tekken",
+        add_token_list=["a"],
+    )
+    with pytest.raises(ValueError, match="tokenizer.ggml.pre is 'tekken'; known are"):
+        decoder.from_pretrained(file)
+
+
+def sentence_piece(text, scores):
+    """The algorithm of SentencePiece's BPE: joins the best-scored neighbours, leftmost first."""
+    pieces = list("▁" + text.replace(" ", "▁"))
+    while True:
+        found = [
+            (-scores[a + b], i)
+            for i, (a, b) in enumerate(itertools.pairwise(pieces))
+            if a + b in scores
+        ]
+        if not found:
+            break
+        _, i = min(found)
+        pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+    out = []
+    for piece in pieces:
+        out += [piece] if piece in scores else [f"<0x{byte:02X}>" for byte in piece.encode()]
+    return out
+
+
+def test_sentence_piece_tokenizer_of_a_gguf_file(tmp_path):
+    words = ["▁t", "he", "▁the", "in", "▁c", "at", "▁cat", "er", "ing", "▁in", "the", "▁▁", "ch"]
+    letters = sorted(set("▁abcdefghijklmnopqrstuvwxyz.,"))
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words, *letters]
+    kinds = [2, 3, 3] + [6] * 256 + [1] * (len(words) + len(letters))
+    scores = [0.0] * 259 + [-float(i) for i in range(len(words) + len(letters))]
+    config = dataclasses.replace(LLAMA, vocabulary=len(tokens), eos=(2,))
+    file = write_gguf(
+        tmp_path / "it.gguf",
+        config,
+        random_params(config),
+        add_tokenizer_model="llama",
+        add_token_list=tokens,
+        add_token_types=kinds,
+        add_token_scores=scores,
+        add_unk_token_id=0,
+    )
+    tokenizer = decoder.from_pretrained(file).tokenizer
+    known = dict(zip(tokens[259:], scores[259:], strict=True))
+    for text in [
+        "the cat in there",
+        "  catching   things",
+        "Ünder 日本\n",
+        "x",
+        "theinthe",
+        "a.b ",
+    ]:
+        encoded = tokenizer.encode(text)
+        assert encoded.tokens == ["<s>", *sentence_piece(text, known)], text
+        assert tokenizer.decode(encoded.ids) == text
+    assert tokenizer.encode("</s>", add_special_tokens=False).ids == [2]
+
+
+def test_tokenizer_of_a_folder(tmp_path):
+    own = trained(pre_tokenizer("smollm"))
+    own.enable_truncation(3)
+    own.enable_padding(length=8)
+    config = dataclasses.replace(LLAMA, vocabulary=own.get_vocab_size(), bos=0, eos=(1,))
+    params = random_params(config)
+    weights.save(tmp_path, config, params, tokenizer=own, chat_template="{{ a }}")
+    read = decoder.from_pretrained(tmp_path)
+    want = trained(pre_tokenizer("smollm")).encode(TEXT).ids
+    assert read.tokenizer.encode(TEXT).ids == want  # neither cut nor padded
+    assert read.chat_template == "{{ a }}"
+    settings = tmp_path / "tokenizer_config.json"
+    assert json.loads(settings.read_text())["eos_token"] == "<|end|>"
+    settings.write_text(
+        json.dumps(
+            {
+                "chat_template": [
+                    {"name": "tool_use", "template": "{{ b }}"},
+                    {"name": "default", "template": "{{ c }}"},
+                ]
+            }
+        )
+    )
+    assert decoder.from_pretrained(tmp_path).chat_template == "{{ c }}"
+    (tmp_path / "chat_template.jinja").write_text("{{ d }}")
+    assert decoder.from_pretrained(tmp_path).chat_template == "{{ d }}"
+    weights.save(tmp_path, config, params, tokenizer=own, chat_template="{{ e }}")
+    assert decoder.from_pretrained(tmp_path).chat_template == "{{ e }}"
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="tokenizer.json: no tokenizer"):
+        decoder.from_pretrained(tmp_path)
