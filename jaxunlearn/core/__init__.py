@@ -64,6 +64,7 @@ __getattr__, __dir__ = exports(
         "adapters",
         "checkpoint",
         "cohort",
+        "disk",
         "ema",
         "ensemble",
         "keys",
