@@ -25,6 +25,7 @@ from jaxunlearn.core.tree import Tree
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn.method_settings import DatamodelDirect as DatamodelDirect
 from jaxunlearn.unlearn.method_settings import DatamodelMatching as DatamodelMatching
+from jaxunlearn.unlearn.method_settings import Loss as Loss
 from jaxunlearn.unlearn.method_settings import OracleMatching
 
 RETAIN_SEED = 42  # as in the authors' code: the same retain sample for every model
