@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
-    from jaxunlearn.exact.plan import Plan, Recipe
+    from jaxunlearn.exact.plan import Plan, StageRecipe
     from jaxunlearn.exact.service import Service
+    from jaxunlearn.exact.store import Store
 
-__all__ = ["Plan", "Recipe", "Service"]
+__all__ = ["Plan", "Service", "StageRecipe", "Store"]
 
 __getattr__, __dir__ = exports(
     __name__,
     (
         "alternatives",
+        "creation",
         "curves",
         "deletion",
+        "examples",
+        "files",
         "ledger",
         "lifetimes",
         "material",
@@ -23,6 +27,7 @@ __getattr__, __dir__ = exports(
         "orders",
         "plan",
         "planner",
+        "predictor",
         "prefixes",
         "pretraining",
         "service",
@@ -32,6 +37,7 @@ __getattr__, __dir__ = exports(
         "sliceable",
         "state",
         "store",
+        "weights",
     ),
-    {"Plan": "plan", "Recipe": "plan", "Service": "service"},
+    {"Plan": "plan", "Service": "service", "StageRecipe": "plan", "Store": "store"},
 )
