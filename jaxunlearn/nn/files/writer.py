@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxunlearn.core import mesh, tree
 from jaxunlearn.core.adapters import LowRank
-from jaxunlearn.core.checkpoint import replacing
+from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.files import safetensors
 from jaxunlearn.nn.files.folder import index_file, weight_file
