@@ -10,7 +10,7 @@ import pytest
 from jaxunlearn.core import tree
 from jaxunlearn.nn.files import safetensors
 from jaxunlearn.nn.language import decoder
-from jaxunlearn.nn.language.tensor_names import in_files
+from jaxunlearn.nn.language.tensor_names import GGUF
 
 LLAMA = decoder.Config(
     family="llama",
@@ -92,7 +92,7 @@ def write_gguf(file, config, params, kind=None, change=None, **metadata):
         getattr(writer, key)(value)
     tensors = {}
     for name, leaf in tree.named(params).items():
-        for i, tensor in enumerate(in_files(name, config.n_layers, gguf=True)):
+        for i, tensor in enumerate(GGUF.names(name, config.n_layers)):
             value = np.asarray(leaf[i] if name.startswith("layers/") else leaf)
             value = value.T if name.endswith("/kernel") else value
             if config.family == "llama" and name.split("/")[1] in ("q", "k"):
