@@ -66,6 +66,7 @@ __getattr__, __dir__ = exports(
         "checks",
         "chunks",
         "cohort",
+        "disk",
         "ema",
         "ensemble",
         "finite",

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxunlearn.core import checkpoint, checks, loop, tree
+from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.loop import EarlyStop, Evaluate
 from jaxunlearn.core.sources import as_source
@@ -398,7 +399,7 @@ class _Snapshots:
     def _write(self, path: Path, state: Any, now: dict[str, Any]) -> None:
         checkpoint.save(path, state)
         # Last: a snapshot without a record is not used.
-        with checkpoint.replacing(self._record(path)) as file:
+        with replacing(self._record(path)) as file:
             file.write(json.dumps(now).encode())
 
     def _is_there(self, path: Path, now: dict[str, Any]) -> bool:
