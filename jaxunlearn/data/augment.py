@@ -32,7 +32,7 @@ def translate(key: Key, images: jax.Array, pixels: int) -> jax.Array:
     The same as padding with zeros on all sides and cropping at random.
 
     Args:
-        key: of the draw.
+        key: the draw's key.
         images: [B, H, W, C].
         pixels: the largest shift, at least 0.
     """
@@ -52,7 +52,7 @@ def cutout(key: Key, images: jax.Array, size: int) -> jax.Array:
     `centre - size // 2` to `centre - size // 2 + size - 1`, and the columns likewise.
 
     Args:
-        key: of the draw.
+        key: the draw's key.
         images: [B, H, W, C].
         size: edge of the square, at least 1.
     """
@@ -137,8 +137,8 @@ def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
     for row, share_of_row in _neighbours(of_y, height):
         for column, share in _neighbours(of_x, width):
             at = (row * width + column).reshape(n, height * width, 1)
-            found = jnp.take_along_axis(pixels, at, axis=1, mode="promise_in_bounds")
-            read = read + (share_of_row * share)[..., None] * found.reshape(images.shape)
+            pixel = jnp.take_along_axis(pixels, at, axis=1, mode="promise_in_bounds")
+            read = read + (share_of_row * share)[..., None] * pixel.reshape(images.shape)
     if jnp.issubdtype(images.dtype, jnp.integer):
         read = jax.lax.round(read)
     return jnp.asarray(read, images.dtype)
@@ -175,7 +175,7 @@ def warp(
     The defaults are those of arXiv 2501.15547, whose code has the brightness switched off.
 
     Args:
-        key: of the draws.
+        key: the draws' key.
         images: [B, H, W, C], floats in [0, 1].
         rotation: the largest angle, as a part of a full turn.
         zoom: how far the factors of height and of width, drawn apart, lie from 1 at most.
@@ -191,18 +191,12 @@ def warp(
         raise ValueError(f"images are {images.dtype}; floats in [0, 1] are needed")
     amounts = {"rotation": rotation, "zoom": zoom, "translation": translation}
     amounts["brightness"] = brightness
-    known = {name: own for name, own in amounts.items() if not isinstance(own, Tracer)}
-    for name, value in known.items():
-        if not 0 <= value < (1 if name == "zoom" else float("inf")):
-            raise ValueError(
-                f"{name} is {value}; at least 0{', below 1,' * (name == 'zoom')} is allowed"
-            )
+    wanted = _wanted(amounts)
 
     def draw(purpose: str, most: float | jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        own = fold(key, purpose)
-        return jax.random.uniform(own, (len(images), *shape), minval=-most, maxval=most)
+        shape = (len(images), *shape)
+        return jax.random.uniform(fold(key, purpose), shape, minval=-most, maxval=most)
 
-    wanted = {name for name in amounts if name not in known or known[name]}
     size = images.shape[1:3]
     steps = []  # what is not asked for costs nothing
     if "rotation" in wanted:
@@ -220,6 +214,17 @@ def warp(
         return images
     added = draw("brightness", brightness, (1, 1, 1)).astype(images.dtype)
     return jnp.clip(images + added, 0, 1)
+
+
+def _wanted(amounts: dict[str, float | jax.Array]) -> set[str]:
+    """The changes of `warp` whose amount is traced or above 0; raises for one out of its range."""
+    known = {name: value for name, value in amounts.items() if not isinstance(value, Tracer)}
+    for name, value in known.items():
+        if not 0 <= value < (1 if name == "zoom" else float("inf")):
+            raise ValueError(
+                f"{name} is {value}; at least 0{', below 1,' * (name == 'zoom')} is allowed"
+            )
+    return {name for name in amounts if name not in known or known[name]}
 
 
 def _centre(size: tuple[int, ...]) -> tuple[float, float]:

@@ -140,7 +140,7 @@ def tofu(
             f"{name}_rouge": float(np.mean(recalls[name])),
             f"{name}_truth_ratio": measures.truth_ratio_of_others(ratio),
         }
-    own, nll = of_answer(stats["forget"], 0), answer_nll(stats["forget"])
+    answer, nll = of_answer(stats["forget"], 0), answer_nll(stats["forget"])
     ratios = measures.truth_ratio(nll[:, 1], nll[:, 2:])
     return {
         "parts": parts,
@@ -149,8 +149,8 @@ def tofu(
             "probability": float(np.exp(-nll[:, 0]).mean()),
             "rouge": float(np.mean(recalls["forget"])),
             "truth_ratio": measures.truth_ratio_of_forgotten(ratios),
-            "exact_memorization": float(np.nanmean(memorization.exact_memorization(own))),
-            "extraction_strength": float(memorization.extraction_strength(own).mean()),
+            "exact_memorization": float(np.nanmean(memorization.exact_memorization(answer))),
+            "extraction_strength": float(memorization.extraction_strength(answer).mean()),
             "ratios": ratios,
         },
     }
@@ -219,11 +219,11 @@ def continuations(
         n_tokens: the most tokens of each.
         batch: prompts computed together.
     """
-    found = []
+    decoded = []
     for at in range(0, len(prompts), batch):
         # The last batch is filled up, so that one program serves all.
         rows = np.minimum(np.arange(at, at + batch), len(prompts) - 1)
         tokens = generate(config, params, jnp.asarray(prompts[rows]), mask[rows], n_tokens)
         texts = [tokenizer.decode(row.tolist()) for row in np.asarray(tokens)]
-        found += texts[: len(prompts) - at]
-    return found
+        decoded += texts[: len(prompts) - at]
+    return decoded

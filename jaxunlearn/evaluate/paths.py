@@ -376,8 +376,8 @@ def gsm8k_answer(text: str) -> float | None:
     1200.0
     >>> gsm8k_answer("I do not know.")
     """
-    found = _NUMBER.search(text)
-    return None if found is None else float("".join(found.groups()).replace(",", ""))
+    match = _NUMBER.search(text)
+    return None if match is None else float("".join(match.groups()).replace(",", ""))
 
 
 def _pair(first_name: str, first, second_name: str, second, axes: str):

@@ -47,11 +47,11 @@ def probes(
         refuses: whether the forget stage teaches refusals.
     """
     some = {
-        name: [found[i] for i in np.unique(np.linspace(0, len(found) - 1, n).astype(int))]
-        for name, found in of_stage.items()
+        name: [questions[i] for i in np.unique(np.linspace(0, len(questions) - 1, n).astype(int))]
+        for name, questions in of_stage.items()
     }
     return Probes(
-        {name: encoder.sequences(found) for name, found in some.items()},
+        {name: encoder.sequences(questions) for name, questions in some.items()},
         encoder.responses(some[forget], refusal_phrases()) if refuses else None,
     )
 

@@ -326,8 +326,8 @@ def _hidden_error(loss: str, hidden, target, mask, denominator) -> jax.Array:
         return mean(error, None, denominator)
     mask = jnp.asarray(mask, bool)
     lengths = mask.sum(axis=1)
-    own = where(mask, error).sum(axis=1) / jnp.maximum(lengths, 1)
-    return mean(own, lengths > 0, denominator)
+    per_sequence = where(mask, error).sum(axis=1) / jnp.maximum(lengths, 1)
+    return mean(per_sequence, lengths > 0, denominator)
 
 
 def _is_label(loss: str, labels: jax.Array, logits: jax.Array) -> jax.Array:

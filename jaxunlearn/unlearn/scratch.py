@@ -3,16 +3,17 @@
 import dataclasses
 import functools
 
-from jaxunlearn.core import keys, loop, optimizers
+from jaxunlearn.core import keys, optimizers
 from jaxunlearn.core.model import Model
-from jaxunlearn.core.step import gradient_step, init_state, supervised
+from jaxunlearn.core.step import supervised
 from jaxunlearn.data import augment as augmentations
 from jaxunlearn.data import batches
+from jaxunlearn.unlearn._descent import DecayedDescent, descend
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Training(DecayedDescent):
     """SGD with momentum, coupled weight decay and a triangular learning rate.
 
     The shape of the recipe is that of Datamodel Matching (arXiv 2410.23232) and its ResNet-9; the
@@ -22,8 +23,6 @@ class Training:
         epochs: passes over the training set.
         batch_size: examples per step; incomplete batches are dropped.
         learning_rate: the peak, reached after a fifth of the steps.
-        momentum: of SGD.
-        weight_decay: coupled, on all parameters.
         augment: any of "flip", "translate" (by up to 2 pixels) and "cutout" (a square of 4), drawn
             anew for every image and step; the order is always this one.
     """
@@ -31,8 +30,6 @@ class Training:
     epochs: int = 20
     batch_size: int = 60
     learning_rate: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     augment: tuple[str, ...] = ()
 
 
@@ -89,8 +86,8 @@ def train(
         epochs: see `Training`, as all that follow.
         batch_size: a static integer.
         learning_rate: may be traced, as `momentum` and `weight_decay`.
-        momentum: of SGD.
-        weight_decay: coupled.
+        momentum: SGD momentum.
+        weight_decay: coupled weight decay.
         augment: a static tuple of names.
         least: for a padded table of rows, see `data.batches`.
     """
@@ -101,12 +98,5 @@ def train(
     schedule = optimizers.triangular(learning_rate, n_steps)
     optimizer = optimizers.sgd(schedule, momentum, weight_decay)
     params, stats = model.init(keys.fold(key, "init"))
-    state, metrics = loop.scan(
-        gradient_step(supervised(model), optimizer),
-        init_state(params, optimizer, stats),
-        None,
-        source,
-        keys.fold(key, "train"),
-        n_steps,
-    )
-    return Unlearned(state.params, state.stats, metrics["loss"], n_steps * source.batch_size)
+    key = keys.fold(key, "train")
+    return descend(supervised(model), optimizer, params, stats, source, key, n_steps)

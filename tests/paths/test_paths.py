@@ -291,8 +291,10 @@ def test_sampled_answers_are_kept_model_by_model(settings, tmp_path):
 
 
 def test_parts_are_parsed():
-    assert stage_data.parse("a=tofu:full,n=3,epochs=2") == stage_data.Part("a", "tofu:full", 3, 2)
-    assert stage_data.parse("a=some/file.jsonl") == stage_data.Part("a", "some/file.jsonl")
+    assert stage_data.parse("a=tofu:full,n=3,epochs=2") == stage_data.StageSource(
+        "a", "tofu:full", 3, 2
+    )
+    assert stage_data.parse("a=some/file.jsonl") == stage_data.StageSource("a", "some/file.jsonl")
 
 
 def test_objectives_on_a_network(study):
