@@ -130,7 +130,7 @@ def test_random_labels_are_wrong_fixed_and_spread(problem, monkeypatch):
         seen["y"], seen["indices"] = source.arrays["y"], source.indices
         return None
 
-    monkeypatch.setattr(baselines, "_descend", capture)
+    monkeypatch.setattr(baselines, "descend", capture)
     labels = []
     for seed in range(20):
         own = vars(METHODS["random_labels"][1])
