@@ -14,39 +14,6 @@ from jaxunlearn.data import batches, interleaved
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 
 
-@dataclasses.dataclass(frozen=True)
-class Scrub:
-    """Settings of `scrub`; released code has learning rate 0.01 for CIFAR-10.
-
-    The defaults come from `experiments/digits/choose.py`.
-
-    Attributes:
-        epochs: passes over the retain set.
-        ascent_epochs: number of first epochs that begin with a pass over the forget set.
-        retain_batch: examples per retain step.
-        forget_batch: examples per forget step.
-        learning_rate: learning rate, multiplied by 0.1 at the start of each epoch in `decay_at`.
-        decay_at: epochs, counted from 0.
-        momentum: SGD momentum.
-        weight_decay: coupled weight decay.
-        temperature: temperature of both divergences.
-        alpha: weight of the divergence on the retain set.
-        gamma: weight of the cross-entropy on the retain set.
-    """
-
-    epochs: int = 5
-    ascent_epochs: int = 3
-    retain_batch: int = 60
-    forget_batch: int = 30
-    learning_rate: float = 0.1
-    decay_at: tuple[int, ...] = (3,)
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    temperature: float = 4.0
-    alpha: float = 0.1
-    gamma: float = 0.99
-
-
 def scrub(
     model: Model,
     params: Tree,

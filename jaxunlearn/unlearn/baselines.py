@@ -7,10 +7,7 @@ stands for what `core.optimizers.sgd` takes: `learning_rate`, `momentum` and, wh
 settings have it, `weight_decay`.
 Passes are counted over the set that is named. Incomplete batches of the retain set are dropped, as
 in training; the forget set is small, and its batches are shrunk so that a pass covers it evenly.
-The defaults come from `experiments/digits/choose.py`.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +17,14 @@ from jaxunlearn.core.model import Model
 from jaxunlearn.core.step import supervised, weighted_sum
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import Joined, batches
-from jaxunlearn.unlearn._descent import DecayedDescent, Descent, descend
+from jaxunlearn.unlearn._descent import descend
 from jaxunlearn.unlearn._problem import Problem, Unlearned
+from jaxunlearn.unlearn.method_settings import Ascent as Ascent
+from jaxunlearn.unlearn.method_settings import AscentDescent as AscentDescent
+from jaxunlearn.unlearn.method_settings import FineTune as FineTune
+from jaxunlearn.unlearn.method_settings import NoSettings as NoSettings
+from jaxunlearn.unlearn.method_settings import RandomLabels as RandomLabels
 from jaxunlearn.unlearn.scratch import train
-
-
-@dataclasses.dataclass(frozen=True)
-class NoSettings:
-    """Nothing to set."""
 
 
 def none(model: Model, params: Tree, stats: Tree, problem: Problem, key) -> Unlearned:
@@ -47,19 +44,6 @@ def retrain(
     return train(model, problem, problem.retain, key, **training)
 
 
-@dataclasses.dataclass(frozen=True)
-class FineTune(DecayedDescent):
-    """Settings of `finetune`.
-
-    Attributes:
-        epochs: passes over the retain set.
-    """
-
-    epochs: int = 10
-    batch_size: int = 60
-    learning_rate: float = 0.2
-
-
 def finetune(
     model: Model, params: Tree, stats: Tree, problem: Problem, key, *, epochs, batch_size, **sgd
 ) -> Unlearned:
@@ -68,19 +52,6 @@ def finetune(
     n_steps = epochs * source.steps_per_epoch
     optimizer = optimizers.sgd(**sgd)
     return descend(supervised(model), optimizer, params, stats, source, key, n_steps)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ascent(Descent):
-    """Settings of `ascent`.
-
-    Attributes:
-        epochs: passes over the forget set.
-    """
-
-    epochs: int = 3
-    batch_size: int = 30
-    learning_rate: float = 0.01
 
 
 def ascent(
@@ -92,27 +63,6 @@ def ascent(
     n_steps = epochs * forget.steps_per_epoch
     optimizer = optimizers.sgd(**sgd)
     return descend(objective, optimizer, params, stats, Joined({"forget": forget}), key, n_steps)
-
-
-@dataclasses.dataclass(frozen=True)
-class AscentDescent:
-    """Settings of `ascent_descent`.
-
-    Attributes:
-        steps: number of steps.
-        batch_size: examples per step of the retain set, and as many of the forget set.
-        learning_rate: constant learning rate.
-        momentum: SGD momentum.
-        weight_decay: coupled weight decay.
-        forget_weight: weight of the forget loss, which is ascended.
-    """
-
-    steps: int = 60
-    batch_size: int = 30
-    learning_rate: float = 0.03
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    forget_weight: float = 0.02
 
 
 def ascent_descent(
@@ -140,19 +90,6 @@ def ascent_descent(
     loss = supervised(model)
     objective = weighted_sum({"retain": (1.0, loss), "forget": (-forget_weight, loss)})
     return descend(objective, optimizers.sgd(**sgd), params, stats, source, key, steps)
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomLabels(DecayedDescent):
-    """Settings of `random_labels`.
-
-    Attributes:
-        epochs: passes over the training set with its changed labels.
-    """
-
-    epochs: int = 5
-    batch_size: int = 60
-    learning_rate: float = 0.01
 
 
 def random_labels(
