@@ -18,7 +18,7 @@ import scipy.linalg
 import scipy.special
 
 from jaxunlearn.attribution import masks as subsets
-from jaxunlearn.core import losses
+from jaxunlearn.core import chunks, losses
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model, predict
@@ -156,14 +156,12 @@ def features(
     chunk = _chunk_size(model, params, stats, x, y, dim, output, projection, chunk)
     drawn = _drawn_once(params, key, dim, projection) if drawn is None else drawn
     compute, blocks = functools.partial(_chunk, model, output, dim, projection), []
-    for number, first in enumerate(range(0, len(x), chunk)):
-        rows = np.arange(first, min(first + chunk, len(x)))
+    for number, (rows, n_rows) in enumerate(chunks.blocks(len(x), chunk)):
         if store is not None and number in store:
             block = store.read(number)["features"]
         else:
-            padded = np.resize(rows, chunk)  # one shape, one program
-            block = compute(params, stats, x[padded], y[padded], key, drawn)
-            block = _finite(np.asarray(block)[: len(rows)], rows)
+            block = compute(params, stats, x[rows], y[rows], key, drawn)
+            block = _finite(np.asarray(block)[:n_rows], rows)
             if store is not None:
                 store.write(number, {"features": block})
         blocks.append(block)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxunlearn.core import checks
 from jaxunlearn.data import _cache, _tfds, _user_files
 from jaxunlearn.data._decode import Arrays, Encoded, scaled
 
@@ -83,8 +84,8 @@ def load(
         ValueError: the name, a size or the data is not as described above; the message says what
             to do, e.g. the command that prepares a set.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size is {size}; it must be at least 1")
+    if size is not None:
+        checks.at_least("size", size, 1)
     if name == "digits":
         arrays = _scaled(_digits(), size)
         return _chosen("digits", arrays, 10, 1200 if n_train is None else n_train, n_val)

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
+from jaxunlearn.core import checks
 from jaxunlearn.data._chat import SYSTEM, ChatTemplate
 from jaxunlearn.data._questions import Question
 
@@ -200,8 +201,7 @@ def _check(
     if not len(questions):
         raise ValueError(f"{what}: there are no questions; at least one is needed")
     for name, value in (("max_tokens", max_tokens), ("multiple", multiple)):
-        if value < 1:
-            raise ValueError(f"{what}: {name} is {value}; it must be at least 1")
+        checks.at_least(f"{what}: {name}", value, 1)
     if tokenizer.padding is not None or tokenizer.truncation is not None:
         raise ValueError(
             f"{what}: the tokenizer pads or truncates, which would hide where a response ends; "

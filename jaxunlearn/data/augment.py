@@ -7,6 +7,7 @@ changed on its own.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxunlearn.core import checks
 from jaxunlearn.core.keys import Key, fold
+from jaxunlearn.core.pixels import as_float as as_float
 
 _CHUNK = 1024  # images whose statistics are taken at once
 
@@ -36,8 +39,7 @@ def translate(key: Key, images: jax.Array, pixels: int) -> jax.Array:
         images: [B, H, W, C].
         pixels: the largest shift, at least 0.
     """
-    if pixels < 0:
-        raise ValueError(f"pixels is {pixels}; at least 0 is allowed")
+    checks.at_least("pixels", pixels, 0)
     corners = jax.random.randint(key, (len(images), 2), 0, 2 * pixels + 1)
     padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
     # Faster on a CPU than gathering rows and columns, selecting among shifts, or one-hot products.
@@ -56,8 +58,7 @@ def cutout(key: Key, images: jax.Array, size: int) -> jax.Array:
         images: [B, H, W, C].
         size: edge of the square, at least 1.
     """
-    if size < 1:
-        raise ValueError(f"size is {size}; at least 1 is allowed")
+    checks.at_least("size", size, 1)
     height, width = images.shape[1:3]
     centres = jax.random.randint(key, (len(images), 2), 0, jnp.array([height, width]))
     first = centres - size // 2
@@ -220,10 +221,7 @@ def _wanted(amounts: dict[str, float | jax.Array]) -> set[str]:
     """The changes of `warp` whose amount is traced or above 0; raises for one out of its range."""
     known = {name: value for name, value in amounts.items() if not isinstance(value, Tracer)}
     for name, value in known.items():
-        if not 0 <= value < (1 if name == "zoom" else float("inf")):
-            raise ValueError(
-                f"{name} is {value}; at least 0{', below 1,' * (name == 'zoom')} is allowed"
-            )
+        checks.at_least(name, value, 0, below=1 if name == "zoom" else math.inf)
     return {name for name in amounts if name not in known or known[name]}
 
 
@@ -242,19 +240,6 @@ def _product(first: jax.Array, then: jax.Array) -> jax.Array:
     """The matrix that reads as `affine` by `then` after `affine` by `first`, [B, 2, 3]."""
     last = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0]), (len(then), 1, 3))
     return first @ jnp.concatenate([then, last], axis=1)
-
-
-def as_float(images: jax.Array) -> jax.Array:
-    """Images in [0, 1]: uint8 divided by 255, floats as they are.
-
-    Raises:
-        ValueError: images of another type.
-    """
-    if images.dtype == jnp.uint8:
-        return images.astype(jnp.float32) / 255
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images are {images.dtype}; uint8, or floats in [0, 1], are needed")
-    return images
 
 
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.core import checks
 from jaxunlearn.theory import linear
 
 # Steps after t0 over which the bound is compared, and the last ones that give the slope.
@@ -270,9 +271,8 @@ def report(n_problems: int = 200, n_recency: int = 50, seed: int = 0) -> dict[st
     Raises:
         ValueError: a number of problems or draws below 1.
     """
-    for name, number in (("n_problems", n_problems), ("n_recency", n_recency)):
-        if number < 1:
-            raise ValueError(f"{name} is {number}; at least 1 is needed")
+    checks.at_least("n_problems", n_problems, 1)
+    checks.at_least("n_recency", n_recency, 1)
     return {
         "divergence": divergence(range(seed, seed + n_problems)),
         "recency": recency(range(seed, seed + n_recency)),
