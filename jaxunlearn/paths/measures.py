@@ -10,7 +10,7 @@ from jaxunlearn.core import chunks
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import text
-from jaxunlearn.evaluate.paths import refusal_phrases
+from jaxunlearn.evaluate.paths import refusal_phrases as refusal_phrases
 from jaxunlearn.nn.language import likelihood
 
 _CHUNK = 8  # questions that are measured together

@@ -13,6 +13,8 @@ from jaxunlearn.nn.language import decoder
 from jaxunlearn.paths.measures import Probes
 from jaxunlearn.paths.stage_data import StageSource
 
+LORA_TARGETS = r"layers/(q|v|o|gate|up|down)/kernel"  # what the paper adapts: no keys, no head
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
