@@ -76,6 +76,7 @@ __getattr__, __dir__ = exports(
         "mesh",
         "model",
         "optimizers",
+        "pixels",
         "products",
         "records",
         "sources",
