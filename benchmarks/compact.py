@@ -25,7 +25,7 @@ from benchmarks.peers import torch_compact as peers
 from jaxunlearn.compact import Recipe, files, fitting, phases
 from jaxunlearn.compact import measure as costs
 from jaxunlearn.core import mesh
-from jaxunlearn.core.checkpoint import write_npz
+from jaxunlearn.core.disk import write_npz
 from jaxunlearn.data import augment
 from jaxunlearn.nn.images import dual_cnn
 

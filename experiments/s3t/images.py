@@ -45,7 +45,7 @@ import numpy as np
 
 from jaxunlearn import data
 from jaxunlearn.cli import figures
-from jaxunlearn.core import checkpoint, mesh, records
+from jaxunlearn.core import checkpoint, disk, mesh, records
 from jaxunlearn.core.keys import fold
 from jaxunlearn.data import augment
 from jaxunlearn.exact import curves, deletion, orders, prefixes, serving, sliceable
@@ -140,7 +140,7 @@ def outputs_of(
             ]
         )
         logits = serving.all_outputs(network, plan, base, weights, {"x": arrays["x_test"]})
-        checkpoint.write_npz(file, {"logits": logits, "seconds": np.asarray(seconds)})
+        disk.write_npz(file, {"logits": logits, "seconds": np.asarray(seconds)})
     with np.load(file) as found:
         return found["logits"]
 

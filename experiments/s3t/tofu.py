@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.core import checkpoint, mesh, records
+from jaxunlearn.core import disk, mesh, records
 from jaxunlearn.core.keys import fold
 from jaxunlearn.data import text
 from jaxunlearn.exact import curves, deletion, orders, prefixes, serving, sliceable
@@ -96,9 +96,7 @@ def outputs_of(base: Any, network: sliceable.Network, arrays: dict, places: np.n
         own = serving.chosen(PLAN, network, weights, nothing)
         alive = np.arange(SHARDS) == 0
         before = serving.predict(network, PLAN, base, own, arrays, alive, chunk=16)
-        checkpoint.write_npz(
-            file, {"outputs": found, "base": before, "seconds": np.asarray(seconds)}
-        )
+        disk.write_npz(file, {"outputs": found, "base": before, "seconds": np.asarray(seconds)})
     with np.load(file) as found:
         return found["outputs"], found["base"], float(found["seconds"])
 

@@ -19,7 +19,8 @@ from jaxunlearn.attribution import masks as subsets
 from jaxunlearn.attribution._statistics import Statistics
 from jaxunlearn.core import ensemble, records, tree
 from jaxunlearn.core import mesh as meshes
-from jaxunlearn.core.checkpoint import BlockStore, DamagedError
+from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.disk import DamagedError
 from jaxunlearn.core.errors import NonFiniteError
 
 # train(shared, rows int [k], key) -> outputs, any shape: all logits on all targets, as a rule

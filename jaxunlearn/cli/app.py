@@ -37,7 +37,7 @@ from jaxunlearn.comparison import attribute
 from jaxunlearn.comparison import study as comparison
 from jaxunlearn.comparison.judging import lds_table, table
 from jaxunlearn.core import mesh
-from jaxunlearn.core.checkpoint import replacing
+from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.errors import NonFiniteError
 from jaxunlearn.core.run_folder import RunFolder, versions
 from jaxunlearn.paths import study as paths

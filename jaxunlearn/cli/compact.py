@@ -13,7 +13,7 @@ from rich.table import Table
 
 from jaxunlearn.cli.console import OK, error
 from jaxunlearn.compact import files, measure
-from jaxunlearn.core.checkpoint import replacing
+from jaxunlearn.core.disk import replacing
 from jaxunlearn.data import images as read_images
 
 

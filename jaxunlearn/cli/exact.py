@@ -30,7 +30,7 @@ from rich.table import Table
 
 from jaxunlearn.cli.console import FAILED, INTERRUPTED, OK, Bar, error
 from jaxunlearn.core import mesh
-from jaxunlearn.core.checkpoint import DamagedError, replacing
+from jaxunlearn.core.disk import DamagedError, replacing
 from jaxunlearn.exact import material, opening, planner
 from jaxunlearn.exact.service import Service
 from jaxunlearn.exact.settings import Settings, Sizes, Where

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxunlearn.compact.architecture import Architecture
 from jaxunlearn.core import tree
-from jaxunlearn.core.checkpoint import replacing
+from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn import plain_convolutions

@@ -20,7 +20,8 @@ from jaxunlearn.compact.recipe import Recipe
 from jaxunlearn.compact.slim import SlimRecipe
 from jaxunlearn.core import cohort, records, tree
 from jaxunlearn.core import mesh as meshes
-from jaxunlearn.core.checkpoint import BlockStore, replacing
+from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.keys import Key
 from jaxunlearn.core.run_folder import Clock, RunFolder, run_record
 from jaxunlearn.core.tree import Tree

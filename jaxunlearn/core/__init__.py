@@ -9,7 +9,7 @@ The contract (every other package builds on it; whoever changes it changes every
 - `Objective`: `objective(params, stats, shared, batch, key) -> (loss, (stats, metrics))`, pure.
   `step.weighted_sum({name: (weight, objective)})` composes objectives: the batch is a dict by the
   same names, keys are folded by name, stats are threaded in order, metrics are prefixed.
-  `step.in_chunks(objective, size)` accumulates the gradient over parts of a batch.
+  `step.accumulated(objective, size)` accumulates the gradient over parts of a batch.
 - `Step`: `step(state, shared, batch, key) -> (state, metrics)`. `state` is any pytree the method
   needs; `TrainState(params, opt_state, stats, step, extra)` is the default, and its `params` are
   the *trainable part*. `shared` is everything read but not trained by this step (frozen weights, a
@@ -63,9 +63,13 @@ __getattr__, __dir__ = exports(
     (
         "adapters",
         "checkpoint",
+        "checks",
+        "chunks",
         "cohort",
+        "disk",
         "ema",
         "ensemble",
+        "finite",
         "keys",
         "loop",
         "losses",

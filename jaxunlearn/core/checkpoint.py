@@ -4,10 +4,8 @@ A write is atomic (temporary name, flush, rename): after a kill a checkpoint is 
 at all. Every orbax import of the library is in this file.
 """
 
-import contextlib
 import os
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,10 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from jaxunlearn.core import tree
+from jaxunlearn.core.disk import DamagedError, write_npz
 from jaxunlearn.core.tree import Tree
 
 _DIGEST = "sha256"
-
-
-class DamagedError(ValueError):
-    """A file of results does not hold what was written; says which."""
 
 
 def save(path: str | os.PathLike, state: Tree) -> None:
@@ -167,14 +162,6 @@ def _write_arrays(path: Path, block: Tree) -> None:
     write_npz(path, entries)
 
 
-def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
-    """`numpy.savez` for any names, atomic: the file appears whole or not at all."""
-    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
-
-
 def _read_arrays(path: Path) -> Tree:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -191,35 +178,3 @@ def _read_arrays(path: Path) -> Tree:
     if tree.digest(leaves) != digest:
         raise DamagedError(f"{path} is damaged (its contents have another hash)")
     return tree.nested(leaves)
-
-
-def sync_folder(folder: str | os.PathLike) -> None:
-    """Returns once the names of a folder's files are on disk."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike):
-    """Opens a file to write that appears whole or not at all, and is on disk after the block.
-
-    Raises:
-        OSError: it cannot be written, as on a full disk; it is named, and nothing is left of it.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        error.filename = str(path)  # a failing write does not know it
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)

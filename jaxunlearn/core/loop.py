@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jaxunlearn.core._early_stop import EarlyStop, Tracker, restore_best, start_trackers, track
+from jaxunlearn.core.checks import whole
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.mesh import split_batch
 from jaxunlearn.core.sources import as_source, blocks_of
@@ -286,8 +287,8 @@ def _concatenate(history: list[tuple[Metrics, Metrics]]) -> tuple[Metrics, Metri
 
 
 def _check_lengths(n_steps, every, block, stops, evaluate) -> None:
-    if n_steps < 1 or every < 1:
-        raise ValueError(f"n_steps is {n_steps} and every is {every}; both must be at least 1")
+    whole("n_steps", n_steps)
+    whole("every", every)
     if n_steps % every or block % every:
         raise ValueError(
             f"n_steps is {n_steps} and block is {block}; both must be multiples of every={every}"

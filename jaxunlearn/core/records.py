@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.core.checkpoint import DamagedError, replacing
+from jaxunlearn.core.disk import DamagedError, replacing
 
 
 def read(path: Path) -> Any:

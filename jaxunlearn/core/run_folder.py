@@ -16,7 +16,8 @@ import numpy as np
 
 import jaxunlearn
 from jaxunlearn.core import mesh, records, tree
-from jaxunlearn.core.checkpoint import BlockStore, replacing, write_npz
+from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.disk import replacing, write_npz
 
 # progress(phase, members finished, members in all)
 Progress = Callable[[str, int, int], None]

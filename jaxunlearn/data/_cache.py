@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxunlearn.core.checkpoint import sync_folder
+from jaxunlearn.core.disk import sync_folder
 from jaxunlearn.data._decode import Arrays, Encoded, decode
 
 _FORMAT = 1  # raised when decoding changes, so that old entries are made anew

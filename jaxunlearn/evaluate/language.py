@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.core import chunks
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import text
@@ -86,9 +87,7 @@ def answer_stats(
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
 def stats_in_chunks(model: Model, params: Tree, rows: Any, *, chunk: int = 8) -> TokenStats:
     """`likelihood.token_stats` of any number of rows, compiled, a chunk at a time."""
-    return likelihood.in_chunks(
-        lambda part: likelihood.token_stats(model, params, part), rows, chunk
-    )
+    return chunks.mapped(lambda part: likelihood.token_stats(model, params, part), rows, chunk)
 
 
 def of_answer(stats: TokenStats, number: int | slice) -> TokenStats:
@@ -220,10 +219,8 @@ def continuations(
         batch: prompts computed together.
     """
     found = []
-    for at in range(0, len(prompts), batch):
-        # The last batch is filled up, so that one program serves all.
-        rows = np.minimum(np.arange(at, at + batch), len(prompts) - 1)
+    for rows, size in chunks.blocks(len(prompts), batch):
         tokens = generate(config, params, jnp.asarray(prompts[rows]), mask[rows], n_tokens)
         texts = [tokenizer.decode(row.tolist()) for row in np.asarray(tokens)]
-        found += texts[: len(prompts) - at]
+        found += texts[:size]
     return found

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.core.checkpoint import DamagedError, sync_folder
+from jaxunlearn.core.disk import DamagedError, sync_folder
 
 _START = "0" * 64  # what the first entry has for the checksum before it
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxunlearn.core import tree
-from jaxunlearn.core.checkpoint import DamagedError
+from jaxunlearn.core.disk import DamagedError
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.exact import deletion, prefixes, serving
 from jaxunlearn.exact.ledger import Ledger

@@ -21,7 +21,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from jaxunlearn.core import checkpoint
-from jaxunlearn.core.checkpoint import BlockStore, DamagedError
+from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.disk import DamagedError, replacing, sync_folder
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.exact import prefixes, sliceable
 from jaxunlearn.exact.ledger import Ledger
@@ -71,7 +72,7 @@ def lay_out(
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         _write_store(new, plan, config, base, ids, groups, examples, source, who)
         new.replace(folder)
-    checkpoint.sync_folder(folder.absolute().parent)
+    sync_folder(folder.absolute().parent)
 
 
 @contextlib.contextmanager
@@ -337,7 +338,7 @@ def _file_digest(file: Path) -> str:
 
 def _write_json(path: Path, value: Any) -> str:
     """Writes a file; returns its hash."""
-    with checkpoint.replacing(path) as file:
+    with replacing(path) as file:
         file.write(json.dumps(value).encode())
     return _file_digest(path)
 

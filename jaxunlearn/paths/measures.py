@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxunlearn.core import chunks
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import text
@@ -66,13 +67,13 @@ def measure(model: Model, params: Tree, probes: Probes) -> dict[str, Any]:
     """
     measured = {}
     for name, sequences in probes.responses.items():
-        nll, hidden = likelihood.in_chunks(
+        nll, hidden = chunks.mapped(
             lambda part: likelihood.nll_and_hidden(model, params, part), sequences, _CHUNK
         )
         measured |= {f"nll/{name}": nll.sum(-1), f"hidden/{name}": hidden}
     if probes.phrases is not None:
         n_phrases = len(refusal_phrases())
-        nll = likelihood.in_chunks(
+        nll = chunks.mapped(
             lambda part: likelihood.token_nll(model, params, part), probes.phrases, _CHUNK
         )
         nll = nll.reshape(*nll.shape[:-1], n_phrases, -1).sum(-1)

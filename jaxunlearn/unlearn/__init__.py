@@ -1,32 +1,38 @@
 """Unlearning methods for classifiers, and objectives for language models."""
 
-from jaxunlearn.unlearn import (
-    baselines,
-    language_objectives,
-    matching,
-    methods,
-    objectives,
-    scratch,
-)
-from jaxunlearn.unlearn._problem import Problem, Unlearned
-from jaxunlearn.unlearn._scrub import Scrub, scrub
-from jaxunlearn.unlearn._ssd import SSD, ssd
-from jaxunlearn.unlearn.methods import BASELINES, METHODS, recipe
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BASELINES",
-    "METHODS",
-    "SSD",
-    "Problem",
-    "Scrub",
-    "Unlearned",
-    "baselines",
-    "language_objectives",
-    "matching",
-    "methods",
-    "objectives",
-    "recipe",
-    "scratch",
-    "scrub",
-    "ssd",
-]
+from jaxunlearn.lazy import exports
+
+if TYPE_CHECKING:
+    from jaxunlearn.unlearn._problem import Problem, Unlearned
+    from jaxunlearn.unlearn._scrub import scrub
+    from jaxunlearn.unlearn._ssd import ssd
+    from jaxunlearn.unlearn.method_settings import SSD, Scrub
+    from jaxunlearn.unlearn.methods import BASELINES, METHODS, recipe
+
+__all__ = ["BASELINES", "METHODS", "SSD", "Problem", "Scrub", "Unlearned", "recipe", "scrub", "ssd"]
+
+__getattr__, __dir__ = exports(
+    __name__,
+    (
+        "baselines",
+        "language_objectives",
+        "matching",
+        "method_settings",
+        "methods",
+        "objectives",
+        "scratch",
+    ),
+    {
+        "BASELINES": "methods",
+        "METHODS": "methods",
+        "Problem": "_problem",
+        "SSD": "method_settings",
+        "Scrub": "method_settings",
+        "Unlearned": "_problem",
+        "recipe": "methods",
+        "scrub": "_scrub",
+        "ssd": "_ssd",
+    },
+)

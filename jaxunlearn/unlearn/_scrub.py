@@ -1,7 +1,5 @@
 """SCRUB: Kurmanji et al., Towards Unbounded Machine Unlearning, NeurIPS 2023."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -12,39 +10,6 @@ from jaxunlearn.core.step import alternate, gradient_step, init_state
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import batches, interleaved
 from jaxunlearn.unlearn._problem import Problem, Unlearned
-
-
-@dataclasses.dataclass(frozen=True)
-class Scrub:
-    """Settings of `scrub`; released code has learning rate 0.01 for CIFAR-10.
-
-    The defaults come from `experiments/digits/choose.py`.
-
-    Attributes:
-        epochs: passes over the retain set.
-        ascent_epochs: before each of the first so many passes, one pass over the forget set.
-        retain_batch: examples per retain step.
-        forget_batch: examples per forget step.
-        learning_rate: of SGD, multiplied by 0.1 at the start of each epoch in `decay_at`.
-        decay_at: epochs, counted from 0.
-        momentum: of SGD.
-        weight_decay: coupled.
-        temperature: of both divergences.
-        alpha: weight of the divergence on the retain set.
-        gamma: weight of the cross-entropy on the retain set.
-    """
-
-    epochs: int = 5
-    ascent_epochs: int = 3
-    retain_batch: int = 60
-    forget_batch: int = 30
-    learning_rate: float = 0.1
-    decay_at: tuple[int, ...] = (3,)
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    temperature: float = 4.0
-    alpha: float = 0.1
-    gamma: float = 0.99
 
 
 def scrub(

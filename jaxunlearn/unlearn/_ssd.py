@@ -2,8 +2,6 @@
 Dampening, AAAI 2024.
 """  # noqa: D205
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -13,21 +11,6 @@ from jaxunlearn.core.tree import Tree
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 
 _CHUNK = 64  # examples whose gradients are held at once
-
-
-@dataclasses.dataclass(frozen=True)
-class SSD:
-    """Settings of `ssd`; released code has alpha 10 and lam 1 for CIFAR-10.
-
-    The defaults come from `experiments/digits/choose.py`.
-
-    Attributes:
-        alpha: a parameter is dampened if it matters this much more to the forget set.
-        lam: how strongly it is dampened, at most to its own value.
-    """
-
-    alpha: float = 20.0
-    lam: float = 0.5
 
 
 def ssd(model: Model, params: Tree, stats: Tree, problem: Problem, key, *, alpha, lam) -> Unlearned:

@@ -7,8 +7,6 @@ Passes are counted over the set that is named. Incomplete batches of the retain 
 in training; the forget set is small, and its batches are shrunk so that a pass covers it evenly.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -18,12 +16,12 @@ from jaxunlearn.core.step import Objective, gradient_step, init_state, supervise
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import Joined, batches
 from jaxunlearn.unlearn._problem import Problem, Unlearned
+from jaxunlearn.unlearn.method_settings import Ascent as Ascent
+from jaxunlearn.unlearn.method_settings import AscentDescent as AscentDescent
+from jaxunlearn.unlearn.method_settings import FineTune as FineTune
+from jaxunlearn.unlearn.method_settings import NoSettings as NoSettings
+from jaxunlearn.unlearn.method_settings import RandomLabels as RandomLabels
 from jaxunlearn.unlearn.scratch import train
-
-
-@dataclasses.dataclass(frozen=True)
-class NoSettings:
-    """Nothing to set."""
 
 
 def none(model: Model, params: Tree, stats: Tree, problem: Problem, key) -> Unlearned:
@@ -41,27 +39,6 @@ def retrain(
     """
     del params, stats
     return train(model, problem, problem.retain, key, **training)
-
-
-@dataclasses.dataclass(frozen=True)
-class FineTune:
-    """Settings of `finetune`.
-
-    The defaults come from `experiments/digits/choose.py`.
-
-    Attributes:
-        epochs: passes over the retain set.
-        batch_size: examples per step.
-        learning_rate: constant.
-        momentum: of SGD.
-        weight_decay: coupled.
-    """
-
-    epochs: int = 10
-    batch_size: int = 60
-    learning_rate: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
 
 
 def finetune(
@@ -84,25 +61,6 @@ def finetune(
     return _descend(supervised(model), optimizer, params, stats, source, key, n_steps)
 
 
-@dataclasses.dataclass(frozen=True)
-class Ascent:
-    """Settings of `ascent`.
-
-    The defaults come from `experiments/digits/choose.py`.
-
-    Attributes:
-        epochs: passes over the forget set.
-        batch_size: examples per step.
-        learning_rate: constant.
-        momentum: of SGD.
-    """
-
-    epochs: int = 3
-    batch_size: int = 30
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-
-
 def ascent(
     model: Model,
     params: Tree,
@@ -122,29 +80,6 @@ def ascent(
     n_steps = epochs * forget.steps_per_epoch
     optimizer = optimizers.sgd(learning_rate, momentum)
     return _descend(objective, optimizer, params, stats, source, key, n_steps)
-
-
-@dataclasses.dataclass(frozen=True)
-class AscentDescent:
-    """Settings of `ascent_descent`.
-
-    The defaults come from `experiments/digits/choose.py`.
-
-    Attributes:
-        steps: number of steps.
-        batch_size: examples per step of the retain set, and as many of the forget set.
-        learning_rate: constant.
-        momentum: of SGD.
-        weight_decay: coupled.
-        forget_weight: of the forget loss, which is ascended.
-    """
-
-    steps: int = 60
-    batch_size: int = 30
-    learning_rate: float = 0.03
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    forget_weight: float = 0.02
 
 
 def ascent_descent(
@@ -175,27 +110,6 @@ def ascent_descent(
     objective = weighted_sum({"retain": (1.0, loss), "forget": (-forget_weight, loss)})
     optimizer = optimizers.sgd(learning_rate, momentum, weight_decay)
     return _descend(objective, optimizer, params, stats, source, key, steps)
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomLabels:
-    """Settings of `random_labels`.
-
-    The defaults come from `experiments/digits/choose.py`.
-
-    Attributes:
-        epochs: passes over the training set with its changed labels.
-        batch_size: examples per step.
-        learning_rate: constant.
-        momentum: of SGD.
-        weight_decay: coupled.
-    """
-
-    epochs: int = 5
-    batch_size: int = 60
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
 
 
 def random_labels(

@@ -12,7 +12,6 @@ are logits on the forget set and on a fixed sample of the retain set; labels are
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,69 +23,11 @@ from jaxunlearn.core.model import Model, predict
 from jaxunlearn.core.step import gradient_step, init_state
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.unlearn._problem import Problem, Unlearned
+from jaxunlearn.unlearn.method_settings import DatamodelDirect as DatamodelDirect
+from jaxunlearn.unlearn.method_settings import DatamodelMatching as DatamodelMatching
+from jaxunlearn.unlearn.method_settings import OracleMatching
 
-Loss = Literal["mse", "ce", "kd"]
 RETAIN_SEED = 42  # as in the authors' code: the same retain sample for every model
-
-
-@dataclasses.dataclass(frozen=True)
-class OracleMatching:
-    """Settings of `oracle_matching`; released code has batches of 512, 4 epochs and rate 1e-4.
-
-    That is for CIFAR-10. The defaults of these three come from `experiments/digits/choose.py`, the
-    others are the authors'.
-
-    Attributes:
-        epochs: passes over the sample of the forget and retain set.
-        batch_size: examples per step; the last batch of an epoch may be smaller.
-        learning_rate: of Adam, in the first epoch.
-        decay: factor of the learning rate after every epoch.
-        forget_multiplier: copies of the forget set in the sample; of a fraction its first points.
-        retain_multiplier: points of the retain set in the sample, as multiple of the forget set's.
-        proximity: weight of the squared distance to the first parameters.
-        loss: "mse" of logits; "ce", cross-entropy against the targets' softmax; "kd", a quarter of
-            distillation at temperature 2 and three of cross-entropy against the targets' argmax,
-            Adam begun anew in every epoch.
-    """
-
-    epochs: int = 5
-    batch_size: int = 60
-    learning_rate: float = 1e-2
-    decay: float = 0.95
-    forget_multiplier: float = 5.0
-    retain_multiplier: float = 20.0
-    proximity: float = 0.0
-    loss: Loss = "mse"
-
-    needs: ClassVar[str] = "oracle_logits"
-
-
-@dataclasses.dataclass(frozen=True)
-class DatamodelMatching(OracleMatching):
-    """Settings of `datamodel_matching`: those of Oracle Matching, and one more.
-
-    Attributes:
-        multiplier: tau, of the effect that is subtracted.
-    """
-
-    epochs: int = 20
-    learning_rate: float = 3e-3
-    multiplier: float = 1.0
-
-    needs: ClassVar[str] = "effect"
-
-
-@dataclasses.dataclass(frozen=True)
-class DatamodelDirect:
-    """Settings of `datamodel_direct`.
-
-    Attributes:
-        multiplier: tau, of the effect that is subtracted.
-    """
-
-    multiplier: float = 1.0
-
-    needs: ClassVar[str] = "effect"
 
 
 def oracle_matching(

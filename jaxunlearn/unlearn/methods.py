@@ -6,23 +6,27 @@ from typing import Any
 
 from jaxunlearn.unlearn import baselines, matching
 from jaxunlearn.unlearn._problem import Unlearned
-from jaxunlearn.unlearn._scrub import Scrub, scrub
-from jaxunlearn.unlearn._ssd import SSD, ssd
-from jaxunlearn.unlearn.scratch import Training, check_augment
+from jaxunlearn.unlearn._scrub import scrub
+from jaxunlearn.unlearn._ssd import ssd
+from jaxunlearn.unlearn.method_settings import DEFAULTS
+from jaxunlearn.unlearn.scratch import check_augment
 
+_FUNCTIONS: dict[str, Callable[..., Unlearned]] = {
+    "none": baselines.none,
+    "retrain": baselines.retrain,
+    "finetune": baselines.finetune,
+    "ascent": baselines.ascent,
+    "ascent_descent": baselines.ascent_descent,
+    "random_labels": baselines.random_labels,
+    "scrub": scrub,
+    "ssd": ssd,
+    "oracle_matching": matching.oracle_matching,
+    "dm_direct": matching.datamodel_direct,
+    "dmm": matching.datamodel_matching,
+}
 # name: (method(model, params, stats, problem, key, **settings), default settings)
 METHODS: dict[str, tuple[Callable[..., Unlearned], Any]] = {
-    "none": (baselines.none, baselines.NoSettings()),
-    "retrain": (baselines.retrain, Training()),
-    "finetune": (baselines.finetune, baselines.FineTune()),
-    "ascent": (baselines.ascent, baselines.Ascent()),
-    "ascent_descent": (baselines.ascent_descent, baselines.AscentDescent()),
-    "random_labels": (baselines.random_labels, baselines.RandomLabels()),
-    "scrub": (scrub, Scrub()),
-    "ssd": (ssd, SSD()),
-    "oracle_matching": (matching.oracle_matching, matching.OracleMatching()),
-    "dm_direct": (matching.datamodel_direct, matching.DatamodelDirect()),
-    "dmm": (matching.datamodel_matching, matching.DatamodelMatching()),
+    name: (_FUNCTIONS[name], settings) for name, settings in DEFAULTS.items()
 }
 
 # Those that need a trained model and its data only: what runs unless others are named.

@@ -1,6 +1,5 @@
 """Training from scratch: the full models, the oracles and exact retraining."""
 
-import dataclasses
 import functools
 
 from jaxunlearn.core import keys, loop, optimizers
@@ -9,32 +8,7 @@ from jaxunlearn.core.step import gradient_step, init_state, supervised
 from jaxunlearn.data import augment as augmentations
 from jaxunlearn.data import batches
 from jaxunlearn.unlearn._problem import Problem, Unlearned
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """SGD with momentum, coupled weight decay and a triangular learning rate.
-
-    The shape of the recipe is that of Datamodel Matching (arXiv 2410.23232) and its ResNet-9; the
-    constants are ours, for small networks.
-
-    Attributes:
-        epochs: passes over the training set.
-        batch_size: examples per step; incomplete batches are dropped.
-        learning_rate: the peak, reached after a fifth of the steps.
-        momentum: of SGD.
-        weight_decay: coupled, on all parameters.
-        augment: any of "flip", "translate" (by up to 2 pixels) and "cutout" (a square of 4), drawn
-            anew for every image and step; the order is always this one.
-    """
-
-    epochs: int = 20
-    batch_size: int = 60
-    learning_rate: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    augment: tuple[str, ...] = ()
-
+from jaxunlearn.unlearn.method_settings import Training as Training
 
 # As in the ResNet-9 recipe of the datamodels release.
 _AUGMENTATIONS = {

@@ -14,7 +14,7 @@ import pytest
 
 from jaxunlearn import nn
 from jaxunlearn.attribution import datamodels, masks, members
-from jaxunlearn.core.checkpoint import DamagedError
+from jaxunlearn.core.disk import DamagedError
 from jaxunlearn.data import batches
 from jaxunlearn.unlearn import Problem, scratch
 

@@ -10,7 +10,7 @@ from jaxunlearn import core
 from jaxunlearn.comparison import study as comparison
 from jaxunlearn.comparison.study import NonFiniteError, Settings
 from jaxunlearn.core import ensemble
-from jaxunlearn.core.checkpoint import DamagedError
+from jaxunlearn.core.disk import DamagedError
 from jaxunlearn.unlearn import METHODS, Unlearned, baselines
 from jaxunlearn.unlearn.scratch import Training
 

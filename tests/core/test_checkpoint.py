@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxunlearn.core import checkpoint, step, tree
+from jaxunlearn.core import checkpoint, disk, step, tree
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_blocks_are_whole_or_absent(tmp_path):
     store.write(0, {"a": {"b": np.arange(3)}})
     with pytest.raises(OSError, match="disk full"):
         store.write(1, {"a": Bad()})
-    with pytest.raises(RuntimeError), checkpoint.replacing(store.file(2)) as file:
+    with pytest.raises(RuntimeError), disk.replacing(store.file(2)) as file:
         file.write(b"half")
         raise RuntimeError
     assert sorted(p.name for p in tmp_path.iterdir()) == ["00000.npz"]
@@ -97,7 +97,7 @@ def test_any_flipped_byte_is_noticed(tmp_path):
         store.file(0).write_bytes(raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :])
         try:
             back = store.read(0)
-        except checkpoint.DamagedError:
+        except disk.DamagedError:
             continue
         # What the archive never reads (time stamps, padding) may change; the contents may not.
         assert tree.digest(back) == tree.digest(block), at
@@ -138,5 +138,5 @@ def test_shared_trees_are_stored_once_by_their_hash(tmp_path):
     with pytest.raises(FileNotFoundError):
         checkpoint.load_shared(tmp_path, "0" * 64)
     (tmp_path / f"{'1' * 64}.npz").write_bytes(file.read_bytes())
-    with pytest.raises(checkpoint.DamagedError, match="another hash"):
+    with pytest.raises(disk.DamagedError, match="another hash"):
         checkpoint.load_shared(tmp_path, "1" * 64)

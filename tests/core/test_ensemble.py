@@ -6,7 +6,8 @@ import pytest
 
 from jaxunlearn import nn
 from jaxunlearn.core import ensemble, keys, loop, optimizers, step, tree
-from jaxunlearn.core.checkpoint import BlockStore, DamagedError
+from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.disk import DamagedError
 
 
 def training(model, n_steps, shape):

@@ -112,7 +112,7 @@ def replacing(path):
     with path.open("wb") as file:
         yield file
         file.flush()
-checkpoint.replacing = replacing
+disk.replacing = replacing
 """,
     ),
     "a run that claims to have seen what came meanwhile": (
@@ -129,7 +129,7 @@ ledger.Ledger.append = append
 }
 IMPORTS = """
 import contextlib, types
-from jaxunlearn.core import checkpoint
+from jaxunlearn.core import disk
 from jaxunlearn.exact import ledger, service
 """
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxunlearn.core.checkpoint import DamagedError
+from jaxunlearn.core.disk import DamagedError
 from jaxunlearn.exact import ledger, orders, plan, service
 from jaxunlearn.nn.images import vit
 

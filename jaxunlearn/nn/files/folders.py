@@ -1,6 +1,5 @@
-"""What the folders of models and of adapters share: reading JSON, writing texts and tensors."""
+"""What the folders of models and of adapters share: writing texts and tensors."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,21 +10,9 @@ import numpy as np
 
 from jaxunlearn.core import mesh
 from jaxunlearn.core.adapters import LowRank
-from jaxunlearn.core.checkpoint import replacing
+from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.files import safetensors
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: something else; the file is named.
-    """
-    try:
-        return dict(json.loads(file.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: it is not a JSON object") from error
 
 
 def write_texts(path: Path, texts: dict[str, str]) -> None:

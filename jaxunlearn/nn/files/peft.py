@@ -12,10 +12,10 @@ from jaxunlearn.core import mesh
 from jaxunlearn.core.adapters import LowRank
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.files import safetensors
+from jaxunlearn.nn.files.configs import read_json
 from jaxunlearn.nn.files.folders import (
     kernels,
     parts,
-    read_json,
     with_kernels,
     write_tensors,
     write_texts,

@@ -8,7 +8,6 @@ Stacked as `nn.decoder`'s layers are, under one `lax.scan`:
     norm/{scale,bias} [D]                   head/{kernel [D, n_classes], bias [n_classes]}
 """
 
-import dataclasses
 import functools
 import math
 import os
@@ -21,52 +20,24 @@ from flax import nnx
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model, from_nnx
 from jaxunlearn.core.tree import Tree
+from jaxunlearn.nn.images.vit_config import Config, normalisation, read_config
 from jaxunlearn.nn.language.block import attend
 from jaxunlearn.nn.layers.linear import Linear
 from jaxunlearn.nn.layers.stacks import running, through
 
+__all__ = [
+    "LORA_TARGETS",
+    "Config",
+    "LayerNorm",
+    "build",
+    "from_pretrained",
+    "layer_norm",
+    "normalisation",
+    "read_config",
+    "save_pretrained",
+]
+
 LORA_TARGETS = r"layers/(q|v)/kernel"  # what S3T adapts
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Sizes of a ViT.
-
-    Attributes:
-        image: height, width and channels.
-        patch: P, the side of a square patch; divides height and width.
-        width: D.
-        n_layers: N.
-        n_heads: divides the width.
-        mlp_width: of the hidden layer.
-        n_classes: outputs.
-        eps: of the normalisations.
-    """
-
-    image: tuple[int, int, int]
-    patch: int
-    width: int
-    n_layers: int
-    n_heads: int
-    mlp_width: int
-    n_classes: int
-    eps: float = 1e-12
-
-    def __post_init__(self):
-        height, width, _ = self.image
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"patch is {self.patch}; it must divide {height} x {width}")
-        if self.width % self.n_heads:
-            raise ValueError(f"n_heads is {self.n_heads}; it must divide width = {self.width}")
-        for name in ("width", "n_layers", "n_heads", "mlp_width", "n_classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-
-    @property
-    def n_tokens(self) -> int:
-        """Patches and the class token."""
-        height, width, _ = self.image
-        return 1 + (height // self.patch) * (width // self.patch)
 
 
 class LayerNorm(nnx.Module):
@@ -214,24 +185,6 @@ def from_pretrained(
     from jaxunlearn.nn.images import vit_files
 
     return vit_files.read(path, n_classes, dtype)
-
-
-def normalisation(path: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the images that a checkpoint was trained on, in [0, 1].
-
-    Args:
-        path: a Hugging Face folder; see `preprocessor_config.json` there. Without that file, or
-            what it leaves out: 0.5 and 0.5, as transformers has it for ViTs.
-
-    Returns:
-        Tuples of one float, or of one for each channel.
-
-    Raises:
-        ValueError: a file that says something else.
-    """
-    from jaxunlearn.nn.images import vit_files
-
-    return vit_files.normalisation(path)
 
 
 def save_pretrained(path: str | os.PathLike, config: Config, params: Tree) -> None:

@@ -26,6 +26,7 @@ from jaxunlearn.core.model import Model, from_nnx
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.language.block import Block, rms_norm, rotation
 from jaxunlearn.nn.language.config import Config, RopeScaling, from_hugging_face
+from jaxunlearn.nn.language.pretrained import opened
 from jaxunlearn.nn.layers.stacks import running, through
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ __all__ = [
     "from_pretrained",
     "head",
     "init_cache",
+    "read_config",
+    "read_tokenizer",
     "shardings",
 ]
 
@@ -260,6 +263,25 @@ def from_pretrained(
     from jaxunlearn.nn.language import weights
 
     return weights.read(path, dtype=dtype, mesh=mesh)
+
+
+def read_config(path: str | os.PathLike) -> Config:
+    """The config of a Hugging Face folder or a `.gguf` file, whose weights are not read.
+
+    Raises:
+        ValueError: no model there, or an architecture that is not supported.
+    """
+    return opened(path).config
+
+
+def read_tokenizer(path: str | os.PathLike) -> "tuple[Tokenizer | None, str | None]":
+    """Tokenizer and chat template, as `from_pretrained` has them; no weights are read.
+
+    Raises:
+        ValueError: no model there, or a tokenizer that cannot be read.
+        ImportError: there is a tokenizer, but not the package `tokenizers`.
+    """
+    return opened(path).tokenizer()
 
 
 def shardings(params: Tree, mesh: Mesh) -> Tree:

@@ -21,11 +21,13 @@ from jaxunlearn.core import tree
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.files import gguf as _gguf
 from jaxunlearn.nn.files import safetensors
-from jaxunlearn.nn.files.folders import Part, kernels, parts, read_json, write_tensors, write_texts
+from jaxunlearn.nn.files.configs import read_json
+from jaxunlearn.nn.files.folders import Part, kernels, parts, write_tensors, write_texts
 from jaxunlearn.nn.files.peft import load_adapter, save_adapter
 from jaxunlearn.nn.language import decoder
 from jaxunlearn.nn.language import tokenizers as _tokenizers
 from jaxunlearn.nn.language.config import to_hugging_face
+from jaxunlearn.nn.language.pretrained import opened
 from jaxunlearn.nn.language.tensor_names import in_files
 
 if TYPE_CHECKING:
@@ -56,41 +58,24 @@ def read(
         ValueError: see `decoder.from_pretrained`.
         ImportError: a package is needed that is not installed.
     """
-    path = Path(path)
     dtype = np.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating) or jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"dtype is {dtype}; a float type that JAX is set up for is needed")
-    if path.is_dir():
-        config, tensors = _folder(path)
-        metadata = None
-    elif path.suffix == ".gguf" and path.is_file():
-        config, tensors, metadata = _gguf.read(path)
-    else:
-        state = "neither a folder nor a .gguf file" if path.exists() else "not there"
-        raise ValueError(f"path is {str(path)!r}, which is {state}")
-    own = _match(path, config, tensors, gguf=metadata is not None)
-    if metadata is None:
-        tokenizer, chat_template = _tokenizers.from_folder(path)
-    else:
-        tokenizer, chat_template = _tokenizers.from_gguf(metadata)
+    source = opened(path)
+    config, path = source.config, source.path
+    tensors = _folder(path) if source.gguf is None else source.gguf[0]
+    own = _match(path, config, tensors, gguf=source.gguf is not None)
+    tokenizer, chat_template = source.tokenizer()
     params = _load(config, own, dtype, mesh)  # last, the longest
     return decoder.Pretrained(config, params, tokenizer, chat_template)
 
 
-def _folder(path: Path) -> tuple[decoder.Config, dict[str, _Tensor]]:
+def _folder(path: Path) -> Mapping[str, _Tensor]:
     names = sorted(file.name for file in path.iterdir())
-    if "config.json" not in names:
-        other = [name for name in names if name.endswith(".gguf")]
-        hint = f"; {other[0]} in it can be read by its own path" if other else ""
-        raise ValueError(f"path is {str(path)!r}, a folder without config.json{hint}")
-    try:
-        config = decoder.from_hugging_face(read_json(path / "config.json"))
-    except ValueError as error:
-        raise ValueError(f"{path / 'config.json'}: {error}") from error
     if SINGLE in names:
-        return config, dict(safetensors.tensors(path / SINGLE))
+        return safetensors.tensors(path / SINGLE)
     if INDEX in names:
-        return config, shard_tensors(path)
+        return shard_tensors(path)
     pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     if pickled:
         raise ValueError(

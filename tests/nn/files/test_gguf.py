@@ -49,8 +49,9 @@ GGUF = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "biased": BIASED_LLAMA}
 @pytest.mark.parametrize("config", GGUF.values(), ids=GGUF)
 def test_gguf(tmp_path, config):
     params = random_params(config)
-    read = decoder.from_pretrained(write_gguf(tmp_path / "it.gguf", config, params))
-    assert read.config == config
+    file = write_gguf(tmp_path / "it.gguf", config, params)
+    read = decoder.from_pretrained(file)
+    assert read.config == decoder.read_config(file) == config
     assert read.tokenizer is None and read.chat_template is None
     assert_same(read.params, params)
 

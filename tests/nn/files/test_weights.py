@@ -285,3 +285,13 @@ def test_save_checks_its_arguments(tmp_path):
     with pytest.raises(ValueError, match="config.json has no form"):
         weights.save(tmp_path, half, random_params(half))
     assert not list(tmp_path.iterdir())
+
+
+def test_config_and_tokenizer_without_weights(folder):
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    assert decoder.read_config(folder) == LLAMA
+    assert decoder.read_tokenizer(folder) == (None, None)
+    for read in (decoder.read_config, decoder.read_tokenizer):
+        with pytest.raises(ValueError, match="which is not there"):
+            read(folder / "nothing")

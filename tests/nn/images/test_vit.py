@@ -11,7 +11,7 @@ import pytest
 
 from jaxunlearn.core import adapters, tree
 from jaxunlearn.nn.files import safetensors
-from jaxunlearn.nn.images import vit, vit_files
+from jaxunlearn.nn.images import vit, vit_config, vit_files
 from tests.network_files import assert_same, rewrite
 
 CONFIG = vit.Config((12, 8, 2), 4, width=16, n_layers=3, n_heads=2, mlp_width=24, n_classes=5)
@@ -249,7 +249,7 @@ def test_tensors_that_do_not_fit(folder, change, message):
 
 
 def test_places_without_a_model(tmp_path, folder):
-    with pytest.raises(ValueError, match="a folder with config.json is needed"):
+    with pytest.raises(ValueError, match="nothing.*, which is not there"):
         vit.from_pretrained(tmp_path / "nothing")
     with pytest.raises(ValueError, match="dtype is int32"):
         vit.from_pretrained(folder, dtype="int32")
@@ -259,7 +259,7 @@ def test_places_without_a_model(tmp_path, folder):
 
 
 def test_config():
-    read = vit_files.config_from_hugging_face
+    read = vit_config.from_hugging_face
     assert read(RECORD) == CONFIG
     assert read(RECORD, 9).n_classes == 9
     assert read(RECORD | {"id2label": {"0": "cat", "1": "dog", "2": "cow"}}).n_classes == 3
@@ -284,7 +284,7 @@ def test_config():
 )
 def test_config_that_is_not_supported(change, message):
     with pytest.raises(ValueError, match=message):
-        vit_files.config_from_hugging_face(RECORD | change)
+        vit_config.from_hugging_face(RECORD | change)
 
 
 def test_save_checks_its_arguments(tmp_path):
@@ -300,3 +300,11 @@ def test_save_checks_its_arguments(tmp_path):
     with pytest.raises(ValueError, match="is int32; a file holds"):
         vit.save_pretrained(tmp_path, CONFIG, whole)
     assert not list(tmp_path.iterdir())
+
+
+def test_config_without_weights(folder):
+    (folder / "model.safetensors").unlink()
+    assert vit.read_config(folder) == CONFIG
+    assert vit.read_config(folder, n_classes=9) == dataclasses.replace(CONFIG, n_classes=9)
+    with pytest.raises(ValueError, match="which is not there"):
+        vit.read_config(folder / "nothing")
