@@ -1,14 +1,16 @@
-"""Exact unlearning: sharded, sliced training in several orders (S3T), and SISA."""
+"""Exact unlearning: sharded, sliced training in several orders (S3T), and SISA.
+
+.. include:: README.md
+"""
 
 from typing import TYPE_CHECKING
 
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
-    from jaxunlearn.exact.plan import Plan, Recipe
-    from jaxunlearn.exact.service import Service
-
-__all__ = ["Plan", "Recipe", "Service"]
+    from jaxunlearn.exact.plan import Plan as Plan
+    from jaxunlearn.exact.plan import Recipe as Recipe
+    from jaxunlearn.exact.service import Service as Service
 
 __getattr__, __dir__ = exports(
     __name__,
