@@ -1,4 +1,7 @@
-"""Data sets as arrays, text as tokens, batches in compiled programs, augmentation, forget sets."""
+"""Data sets as arrays, text as tokens, batches in compiled programs, augmentation, forget sets.
+
+.. include:: README.md
+"""
 
 from jaxunlearn.data import augment, forget_sets, text
 from jaxunlearn.data._batches import Batches, Interleaved, Joined, batches, interleaved
