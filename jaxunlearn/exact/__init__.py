@@ -1,15 +1,17 @@
-"""Exact unlearning: sharded, sliced training in several orders (S3T), and SISA."""
+"""Exact unlearning: sharded, sliced training in several orders (S3T), and SISA.
+
+.. include:: README.md
+"""
 
 from typing import TYPE_CHECKING
 
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
-    from jaxunlearn.exact.plan import Plan, StageRecipe
-    from jaxunlearn.exact.service import Service
-    from jaxunlearn.exact.store import Store
-
-__all__ = ["Plan", "Service", "StageRecipe", "Store"]
+    from jaxunlearn.exact.plan import Plan as Plan
+    from jaxunlearn.exact.plan import StageRecipe as StageRecipe
+    from jaxunlearn.exact.service import Service as Service
+    from jaxunlearn.exact.store import Store as Store
 
 __getattr__, __dir__ = exports(
     __name__,

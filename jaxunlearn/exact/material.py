@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn import data
+from jaxunlearn.core.pixels import as_float
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import text
 from jaxunlearn.exact.predictor import Predictor
@@ -146,7 +147,7 @@ def scaled(images: np.ndarray, reading: dict[str, Any]) -> np.ndarray:
             f"the base's image_mean has {len(reading['mean'])} values; the images have "
             f"{images.shape[-1]} channels"
         )
-    bright = images.astype(np.float32) / np.float32(255 if images.dtype == np.uint8 else 1)
+    bright = as_float(images).astype(np.float32)
     mean, std = (np.array(reading[name], np.float32) for name in ("mean", "std"))
     return (bright - mean) / std
 

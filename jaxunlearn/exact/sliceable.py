@@ -19,6 +19,7 @@ Config: TypeAlias = vit.Config | decoder.Config
 Read = Callable[[Tree, jax.Array, Any], Any]  # (params, residual stream, examples without x)
 
 LANGUAGE_TARGETS = r"layers/(q|k|v|o|gate|up|down)/kernel"  # what S3T adapts in Llama
+IMAGE_TARGETS = r"layers/(q|v)/kernel"  # what S3T adapts in a ViT
 
 _UNROLL = 8  # layers in one turn of a loop: a third faster on a CPU than one, gradients included
 
@@ -74,7 +75,7 @@ def of_vit(config: vit.Config) -> Network:
         own = losses.cross_entropy(logits(params, hidden, rest), rest["y"])
         return own, jnp.ones_like(own)
 
-    return Network(model, config.n_layers, vit.LORA_TARGETS, ("y",), (), True, nll, logits)
+    return Network(model, config.n_layers, IMAGE_TARGETS, ("y",), (), True, nll, logits)
 
 
 @functools.cache
