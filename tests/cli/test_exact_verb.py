@@ -102,7 +102,10 @@ def test_the_planner_knows_the_paper(tmp_path, capsys):
         (["train", "NEW", "--sizes.patches", "3"], "sizes.patches is 3; it must divide"),
         (["train", "NEW", "--data", "tofu:full"], "texts need a language model"),
         (["train", "NEW", "--base", "NEW"], "new', which is not there"),
-        (["delete", "STORE", "train-1", "--json", "NEW/no/x.json"], "a file in an existing folder"),
+        (
+            ["delete", "STORE", "train-1", "--json", "NEW/no/x.json"],
+            "a file in a folder that can be written",
+        ),
         (["verify", "STORE", "--prefix", "0", "0", "1"], "prefix is given without retrain"),
         (["verify", "STORE", "--retrain", "--prefix", "0", "0", "9"], "stages left"),
         (["predict", "STORE", "NEW/a.png"], "is no file"),
