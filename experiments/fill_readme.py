@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxunlearn.comparison import judging
+from jaxunlearn.cli import unlearn
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = (
@@ -52,7 +52,7 @@ def filled(text: str) -> str:
 
 def _digits() -> str:
     console = Console(file=io.StringIO(), width=110)
-    console.print(judging.table(_read("experiments/digits/results.json")))
+    console.print(unlearn.table(_read("experiments/digits/results.json")))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return "```text\n" + "\n".join(line.rstrip() for line in lines).rstrip() + "\n```"
 
@@ -64,10 +64,10 @@ def _baselines() -> str:
     ]
     for forget, result in _read("experiments/baselines/results.json").items():
         for name, row in result["methods"].items():
-            klom = [f"{row['klom'][group]['mean']:.2f}" for group in judging.GROUPS]
-            accuracy = [f"{100 * row['accuracy'][group]:.1f}" for group in judging.GROUPS]
+            klom = [f"{row['klom'][group]['mean']:.2f}" for group in unlearn.GROUPS]
+            accuracy = [f"{100 * row['accuracy'][group]:.1f}" for group in unlearn.GROUPS]
             lines.append(_line(forget, name, *klom, *accuracy, f"{row['cost']:.3f}"))
-        floor = [f"{result['floor'][group]['mean']:.2f}" for group in judging.GROUPS]
+        floor = [f"{result['floor'][group]['mean']:.2f}" for group in unlearn.GROUPS]
         lines.append(_line(forget, "*floor*", *floor, "", "", "", ""))
     return "\n".join(lines)
 
@@ -258,7 +258,7 @@ def _dmm_images() -> str:
         others = content["others"].get(forget, {})
         rows |= {name + seed_0: [row] for name, row in others.items()}
         for name, own in rows.items():
-            klom = [_mean(row["klom"][group]["mean"] for row in own) for group in judging.GROUPS]
+            klom = [_mean(row["klom"][group]["mean"] for row in own) for group in unlearn.GROUPS]
             accuracy = [_mean(row["accuracy"][group] for row in own) for group in ("forget", "val")]
             lines.append(
                 _line(
@@ -271,7 +271,7 @@ def _dmm_images() -> str:
                 )
             )
         floors = [result["floor"] for result in seeds.values()]
-        floor = [f"{_mean(f[group]['mean'] for f in floors):.2f}" for group in judging.GROUPS]
+        floor = [f"{_mean(f[group]['mean'] for f in floors):.2f}" for group in unlearn.GROUPS]
         lines.append(_line(title, "*floor*", *floor, "", "", "", ""))
     return "\n".join(lines)
 
@@ -284,7 +284,7 @@ def _dmm_mixture() -> str:
     ]
     for name in seeds[0]["rows"]:
         own = [seed["rows"][name] for seed in seeds]
-        klom = [f"{_mean(row[group] for row in own):.2f}" for group in judging.GROUPS]
+        klom = [f"{_mean(row[group] for row in own):.2f}" for group in unlearn.GROUPS]
         lines.append(_line(name, *klom, f"{100 * _mean(row['accuracy'] for row in own):.1f}"))
     return "\n".join(lines)
 

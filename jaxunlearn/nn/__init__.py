@@ -3,6 +3,7 @@
 from jaxunlearn.nn.cost import multiply_adds
 from jaxunlearn.nn.images import (
     SLIM_CHANNELS,
+    by_name,
     cnn,
     dual_cnn,
     fold_batch_norm,
@@ -24,6 +25,7 @@ __all__ = [
     "SLIM_CHANNELS",
     "BatchNorm",
     "Conv",
+    "by_name",
     "cnn",
     "conv",
     "decoder",

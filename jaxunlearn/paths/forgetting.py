@@ -18,8 +18,9 @@ from jaxunlearn.core.step import gradient_step, init_state
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import batches
 from jaxunlearn.nn.language import decoder
+from jaxunlearn.paths.job import Job
 from jaxunlearn.paths.measures import measure
-from jaxunlearn.paths.settings import Job, Settings
+from jaxunlearn.paths.settings import Settings
 from jaxunlearn.unlearn import language_objectives
 
 
