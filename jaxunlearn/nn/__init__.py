@@ -6,6 +6,7 @@
 from jaxunlearn.nn.cost import multiply_adds
 from jaxunlearn.nn.images import (
     SLIM_CHANNELS,
+    by_name,
     cnn,
     dual_cnn,
     fold_batch_norm,
@@ -27,6 +28,7 @@ __all__ = [
     "SLIM_CHANNELS",
     "BatchNorm",
     "Conv",
+    "by_name",
     "cnn",
     "conv",
     "decoder",
