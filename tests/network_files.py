@@ -28,6 +28,7 @@ LLAMA = decoder.Config(
     bos=1,
     eos=(2, 5),
 )
+TARGETS = r"layers/(q|v|o|gate|up|down)/kernel"  # of adapters
 QWEN2 = dataclasses.replace(LLAMA, family="qwen2", qkv_bias=True, tied=True, eos=(2,), bos=None)
 QWEN3 = dataclasses.replace(LLAMA, family="qwen3", qk_norm=True, head_dim=16, eos=())
 SCALED = dataclasses.replace(

@@ -36,7 +36,6 @@ from jaxunlearn.nn.layers.linear import Linear
 from jaxunlearn.nn.layers.stacks import running, through
 
 __all__ = [
-    "LORA_TARGETS",
     "Config",
     "LayerNorm",
     "build",
@@ -46,8 +45,6 @@ __all__ = [
     "read_config",
     "save_pretrained",
 ]
-
-LORA_TARGETS = r"layers/(q|v)/kernel"  # what S3T adapts
 
 
 class LayerNorm(nnx.Module):

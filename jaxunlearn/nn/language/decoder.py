@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = [
-    "LORA_TARGETS",
     "PREFIX",
     "Cache",
     "Config",
@@ -52,9 +51,6 @@ __all__ = [
 ]
 
 PREFIX = -1  # the segment that every other segment of its row reads
-
-# What "On the Impossibility of Retrain Equivalence in Machine Unlearning" adapts: no keys, no head.
-LORA_TARGETS = r"layers/(q|v|o|gate|up|down)/kernel"
 
 
 @jax.tree_util.register_dataclass

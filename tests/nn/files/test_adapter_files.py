@@ -11,16 +11,17 @@ import pytest
 
 from jaxunlearn.core import adapters, tree
 from jaxunlearn.nn.files import safetensors
-from jaxunlearn.nn.language import decoder, weights
+from jaxunlearn.nn.language import weights
 from tests.network_files import (
     LLAMA,
+    TARGETS,
     assert_same,
     random_params,
     rewrite,
 )
 
 
-def adapted(config, *, rank=4, alpha=8.0, targets=decoder.LORA_TARGETS, seed=0, **options):
+def adapted(config, *, rank=4, alpha=8.0, targets=TARGETS, seed=0, **options):
     params = random_params(config)
     params = adapters.attach(params, targets, rank, alpha, jax.random.key(seed), **options)
     rng = np.random.default_rng(seed)
@@ -62,7 +63,7 @@ def test_adapter_of_the_output_layer_and_in_bfloat16(tmp_path):
 
 def test_outermost_adapter_goes_on_top(tmp_path):
     below = adapted(LLAMA)
-    both = adapters.attach(below, decoder.LORA_TARGETS, 2, 2.0, jax.random.key(1))
+    both = adapters.attach(below, TARGETS, 2, 2.0, jax.random.key(1))
     weights.save_adapter(tmp_path, both)
     assert_same(weights.load_adapter(tmp_path, below), both)
 

@@ -17,6 +17,7 @@ from tests.network_files import (
     CONFIGS,
     LLAMA,
     SCALED,
+    TARGETS,
     assert_same,
     random_params,
     rewrite,
@@ -82,7 +83,7 @@ def test_types_may_differ_between_tensors(folder):
 
 def test_adapters_are_merged(tmp_path):
     params = random_params(LLAMA)
-    adapted = adapters.attach(params, decoder.LORA_TARGETS, 4, 8.0, jax.random.key(0))
+    adapted = adapters.attach(params, TARGETS, 4, 8.0, jax.random.key(0))
     b = adapted["layers"]["q"]["kernel"].lora_b + 0.1
     kernel = dataclasses.replace(adapted["layers"]["q"]["kernel"], lora_b=b)
     adapted["layers"]["q"]["kernel"] = kernel

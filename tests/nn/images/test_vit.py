@@ -156,7 +156,7 @@ def test_layout_of_the_file(folder):
 
 
 def test_adapters_are_merged(tmp_path):
-    adapted = adapters.attach(random_params(), vit.LORA_TARGETS, 2, 4.0, jax.random.key(0))
+    adapted = adapters.attach(random_params(), r"layers/(q|v)/kernel", 2, 4.0, jax.random.key(0))
     own, rest = adapters.split(adapted)
     adapted = tree.combine(jax.tree.map(lambda leaf: leaf + 0.1, own), rest)
     vit.save_pretrained(tmp_path, CONFIG, adapted)
