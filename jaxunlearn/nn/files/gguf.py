@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.nn.language.block import rope_frequencies
-from jaxunlearn.nn.language.config import ARCHITECTURES, Config, RopeScaling
+from jaxunlearn.nn.language.config import ARCHITECTURES, Config
+from jaxunlearn.nn.layers.frequencies import RopeScaling, rope_frequencies
 
 # Format characters of `struct` for the types of metadata; 8 is a string, 9 an array.
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))

@@ -216,7 +216,7 @@ class Fused(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        train: bool = False,
+        random: bool = False,
         key: Key | None = None,
         start_at: Literal["image", "heads"] = "image",
         stop_at: Literal["heads", "logits"] = "logits",
@@ -231,7 +231,7 @@ class Fused(nnx.Module):
         if stop_at == "heads":
             return x
         x = jax.nn.relu(self.hidden(x))
-        if train:
+        if random:
             assert key is not None
             kept = jax.random.bernoulli(key, 1 - DROPOUT, x.shape)
             x = jnp.where(kept, x / (1 - DROPOUT), 0)
