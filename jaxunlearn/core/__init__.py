@@ -46,6 +46,8 @@ What "equal" means:
 | another number of devices that share each batch (mesh axis `data`)    | the same               |
 | metrics with bins (KLOM)                                             | margins and means are  |
 |                                                                      | compared, not points   |
+
+.. include:: README.md
 """
 
 from typing import TYPE_CHECKING
@@ -53,12 +55,10 @@ from typing import TYPE_CHECKING
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
-    from jaxunlearn.core.loop import EarlyStop
-    from jaxunlearn.core.model import Model
-    from jaxunlearn.core.stages import Stage
-    from jaxunlearn.core.step import TrainState
-
-__all__ = ["EarlyStop", "Model", "Stage", "TrainState"]
+    from jaxunlearn.core.loop import EarlyStop as EarlyStop
+    from jaxunlearn.core.model import Model as Model
+    from jaxunlearn.core.stages import Stage as Stage
+    from jaxunlearn.core.step import TrainState as TrainState
 
 __getattr__, __dir__ = exports(
     __name__,
@@ -78,6 +78,7 @@ __getattr__, __dir__ = exports(
         "mesh",
         "model",
         "optimizers",
+        "pixels",
         "products",
         "records",
         "sources",
