@@ -56,7 +56,7 @@ class Switches(NamedTuple):
 
     Attributes:
         train: the switch that sets the others.
-        statistics: what normalisation layers do.
+        statistics: source and update of the statistics of normalisation layers.
         random: whether layers draw random numbers.
     """
 
@@ -134,8 +134,8 @@ def predict(model: Model, params: Tree, stats: Tree, x: jax.Array, chunk: int = 
 
     Args:
         model: a network with one input and one array of outputs.
-        params: its parameters.
-        stats: its statistics.
+        params: parameters of the network.
+        stats: statistics of the network.
         x: inputs, [n, ...].
         chunk: inputs computed together.
 

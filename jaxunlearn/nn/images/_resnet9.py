@@ -66,7 +66,7 @@ def resnet9(n_classes: int = 10, n_channels: int = 3) -> Model:
 
     Args:
         n_classes: number of outputs.
-        n_channels: of the images.
+        n_channels: channels of an image.
 
     Returns:
         A model from normalised images [B, 32, 32, n_channels] (any size from 11 x 11 on) to logits

@@ -73,7 +73,7 @@ def wide_resnet(depth: int, width: int, n_classes: int = 10, n_channels: int = 3
         depth: number of layers, 6n + 4 (10, 16, 22, 28, 34, 40, ...).
         width: factor on the number of channels.
         n_classes: number of outputs.
-        n_channels: of the images.
+        n_channels: channels of an image.
 
     Returns:
         A model from images [B, H, W, n_channels] to logits [B, n_classes]; with the static switch

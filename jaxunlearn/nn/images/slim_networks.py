@@ -157,14 +157,14 @@ def fold_batch_norm(params: Tree, stats: Tree) -> Tree:
     """Parameters of the folded network, which says the same as the trained one in eval mode.
 
     Args:
-        params: of `slim_cnn` or `minimal_cnn`.
-        stats: its BatchNorm statistics.
+        params: parameters of `slim_cnn` or `minimal_cnn`.
+        stats: BatchNorm statistics of that network.
     """
-    rest = {name: own for name, own in params.items() if name not in ("conv", "norm")}
+    rest = {name: layer for name, layer in params.items() if name not in ("conv", "norm")}
     folded = {}
     for name, conv in params["conv"].items():
-        norm, own = params["norm"][name], stats["norm"][name]
-        factor = norm["scale"] * jax.lax.rsqrt(own["var"] + EPSILON)
-        bias = conv.get("bias", 0.0) - own["mean"]
+        norm, running = params["norm"][name], stats["norm"][name]
+        factor = norm["scale"] * jax.lax.rsqrt(running["var"] + EPSILON)
+        bias = conv.get("bias", 0.0) - running["mean"]
         folded[name] = {"kernel": conv["kernel"] * factor, "bias": norm["bias"] + bias * factor}
     return {"conv": folded, **rest}

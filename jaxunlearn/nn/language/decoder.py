@@ -111,7 +111,7 @@ def decoder(config: Config, compute_dtype: str | None = None) -> Model:
     - `unroll`: static; layers per turn of the loop over them: faster on a CPU, slower to compile.
 
     Args:
-        config: of the network.
+        config: config of the network.
         compute_dtype: type of the activations, such as "bfloat16"; by default the embedding's.
             Norms, softmax, rotation angles and logits are float32 in any case.
 
@@ -218,7 +218,7 @@ class Pretrained:
     """A network with its weights and its tokenizer.
 
     Attributes:
-        config: of the network.
+        config: config of the network.
         params: float weights only, see the module's docstring.
         tokenizer: turns text into tokens; None where the folder has none.
         chat_template: the Jinja template that comes with the tokenizer, or None.

@@ -19,9 +19,9 @@ class BatchNorm(nnx.Module):
 
     Args:
         n: number of channels.
-        axis: that of the channels, the last or the first one.
+        axis: axis of the channels, the last or the first one.
         momentum: share of the batch in an update of the running statistics, above 0, at most 1.
-        rngs: taken as by every layer; nothing is drawn.
+        rngs: ignored; every layer takes them.
 
     Raises:
         ValueError: a momentum out of range; or, at a call, one value per channel, which has no
@@ -53,8 +53,8 @@ class BatchNorm(nnx.Module):
 
         Args:
             x: [..., n], or [n, ...] with `axis=0`.
-            train: statistics of the batch, which update the running ones; else the running ones.
-            statistics: in place of `train`.
+            train: whether to use statistics of the batch and update the running ones; else these.
+            statistics: finer choice, in place of `train`.
         """
         if statistics is None:
             statistics = Statistics("batch", update=True) if train else RUNNING

@@ -16,7 +16,7 @@ class Stack(NamedTuple):
 
     Attributes:
         block: one block without statistics, `block.apply(params, {}, x, *shared) -> x`; with
-            inputs of its own (see `run`), `block.apply(params, {}, x, *shared, own) -> (x, out)`.
+            inputs for each block (see `run`), `block.apply(params, {}, x, *shared, input) -> (x, out)`.
         n: number of blocks.
     """
 
