@@ -22,7 +22,8 @@ from jaxunlearn.nn.images import (
 from jaxunlearn.nn.language import decoder, likelihood, weights
 from jaxunlearn.nn.language.generation import generate
 from jaxunlearn.nn.layers.batch_norm import BatchNorm
-from jaxunlearn.nn.layers.convolution import Conv, conv, plain_convolutions
+from jaxunlearn.nn.layers.convolution import Conv, conv
+from jaxunlearn.nn.layers.lowering import plain_convolutions
 
 __all__ = [
     "SLIM_CHANNELS",
