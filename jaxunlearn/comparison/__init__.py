@@ -3,7 +3,7 @@
 .. include:: README.md
 """
 
-from jaxunlearn.comparison import attribute, estimates, judging, models
+from jaxunlearn.comparison import attribute, estimates, judging, models, settings, study
 from jaxunlearn.comparison.settings import Estimates, Settings
 from jaxunlearn.comparison.study import Job, Methods, devices, execute, forget_set, prepare, run
 
@@ -21,4 +21,6 @@ __all__ = [
     "models",
     "prepare",
     "run",
+    "settings",
+    "study",
 ]

@@ -3,7 +3,7 @@
 .. include:: README.md
 """
 
-from jaxunlearn.paths import forgetting, measures, results, stage_data
+from jaxunlearn.paths import forgetting, measures, results, settings, stage_data, study
 from jaxunlearn.paths.study import Job, Settings, devices, execute, prepare
 
 __all__ = [
@@ -15,5 +15,7 @@ __all__ = [
     "measures",
     "prepare",
     "results",
+    "settings",
     "stage_data",
+    "study",
 ]

@@ -1,6 +1,6 @@
 """Image classifiers."""
 
-from jaxunlearn.nn.images import dual_cnn, vit
+from jaxunlearn.nn.images import dual_cnn, shapes, slim_networks, vit, vit_config
 from jaxunlearn.nn.images._cnn import cnn
 from jaxunlearn.nn.images._mlp import mlp
 from jaxunlearn.nn.images._normalised import normalised
@@ -23,8 +23,11 @@ __all__ = [
     "mlp",
     "normalised",
     "resnet9",
+    "shapes",
     "slim_cnn",
+    "slim_networks",
     "small_cnn",
     "vit",
+    "vit_config",
     "wide_resnet",
 ]
