@@ -75,6 +75,7 @@ __getattr__, __dir__ = exports(
         "mesh",
         "model",
         "optimizers",
+        "pixels",
         "products",
         "records",
         "run_folder",

@@ -6,7 +6,7 @@
 from jaxunlearn.data import augment, forget_sets, text
 from jaxunlearn.data._batches import Batches, Interleaved, Joined, batches, interleaved
 from jaxunlearn.data._datasets import Dataset, load, local_path
-from jaxunlearn.data._own import images
+from jaxunlearn.data._user_files import images
 
 __all__ = [
     "Batches",

@@ -9,15 +9,19 @@ from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
     from jaxunlearn.exact.plan import Plan as Plan
-    from jaxunlearn.exact.plan import Recipe as Recipe
+    from jaxunlearn.exact.plan import StageRecipe as StageRecipe
     from jaxunlearn.exact.service import Service as Service
+    from jaxunlearn.exact.store import Store as Store
 
 __getattr__, __dir__ = exports(
     __name__,
     (
         "alternatives",
+        "creation",
         "curves",
         "deletion",
+        "examples",
+        "files",
         "ledger",
         "lifetimes",
         "material",
@@ -25,6 +29,7 @@ __getattr__, __dir__ = exports(
         "orders",
         "plan",
         "planner",
+        "predictor",
         "prefixes",
         "pretraining",
         "service",
@@ -34,6 +39,7 @@ __getattr__, __dir__ = exports(
         "sliceable",
         "state",
         "store",
+        "weights",
     ),
-    {"Plan": "plan", "Recipe": "plan", "Service": "service"},
+    {"Plan": "plan", "Service": "service", "StageRecipe": "plan", "Store": "store"},
 )

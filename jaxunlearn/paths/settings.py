@@ -11,7 +11,9 @@ from jaxunlearn.core.run_folder import RunFolder
 from jaxunlearn.data import text
 from jaxunlearn.nn.language import decoder
 from jaxunlearn.paths.measures import Probes
-from jaxunlearn.paths.stage_data import Part
+from jaxunlearn.paths.stage_data import StageSource
+
+LORA_TARGETS = r"layers/(q|v|o|gate|up|down)/kernel"  # what the paper adapts: no keys, no head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Job:
     """A study whose settings have been checked and whose folder is ready; see `prepare`."""
 
     settings: Settings
-    parts: dict[str, Part]
+    parts: dict[str, StageSource]
     orders: list[tuple[str, ...]]
     pretrained: decoder.Pretrained
     sets: dict[str, text.Sequences]
