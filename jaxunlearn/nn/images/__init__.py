@@ -1,6 +1,6 @@
 """Image classifiers."""
 
-from jaxunlearn.nn.images import dual_cnn, shapes, slim_networks, vit, vit_config
+from jaxunlearn.nn.images import dual_cnn, shapes, slim_networks, vit, vit_config, vit_tensors
 from jaxunlearn.nn.images._cnn import cnn
 from jaxunlearn.nn.images._mlp import mlp
 from jaxunlearn.nn.images._normalised import normalised
@@ -29,5 +29,6 @@ __all__ = [
     "small_cnn",
     "vit",
     "vit_config",
+    "vit_tensors",
     "wide_resnet",
 ]
