@@ -21,7 +21,9 @@ from jaxunlearn.exact.lifetimes import (
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
-    from jaxunlearn.exact.simulation import depths, requests, simulate
+    from jaxunlearn.exact.simulation import depths as depths
+    from jaxunlearn.exact.simulation import requests as requests
+    from jaxunlearn.exact.simulation import simulate as simulate
 
 __all__ = [
     "Lifetime",
