@@ -3,6 +3,7 @@
 .. include:: README.md
 """
 
+from jaxunlearn.nn import cost, files, images, language, layers
 from jaxunlearn.nn.cost import multiply_adds
 from jaxunlearn.nn.images import (
     SLIM_CHANNELS,
@@ -32,10 +33,15 @@ __all__ = [
     "by_name",
     "cnn",
     "conv",
+    "cost",
     "decoder",
     "dual_cnn",
+    "files",
     "fold_batch_norm",
     "generate",
+    "images",
+    "language",
+    "layers",
     "likelihood",
     "minimal_cnn",
     "mlp",
