@@ -21,21 +21,20 @@ from jaxunlearn.exact.lifetimes import (
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
-    from jaxunlearn.exact.simulation import depths, requests, simulate
+    from jaxunlearn.exact.simulation import depths as depths
+    from jaxunlearn.exact.simulation import requests as requests
+    from jaxunlearn.exact.simulation import simulate as simulate
 
 __all__ = [
     "Lifetime",
     "Served",
     "combine",
-    "depths",
     "expected_requests",
     "lifetime",
     "needs_retraining",
-    "requests",
     "retention",
     "retention_if_independent",
     "served",
-    "simulate",
     "surviving",
     "uniform",
 ]
