@@ -113,6 +113,20 @@ def test_the_planner_knows_the_paper(tmp_path, capsys):
     assert "gain" in capsys.readouterr().out
 
 
+def test_the_planner_reads_no_weights(tmp_path):
+    pytest.importorskip("tokenizers")
+    from tests import language
+
+    images, texts = tmp_path / "images", language.save(tmp_path / "texts")
+    config = vit.Config((8, 8, 1), 4, 8, 4, 2, 8, 2)
+    vit.save_pretrained(images, config, jax.jit(vit.build(config).init)(jax.random.key(0))[0])
+    for base in (images, texts):
+        options = ("--slices", 2, "--budget", 2, "--rank", 2, "--base", base)
+        before = read(tmp_path, "plan", *options)
+        (base / "model.safetensors").unlink()
+        assert read(tmp_path, "plan", *options) == before and before[0]["bytes"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -212,6 +226,7 @@ def test_a_language_model_forgets_a_group(tmp_path, capsys):
         assert not store.exists()
     small = (*small, "--max-answer", 16)
     run("train", store, "--data", texts, "--base", model, *sizes, *small)
+    (model / "model.safetensors").unlink()  # the store has the weights; texts need the tokenizer
     outcomes = read(tmp_path, "delete", store, "--group", "author-2")
     assert [outcome["example"] for outcome in outcomes] == ["fact-6", "fact-7", "fact-8"]
     write(texts, [row for row in rows if row["group"] != "author-2"])  # erased for good
