@@ -32,7 +32,9 @@ from jaxunlearn.nn.images import vit
 SHARDS, SLICES, BUDGET, CAPACITY = 5, 4, 4, 300
 CONFIG = vit.Config((28, 28, 1), 7, 64, 12, 4, 128, 10)
 NETWORK = sliceable.of_vit(CONFIG)
-RECIPE = plans.Recipe(rank=8, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=32, dropout=0.0)
+RECIPE = plans.StageRecipe(
+    rank=8, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=32, dropout=0.0
+)
 PLAN = plans.make(
     SHARDS, orders.cyclic(SLICES, BUDGET), CAPACITY, recipe=RECIPE, layers_per_slice=3
 )

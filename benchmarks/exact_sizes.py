@@ -24,7 +24,9 @@ from jaxunlearn.nn.images import vit
 
 SIZES = ((5, 4, 1), (5, 4, 2), (5, 4, 4), (5, 6, 4), (5, 2, 2), (10, 4, 4), (20, 4, 4))
 CONFIG = vit.Config((28, 28, 1), 7, 64, 12, 4, 128, 10)
-RECIPE = plans.Recipe(rank=8, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=32, dropout=0.0)
+RECIPE = plans.StageRecipe(
+    rank=8, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=32, dropout=0.0
+)
 
 
 def plan_of(shards: int, slices: int, budget: int) -> plans.Plan:

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.harness import Measured, Row, agree, best_of, measure
 from benchmarks.peers import torch_language
-from jaxunlearn.core import ensemble, loop, mesh, tree
+from jaxunlearn.core import chunks, ensemble, loop, mesh, tree
 from jaxunlearn.core.step import gradient_step, init_state, weighted_sum
 from jaxunlearn.data import text
 from jaxunlearn.evaluate import memorization, tofu
@@ -169,7 +169,7 @@ def _references(params, forget, retain, control, method: str):
         before = functools.partial(likelihood.response_hidden, model, params)
         if method != "GradDiff-KL":
             return data
-    hidden = likelihood.in_chunks(before, retain, BATCH)
+    hidden = chunks.mapped(before, retain, BATCH)
     return data | {"retain": {"sequences": retain, "hidden": hidden}}
 
 
@@ -368,9 +368,7 @@ def questions() -> tuple[text.PromptTree, list[torch_language.Batch]]:
 @functools.partial(jax.jit, static_argnames="chunk")
 def _statistics(params, joined, chunk: int):
     model = decoder.decoder(CONFIG)
-    return likelihood.in_chunks(
-        lambda part: likelihood.token_stats(model, params, part), joined, chunk
-    )
+    return chunks.mapped(lambda part: likelihood.token_stats(model, params, part), joined, chunk)
 
 
 def our_suite(joined: text.PromptTree, chunk: int) -> dict[str, np.ndarray]:

@@ -1,347 +1,220 @@
-"""`python -m experiments.fill_readme`: writes the README's tables from the committed records."""
+"""`python -m experiments.fill_readme`: the tables of all READMEs, from the committed records."""
 
-import io
-import json
-import statistics
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from jaxunlearn.cli import unlearn
+from experiments import result_tables
+from experiments.result_tables import line, mean, percent, read
 
 ROOT = Path(__file__).parent.parent
-BENCHMARKS = (
-    "ensemble",
-    "klom",
-    "images",
-    "dmm",
-    "language",
-    "paths",
-    "smollm2",
-    "exact",
-    "compact",
+# The rows of the front page: file, what was timed, against which peer. One of them is lost.
+FRONT_ROWS = (
+    ("ensemble", "train 100 MLPs", "PyTorch loop"),
+    ("klom", "KLOM of 60,000 points x 100 models, closed", "loop as released code"),
+    ("language", "16 steps of NPO", "PyTorch, transformers"),
+    ("exact", "S3T, 80 stages of a ViT", "PyTorch, one order after the other"),
+    ("compact", "stage A, 6400 images, batch 32", "PyTorch"),
+    ("images", "an epoch of 10,240 images, augmented", "PyTorch, augmented by batch"),
 )
-IMAGES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
-def filled(text: str) -> str:
-    """The README's text with all its tables made anew."""
-    for mark, table in (
-        ("experiments/digits/results.json", _digits()),
-        ("experiments/baselines/results.json", _baselines()),
-        ("experiments/dmm/images.json", _dmm_images()),
-        ("experiments/dmm/mixture.json", _dmm_mixture()),
-        ("experiments/dmm/convex.json", _dmm_convex()),
-        ("experiments/retrain_equivalence/tiny.json", _tiny()),
-        ("experiments/retrain_equivalence/smollm2.json", _smollm2()),
-        ("experiments/s3t/fashion_mnist.json", _s3t()),
-        ("experiments/s3t/tofu.json", _tofu()),
-        ("experiments/lightweight_cnn/paper.py", _compact()),
-        ("experiments/lightweight_cnn/ablations.json", _compact_ablations()),
-        ("experiments/lightweight_cnn/slim.py", _compact_slim()),
-        ("benchmarks/results/exact_sizes.json", _exact_sizes()),
-        ("benchmarks/results", _benchmarks()),
-    ):
+def filled(readme: str, text: str) -> str:
+    """The text of a README with all its tables made anew.
+
+    Args:
+        readme: the file's path in the repository, a key of `TABLES`.
+        text: what it holds.
+    """
+    for mark, table in TABLES[readme].items():
         begin, end = f"<!-- table: {mark} -->\n", "\n<!-- end of table -->"
         before, after = text.split(begin)
-        text = before + begin + table + after[after.index(end) :]
+        text = before + begin + table() + after[after.index(end) :]
     return text
 
 
-def _digits() -> str:
-    console = Console(file=io.StringIO(), width=110)
-    console.print(unlearn.table(_read("experiments/digits/results.json")))
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return "```text\n" + "\n".join(line.rstrip() for line in lines).rstrip() + "\n```"
-
-
-def _baselines() -> str:
-    lines = [
-        "| forget set | method | KLOM forget | retain | val | acc % forget | retain | val | cost |",
-        "|---|---|---|---|---|---|---|---|---|",
+def _headlines() -> str:
+    """One number of each system that is there."""
+    digits, images = (read(f"experiments/{name}.json") for name in ("digits/results", "dmm/images"))
+    klom = {name: row["klom"]["forget"]["mean"] for name, row in digits["methods"].items()}
+    scratch = ("none", "retrain")
+    best = min((name for name in klom if name not in scratch), key=klom.__getitem__)
+    seeds = images["results"]["random 8"].values()
+    direct = mean(r["methods"]["dm_direct"]["klom"]["forget"]["mean"] for r in seeds)
+    floor = mean(r["floor"]["forget"]["mean"] for r in seeds)
+    tiny = read("experiments/retrain_equivalence/tiny.json")
+    slow = tiny["recency"]["ga"]
+    one, four = (
+        mean(s["budgets"][budget]["requests"]["mean"] for s in content["seeds"])
+        for content in [read("experiments/s3t/cifar10.json")]
+        for budget in "14"
+    )
+    mnist = read("experiments/lightweight_cnn/mnist.json")["recipes"]["paper"]
+    rows = [
+        (
+            _system("Baselines", "comparison", "baselines"),
+            "SCRUB, SSD, KLOM, NeurIPS 2023 epsilon",
+            f"digits: the best of six baselines has a forget KLOM of {klom[best]:.2f} ({best}); "
+            f"doing nothing {klom['none']:.2f}, floor {digits['floor']['forget']['mean']:.2f}",
+        ),
+        (
+            _system("Datamodel Matching", "comparison", "dmm"),
+            "[Attribute-to-Delete](https://arxiv.org/abs/2410.23232), ICLR 2025",
+            f"CIFAR-10, 8 images: a forget KLOM of {direct:.2f} (`dm_direct`), floor {floor:.2f}",
+        ),
+        (
+            _system("Orders of stages", "paths", "retrain_equivalence"),
+            "[On the Impossibility of Retrain Equivalence](https://arxiv.org/abs/2510.16629)",
+            f"a tiny transformer forgets a stage it saw first {slow['ratio']:.1f} times as far "
+            f"as one it saw last, the slowest in {slow['p4']} of {len(tiny['seeds'])} seeds",
+        ),
+        (
+            _system("S3T", "exact", "s3t"),
+            "[Sequence-aware Sharded Sliced Training](https://arxiv.org/abs/2406.16257), ICLR 2025",
+            f"{four:.1f} deletions before a new training with 4 orders of each of 5 shards, "
+            f"{one:.1f} with one",
+        ),
+        (
+            _system("Lightweight CNN", "compact", "lightweight_cnn"),
+            "[Building Efficient Lightweight CNN Models](https://arxiv.org/abs/2501.15547)",
+            f"MNIST: {percent(mnist['test_accuracy'])} % with {mnist['parameters']:,} parameters",
+        ),
     ]
-    for forget, result in _read("experiments/baselines/results.json").items():
-        for name, row in result["methods"].items():
-            klom = [f"{row['klom'][group]['mean']:.2f}" for group in unlearn.GROUPS]
-            accuracy = [f"{100 * row['accuracy'][group]:.1f}" for group in unlearn.GROUPS]
-            lines.append(_line(forget, name, *klom, *accuracy, f"{row['cost']:.3f}"))
-        floor = [f"{result['floor'][group]['mean']:.2f}" for group in unlearn.GROUPS]
-        lines.append(_line(forget, "*floor*", *floor, "", "", "", ""))
-    return "\n".join(lines)
+    lines = [line("system", "paper", "measured"), "|---" * 3 + "|"]
+    return "\n".join([*lines, *(line(*row) for row in rows)])
 
 
-def _tiny() -> str:
-    results = _read("experiments/retrain_equivalence/tiny.json")
-    positions = [f"p = {p}" for p in range(1, 5)]
-    lines = [_line("loss", *positions, "p = 4 slowest", "p = 1 / p = 4"), "|---" * 7 + "|"]
-    for loss, found in results["recency"].items():
-        scores = [row["forget"][loss] for row in results["seeds"]]
-        medians = [f"{statistics.median(of_path):.3f}" for of_path in zip(*scores, strict=True)]
-        slowest = f"{found['p4']} of {len(scores)}"
-        lines.append(_line(loss, *medians, slowest, f"{found['ratio']:.1f}"))
-    return "\n".join(lines)
-
-
-def _smollm2() -> str:
-    results = _read("experiments/retrain_equivalence/smollm2.json")
-    kept = [name for name in results["orders"][0] if name != results["forget"]]
-    headers = ["loss", "path", "phrases before", "forget score", "answers before", "their fall"]
-    headers += [f"utility {n}" for n in kept]
-    headers += ["Jeffreys to other paths", "distance to retrained: before", "after"]
-    lines = [_line(*headers), "|---" * len(headers) + "|"]
-    for loss, row in results["losses"].items():
-        n_others, answers = len(results["orders"]) - 1, row["answer_logp"][results["forget"]]
-        for i, order in enumerate(results["orders"]):
-            retrained = [
-                _mean(check[seed][i] for seed in range(len(check)))
-                for check in (row["distance_to_retrained"][0], row["distance_to_retrained"][-1])
-            ]
-            lines.append(
-                _line(
-                    loss,
-                    " > ".join(order),
-                    f"{_mean(seed[0] for seed in row['label_logp'][i]):.2f}",
-                    f"{_mean(row['forget_score'][i]):.3f}",
-                    f"{_mean(seed[0] for seed in answers[i]):.2f}",
-                    f"{_mean(seed[0] - seed[-1] for seed in answers[i]):.3f}",
-                    *(f"{_mean(row['utility'][name][i]):.3f}" for name in kept),
-                    f"{_mean(sum(seed[i]) / n_others for seed in row['jeffreys'][-1]):.3f}",
-                    *(f"{value:.0f}" for value in retrained),
-                )
-            )
-    return "\n".join(lines)
-
-
-def _s3t() -> str:
-    contents = [_read(f"experiments/s3t/{name}.json") for name in ("fashion_mnist", "cifar10")]
-    headers = [
-        "data",
-        *(f"{k} slices" for k in range(1, 5)),
-        "ordinary LoRA",
-        "bottom-up, 4 slices",
-    ]
-    lines = [_line(*headers), "|---" * len(headers) + "|"]
-    for content in contents:
-        own = content["summary"]
-        accuracies = [*own["accuracy_by_depth"], own["ordinary_lora"], own["bottom_up"][-1]]
-        lines.append(_line(content["data"], *(f"{value:.1f}" for value in accuracies)))
-    headers = ["data", "orders", "mean of 60 requests", "after 24", "after 24, living systems"]
-    headers += ["requests survived", "expected"]
-    lines += ["", _line(*headers), "|---" * len(headers) + "|"]
-    for content in contents:
-        for budget in "124":
-            own = [seed["budgets"][budget] for seed in content["seeds"]]
-            accuracies = [
-                content["summary"][name][budget]
-                for name in ("mean_over_requests", "after_24", "after_24_living")
-            ]
-            survived = _mean(row["requests"]["mean"] for row in own)
-            values = (*accuracies, survived, own[0]["expected"]["mean"])
-            lines.append(
-                _line(content["data"], f"B = {budget}", *(f"{value:.1f}" for value in values))
-            )
-    return "\n".join(lines)
-
-
-def _tofu() -> str:
-    content = _read("experiments/s3t/tofu.json")
-    headers = ["slices", "base", *map(str, range(1, 5))]
-    lines = [_line(*headers), "|---" * len(headers) + "|"]
-    for name, label in (("read", "that the prefix has read"), ("not read", "all others")):
-        values = [content["base"], *content["by_stages"][name]]
-        lines.append(_line(label, *(f"{value:.3f}" for value in values)))
-    headers = ["orders", "before", "after 12 requests", "after 24", "alive after 24", "survived"]
-    lines += ["", _line(*headers), "|---" * len(headers) + "|"]
-    for budget, own in content["budgets"].items():
-        scores = [f"{own['score'][i]:.3f}" for i in (0, 12, 24)]
-        alive = f"{100 * own['alive'][24]:.0f} %"
-        lines.append(_line(f"B = {budget}", *scores, alive, f"{own['requests']['mean']:.1f}"))
-    return "\n".join(lines)
-
-
-def _compact() -> str:
-    headers = ["data", "recipe", "parameters", "branches: clean, augmented", "unfrozen"]
-    headers += [
-        "after folds",
-        "folds, validation - test: all images, not trained on before",
-        "minutes",
-        "published",
-    ]
-    lines = [_line(*headers), "|---" * len(headers) + "|"]
-    published = {"mnist": "99", "fashion_mnist": "89", "cifar10": "65"}
-    for data, name in IMAGES.items():
-        for recipe, own in _read(f"experiments/lightweight_cnn/{data}.json")["recipes"].items():
-            branches = zip(*own["dual"]["test_accuracies"], strict=True)
-            lines.append(
-                _line(
-                    name,
-                    recipe,
-                    f"{own['parameters']:,}",
-                    ", ".join(_percent(_mean(values)) for values in branches),
-                    _percent(_mean(own["unfrozen_test_accuracies"])),
-                    _percent(own["test_accuracy"]),
-                    ", ".join(
-                        f"{100 * _mean(own['folds'][name]):+.2f}"
-                        for name in ("val_above_test", "unseen_above_test")
-                    ),
-                    f"{sum(own['seconds'].values()) / 60:.0f}",
-                    published[data] if recipe == "paper" else "98.98, its author's run",
-                )
-            )
-    return "\n".join(lines)
-
-
-def _compact_ablations() -> str:
-    lines = [_line("variant", "test accuracy", "of each seed"), "|---" * 3 + "|"]
-    for name, own in _read("experiments/lightweight_cnn/ablations.json")["results"].items():
-        if "mean" in own:
-            seeds = ", ".join(map(_percent, own["seeds"]))
-            lines.append(_line(name, _percent(own["mean"]), seeds))
-        else:
-            gaps = [f"{100 * own[gap]:+.2f}" for gap in ("val_above_test", "unseen_above_test")]
-            said = f"validation - test: {gaps[0]}; not trained on before: {gaps[1]}"
-            lines.append(_line(name, _percent(_mean(own["test"])), said))
-    return "\n".join(lines)
-
-
-def _compact_slim() -> str:
-    headers = ["data", "network", "parameters", "multiply-adds", "test accuracy", "of each seed"]
-    headers += ["epochs", "minutes for three"]
-    lines = [_line(*headers), "|---" * len(headers) + "|"]
-    for data, name in IMAGES.items():
-        content = _read(f"experiments/lightweight_cnn/slim-{data}.json")
-        for network, own in content["networks"].items():
-            lines.append(
-                _line(
-                    name,
-                    network,
-                    f"{own['parameters']:,}",
-                    f"{own['multiply_adds']:,}",
-                    _percent(own["test_accuracy"]),
-                    ", ".join(map(_percent, own["test_accuracies"])),
-                    str(len(own["slim"]["loss"][0])),
-                    f"{sum(own['seconds'].values()) / 60:.0f}",
-                )
-            )
-    return "\n".join(lines)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
+def _system(title: str, package: str, experiment: str) -> str:
+    manual, tables = f"jaxunlearn/{package}/README.md", f"experiments/{experiment}/README.md"
+    return f"{title}: [manual]({manual}), [tables]({tables})"
 
 
 def _exact_sizes() -> str:
     headers = ["m", "L", "B", "requests", "stages", "orders, MB", "base, MB"]
     headers += ["memory to train, MiB", "memory to serve, MiB"]
-    lines = [_line(*headers), "|---" * len(headers) + "|"]
-    for row in _read("benchmarks/results/exact_sizes.json")["rows"]:
+    lines = [line(*headers), "|---" * len(headers) + "|"]
+    record = read("benchmarks/results/exact_sizes.json")
+    for row in record["rows"]:
         sizes = [str(row[name]) for name in ("shards", "slices", "budget")]
         disk = [f"{row[name] / 1e6:.2f}" for name in ("order_bytes", "base_bytes")]
         peaks = [f"{row[name]:.0f}" for name in ("train_peak_mib", "serve_peak_mib")]
-        lines.append(_line(*sizes, f"{row['requests']:.1f}", str(row["stages"]), *disk, *peaks))
-    return "\n".join(lines)
+        lines.append(line(*sizes, f"{row['requests']:.1f}", str(row["stages"]), *disk, *peaks))
+    return "\n".join([*lines, "", _measured(record["machine"])])
 
 
-def _dmm_images() -> str:
-    lines = [
-        "| forget set | method | KLOM forget | retain | val | acc % forget | val | cost | shared |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    content = _read("experiments/dmm/images.json")
-    for forget, seeds in content["results"].items():
-        title = forget + (f", {len(seeds)} seeds" if len(seeds) > 1 else "")
-        names = list(next(iter(seeds.values()))["methods"])
-        rows = {name: [result["methods"][name] for result in seeds.values()] for name in names}
-        seed_0 = ", seed 0" if len(seeds) > 1 else ""
-        others = content["others"].get(forget, {})
-        rows |= {name + seed_0: [row] for name, row in others.items()}
-        for name, own in rows.items():
-            klom = [_mean(row["klom"][group]["mean"] for row in own) for group in unlearn.GROUPS]
-            accuracy = [_mean(row["accuracy"][group] for row in own) for group in ("forget", "val")]
-            lines.append(
-                _line(
-                    title,
-                    name,
-                    *(f"{value:.2f}" for value in klom),
-                    *(f"{100 * value:.1f}" for value in accuracy),
-                    f"{_mean(row['cost'] for row in own):.3f}",
-                    f"{_mean(row['cost_shared'] for row in own):.1f}",
-                )
-            )
-        floors = [result["floor"] for result in seeds.values()]
-        floor = [f"{_mean(f[group]['mean'] for f in floors):.2f}" for group in unlearn.GROUPS]
-        lines.append(_line(title, "*floor*", *floor, "", "", "", ""))
-    return "\n".join(lines)
-
-
-def _dmm_mixture() -> str:
-    seeds = _read("experiments/dmm/mixture.json")["seeds"]
-    lines = [
-        "| method | KLOM forget | retain | val | acc % val |",
-        "|---|---|---|---|---|",
-    ]
-    for name in seeds[0]["rows"]:
-        own = [seed["rows"][name] for seed in seeds]
-        klom = [f"{_mean(row[group] for row in own):.2f}" for group in unlearn.GROUPS]
-        lines.append(_line(name, *klom, f"{100 * _mean(row['accuracy'] for row in own):.1f}"))
-    return "\n".join(lines)
-
-
-def _dmm_convex() -> str:
-    seeds = _read("experiments/dmm/convex.json")["seeds"]
-    lines = ["| method | median | largest |", "|---|---|---|"]
-    for name in seeds[0]:
-        errors = sorted(seed[name] for seed in seeds)
-        lines.append(_line(name, f"{errors[len(errors) // 2]:.2g}", f"{errors[-1]:.2g}"))
-    return "\n".join(lines)
-
-
-def _mean(values: Iterable[float]) -> float:
-    return statistics.fmean(values)
-
-
-def _benchmarks() -> str:
+def _benchmarks(name: str) -> str:
     lines = [
         "| what | ours | peer | ratio | asked | with compile | memory, MiB | GEMM | gap |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in BENCHMARKS:
-        for row in _read(f"benchmarks/results/{name}.json")["rows"]:
-            ours, peer = row["ours"], row["peer"]
-            peaks = [side["peak_mib"] for side in (ours, peer)]
-            split = "x 2 data" in ours["note"]  # each batch
-            is_scaling = row["peer_name"].startswith(("1 device", "before doubling"))
-            target, of_peak = row["target"], row["of_gemm_peak"]
-            lines.append(
-                _line(
-                    row["name"],
-                    _time(ours["steady"]) + (", over 2 devices" if split else ""),
-                    f"{_time(peer['steady'])}, {row['peer_name']} ({peer['note']})",
-                    f"{row['ratio']:,.{2 if row['ratio'] < 1000 else 0}f}x",
-                    "shown only" if target is None else f"at least {target:g}x",
-                    f"{row['ratio_with_compile']:,.2f}x",
-                    "-" if None in peaks else "{:.0f} against {:.0f}".format(*peaks),
-                    "-" if of_peak is None else f"{100 * of_peak:.0f} %",
-                    "-" if is_scaling else f"{row['gap']:.0e}",
-                )
+    record = read(f"benchmarks/results/{name}.json")
+    for row in record["rows"]:
+        peaks = [row[side]["peak_mib"] for side in ("ours", "peer")]
+        is_scaling = row["peer_name"].startswith(("1 device", "before doubling"))
+        target, of_peak = row["target"], row["of_gemm_peak"]
+        lines.append(
+            line(
+                *_times(row),
+                "shown only" if target is None else f"at least {target:g}x",
+                f"{row['ratio_with_compile']:,.2f}x",
+                "-" if None in peaks else "{:.0f} against {:.0f}".format(*peaks),
+                "-" if of_peak is None else f"{100 * of_peak:.0f} %",
+                "-" if is_scaling else f"{row['gap']:.0e}",
             )
+        )
+    return "\n".join([*lines, "", _measured(record["machine"])])
+
+
+def _measured(machine: dict[str, Any]) -> str:
+    versions = machine["versions"]
+    return (
+        f"Measured on {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['gemm_gflops']:.0f} GFLOP/s in a matrix product, jax {versions['jax']}, "
+        f"torch {versions['torch']}."
+    )
+
+
+def _front_rows() -> str:
+    lines = ["| what | ours | peer | ratio | with compile |", "|---|---|---|---|---|"]
+    for name, what, peer in FRONT_ROWS:
+        rows = read(f"benchmarks/results/{name}.json")["rows"]
+        row = next(r for r in rows if r["name"].startswith(what) and r["peer_name"] == peer)
+        lines.append(line(*_times(row), f"{row['ratio_with_compile']:,.2f}x"))
     return "\n".join(lines)
+
+
+def _times(row: dict[str, Any]) -> list[str]:
+    """What was timed, both times, and their ratio."""
+    ours, peer = row["ours"], row["peer"]
+    split = "x 2 data" in ours["note"]  # each batch
+    note = f" ({peer['note']})" if peer["note"] else ""
+    return [
+        row["name"],
+        _time(ours["steady"]) + (", over 2 devices" if split else ""),
+        f"{_time(peer['steady'])}, {row['peer_name']}{note}",
+        f"{row['ratio']:,.{2 if row['ratio'] < 1000 else 0}f}x",
+    ]
 
 
 def _time(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.2f} ms"
 
 
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _rows_of(name: str) -> Callable[[], str]:
+    return lambda: _benchmarks(name)
 
 
-def _read(path: str) -> Any:
-    return json.loads((ROOT / path).read_text())
-
+# The tables of every README, each with the record that it shows.
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "experiments/digits/results.json": result_tables.digits,
+        "experiments": _headlines,
+        "benchmarks/results": _front_rows,
+    },
+    "experiments/digits/README.md": {
+        "experiments/digits/choose.json": result_tables.digits_settings
+    },
+    "experiments/baselines/README.md": {
+        "experiments/baselines/results.json": result_tables.baselines
+    },
+    "experiments/dmm/README.md": {
+        "experiments/dmm/images.json": result_tables.dmm_images,
+        "experiments/dmm/mixture.json": result_tables.dmm_mixture,
+        "experiments/dmm/convex.json": result_tables.dmm_convex,
+    },
+    "experiments/retrain_equivalence/README.md": {
+        "experiments/retrain_equivalence/tiny.json": result_tables.tiny,
+        "experiments/retrain_equivalence/smollm2.json": result_tables.smollm2,
+    },
+    "experiments/s3t/README.md": {
+        "experiments/s3t/fashion_mnist.json": result_tables.s3t,
+        "experiments/s3t/tofu.json": result_tables.tofu,
+    },
+    "experiments/lightweight_cnn/README.md": {
+        "experiments/lightweight_cnn/paper.py": result_tables.compact,
+        "experiments/lightweight_cnn/ablations.json": result_tables.compact_ablations,
+        "experiments/lightweight_cnn/slim.py": result_tables.compact_slim,
+    },
+    "benchmarks/README.md": {
+        **{
+            f"benchmarks/results/{name}.json": _rows_of(name)
+            for name in (
+                "ensemble",
+                "klom",
+                "images",
+                "dmm",
+                "language",
+                "paths",
+                "smollm2",
+                "exact",
+                "compact",
+            )
+        },
+        "benchmarks/results/exact_sizes.json": _exact_sizes,
+    },
+}
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
+    for readme in TABLES:
+        path = ROOT / readme
+        path.write_text(filled(readme, path.read_text()))

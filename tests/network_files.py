@@ -10,7 +10,7 @@ import pytest
 from jaxunlearn.core import tree
 from jaxunlearn.nn.files import safetensors
 from jaxunlearn.nn.language import decoder
-from jaxunlearn.nn.language.tensor_names import in_files
+from jaxunlearn.nn.language.tensor_names import GGUF
 
 LLAMA = decoder.Config(
     family="llama",
@@ -27,6 +27,7 @@ LLAMA = decoder.Config(
     bos=1,
     eos=(2, 5),
 )
+TARGETS = r"layers/(q|v|o|gate|up|down)/kernel"  # of adapters
 QWEN2 = dataclasses.replace(LLAMA, family="qwen2", qkv_bias=True, tied=True, eos=(2,), bos=None)
 QWEN3 = dataclasses.replace(LLAMA, family="qwen3", qk_norm=True, head_dim=16, eos=())
 SCALED = dataclasses.replace(
@@ -92,7 +93,7 @@ def write_gguf(file, config, params, kind=None, change=None, **metadata):
         getattr(writer, key)(value)
     tensors = {}
     for name, leaf in tree.named(params).items():
-        for i, tensor in enumerate(in_files(name, config.n_layers, gguf=True)):
+        for i, tensor in enumerate(GGUF.names(name, config.n_layers)):
             value = np.asarray(leaf[i] if name.startswith("layers/") else leaf)
             value = value.T if name.endswith("/kernel") else value
             if config.family == "llama" and name.split("/")[1] in ("q", "k"):

@@ -57,7 +57,9 @@ HERE, RUNS = Path(__file__).parent, Path("runs/s3t")
 SEEDS, BUDGETS, CHANCE = (0, 1, 2), (1, 2, 4), 0.1
 SHARDS, SLICES, CAPACITY, N_TEST, N_PUBLIC = 5, 4, 300, 5000, 20_000
 STREAMS, REQUESTS, LIFETIMES, COMPARED = 200, 60, 20_000, 24
-RECIPE = plans.Recipe(rank=8, alpha=16.0, learning_rate=4e-3, epochs=10, batch_size=32, dropout=0.0)
+RECIPE = plans.StageRecipe(
+    rank=8, alpha=16.0, learning_rate=4e-3, epochs=10, batch_size=32, dropout=0.0
+)
 ORDERS = orders.cyclic(SLICES, max(BUDGETS))
 S3T = plans.make(SHARDS, ORDERS, CAPACITY, recipe=RECIPE, layers_per_slice=2)
 PLANS = {

@@ -31,7 +31,7 @@ from jaxunlearn.core.loop import EarlyStop
 from jaxunlearn.core.losses import cross_entropy
 from jaxunlearn.core.model import Model, predict
 from jaxunlearn.core.stages import Stage
-from jaxunlearn.core.step import Metrics, Objective, TrainState, in_chunks, supervised
+from jaxunlearn.core.step import Metrics, Objective, TrainState, accumulated, supervised
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import augment
 from jaxunlearn.nn.images import dual_cnn
@@ -262,7 +262,7 @@ def branch_accuracies(pair: Pair, params: Tree, x: np.ndarray, y: np.ndarray) ->
 
 def _in_parts(objective: Objective) -> Objective:
     """On a CPU by parts of 32 images, whose activations its cache holds."""
-    return in_chunks(objective, 32) if jax.default_backend() == "cpu" else objective
+    return accumulated(objective, 32) if jax.default_backend() == "cpu" else objective
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from jaxunlearn.compact import schedules
-from jaxunlearn.core.checks import whole
+from jaxunlearn.core import checks
 from jaxunlearn.nn.images.dual_cnn import BRANCHES
 
 # Of (stages before the last, the last one), in epochs; only the author's code is primary.
@@ -31,10 +31,9 @@ class Warp:
 
     def __post_init__(self):
         for name in ("rotation", "zoom", "translation", "brightness"):
-            value, most = getattr(self, name), 1 if name == "zoom" else float("inf")
-            if not 0 <= value < most:
-                below = " and below 1" if name == "zoom" else ""
-                raise ValueError(f"warp: {name} is {value}; it must be at least 0{below}")
+            checks.at_least(
+                f"warp: {name}", getattr(self, name), 0, 1 if name == "zoom" else float("inf")
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +83,14 @@ class Recipe:
         for name in positive:
             value = getattr(self, name)
             if value is not None:
-                whole(name, value)
+                checks.whole(name, value)
         for name in ("learning_rate", "sgd_learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
-        if self.fold_mode != "none" and self.folds < 2:
-            raise ValueError(f"folds is {self.folds}; it must be at least 2")
-        allowed = {"heads": _HEADS, "fold_mode": ("independent", "continued", "none")}
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; {', '.join(values)} are allowed"
-                )
+            checks.positive(name, getattr(self, name))
+        checks.at_least("weight_decay", self.weight_decay, 0)
+        checks.one_of("heads", self.heads, _HEADS)
+        checks.one_of("fold_mode", self.fold_mode, ("independent", "continued", "none"))
+        if self.fold_mode != "none":
+            checks.whole("folds", self.folds, 2)
         layers = schedules.layers_of(self.schedule, self.last_k)
         if not isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", layers)

@@ -11,7 +11,7 @@ import optax
 from jaxunlearn.compact import fitting
 from jaxunlearn.compact.recipe import Warp
 from jaxunlearn.core import cohort, optimizers, stages
-from jaxunlearn.core.checks import whole
+from jaxunlearn.core.checks import at_least, whole
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.stages import Stage
@@ -43,8 +43,7 @@ class SlimRecipe:
         for name in ("epochs", "batch_size"):
             whole(name, getattr(self, name))
         for name in ("learning_rate", "weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+            at_least(name, getattr(self, name), 0)
 
 
 def train(

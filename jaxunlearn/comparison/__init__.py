@@ -1,6 +1,6 @@
 """The main job: many models forget by several methods, and retrained oracles judge them.
 
-`attribute` is its sister: which training points a model's answers depend on.
+.. include:: README.md
 """
 
 from typing import TYPE_CHECKING

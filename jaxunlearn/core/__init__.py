@@ -9,7 +9,7 @@ The contract (every other package builds on it; whoever changes it changes every
 - `Objective`: `objective(params, stats, shared, batch, key) -> (loss, (stats, metrics))`, pure.
   `step.weighted_sum({name: (weight, objective)})` composes objectives: the batch is a dict by the
   same names, keys are folded by name, stats are threaded in order, metrics are prefixed.
-  `step.in_chunks(objective, size)` accumulates the gradient over parts of a batch.
+  `step.accumulated(objective, size)` accumulates the gradient over parts of a batch.
 - `Step`: `step(state, shared, batch, key) -> (state, metrics)`. `state` is any pytree the method
   needs; `TrainState(params, opt_state, stats, step, extra)` is the default, and its `params` are
   the *trainable part*. `shared` is everything read but not trained by this step (frozen weights, a
@@ -44,6 +44,8 @@ What "equal" means:
 | another number of devices that share each batch (mesh axis `data`)    | the same               |
 | metrics with bins (KLOM)                                             | margins and means are  |
 |                                                                      | compared, not points   |
+
+.. include:: README.md
 """
 
 from typing import TYPE_CHECKING
@@ -51,28 +53,30 @@ from typing import TYPE_CHECKING
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
-    from jaxunlearn.core.loop import EarlyStop
-    from jaxunlearn.core.model import Model
-    from jaxunlearn.core.stages import Stage
-    from jaxunlearn.core.step import TrainState
-
-__all__ = ["EarlyStop", "Model", "Stage", "TrainState"]
+    from jaxunlearn.core.loop import EarlyStop as EarlyStop
+    from jaxunlearn.core.model import Model as Model
+    from jaxunlearn.core.stages import Stage as Stage
+    from jaxunlearn.core.step import TrainState as TrainState
 
 __getattr__, __dir__ = exports(
     __name__,
     (
         "adapters",
         "checkpoint",
+        "checks",
+        "chunks",
         "cohort",
         "disk",
         "ema",
         "ensemble",
+        "finite",
         "keys",
         "loop",
         "losses",
         "mesh",
         "model",
         "optimizers",
+        "pixels",
         "products",
         "records",
         "sources",

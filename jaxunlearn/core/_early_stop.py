@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.core import tree
+from jaxunlearn.core import checks, tree
 from jaxunlearn.core.step import Metrics, TrainState
 from jaxunlearn.core.tree import Tree
 
@@ -37,15 +37,10 @@ class EarlyStop:
     mode: Literal["min", "max"] = "min"
 
     def __post_init__(self):
-        if self.patience < 1:
-            raise ValueError(f"EarlyStop: patience is {self.patience}; it must be at least 1")
-        if self.min_delta < 0 or self.start < 0:
-            raise ValueError(
-                f"EarlyStop: min_delta is {self.min_delta} and start is {self.start}; "
-                "neither may be negative"
-            )
-        if self.mode not in ("min", "max"):
-            raise ValueError(f"EarlyStop: mode is {self.mode!r}; it must be 'min' or 'max'")
+        checks.whole("EarlyStop: patience", self.patience)
+        checks.at_least("EarlyStop: min_delta", self.min_delta, 0)
+        checks.whole("EarlyStop: start", self.start, 0)
+        checks.one_of("EarlyStop: mode", self.mode, ("min", "max"))
 
 
 @jax.tree_util.register_dataclass

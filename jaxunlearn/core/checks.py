@@ -1,15 +1,40 @@
-"""Checks of arguments."""
+"""Checks of arguments: each returns the value, or raises a ValueError that says what is allowed."""
 
+import math
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
     """A whole number that is large enough."""
     try:
-        found = operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise ValueError(f"{name} is {value!r}; a whole number is needed") from None
-    if found < least:
-        raise ValueError(f"{name} is {found}; it must be at least {least}")
-    return found
+    return at_least(name, number, least)
+
+
+def at_least(name: str, value: Any, least: float, below: float = math.inf) -> Any:
+    """A number that is large enough, and finite or below a bound."""
+    if not least <= value < below:
+        bound = "" if below == math.inf else f" and below {below}"
+        bound = bound or (" and finite" if value == math.inf else "")
+        raise ValueError(f"{name} is {value}; it must be at least {least}{bound}")
+    return value
+
+
+def positive(name: str, value: Any) -> Any:
+    """A finite number above 0."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; it must be above 0 and finite")
+    return value
+
+
+def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:
+    """One of the values that are allowed."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        names = ", ".join(map(str, allowed))
+        raise ValueError(f"{name} is {value!r}; {names} are allowed")
+    return value

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxunlearn.core import checks, tree
 from jaxunlearn.core import mesh as meshes
-from jaxunlearn.core import tree
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.tree import Tree
 
@@ -60,7 +60,7 @@ def lanes(fn: Callable[[Any, Any], Tree], mesh: Mesh, mode: Mode = "vmap") -> "P
     """
 
     def one_lane(shared: Any, members: Any) -> Tree:
-        members = _unpack_keys(jax.tree.map(lambda x: x[0], members))
+        members = _unpack_keys(tree.take(members, 0))
         if mode == "vmap":
             results = jax.vmap(fn, in_axes=(None, 0))(shared, members)
         else:
@@ -147,10 +147,8 @@ def run(
     sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(members)}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"members have leading axes {sorted(sizes)}; they need one, at least 1")
-    if width < 1:
-        raise ValueError(f"width is {width}; it must be at least 1")
-    if mode not in ("vmap", "map"):
-        raise ValueError(f"mode is {mode!r}; it must be 'vmap' or 'map'")
+    checks.whole("width", width)
+    checks.one_of("mode", mode, ("vmap", "map"))
     n_members = sizes.pop()
     mesh = mesh or meshes.make({"models": 1})
     n_lanes = -(-n_members // width)
@@ -239,4 +237,4 @@ def _take_lanes(members: Any, group: list[int], width: int, n_members: int) -> A
     """Members of some lanes, leading axes [lanes, width]; the last member pads the last lane."""
     index = np.array([np.arange(i * width, (i + 1) * width) for i in group])
     index = np.minimum(index, n_members - 1)
-    return jax.tree.map(lambda leaf: leaf[index], members)
+    return tree.take(members, index)

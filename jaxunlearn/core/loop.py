@@ -14,13 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jaxunlearn.core import tree
 from jaxunlearn.core._early_stop import EarlyStop, Tracker, restore_best, start_trackers, track
+from jaxunlearn.core.checks import whole
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.mesh import split_batch
 from jaxunlearn.core.sources import as_source, blocks_of
 from jaxunlearn.core.step import Metrics, Step, TrainState
 
 __all__ = [
+    "Checks",
     "EarlyStop",
     "Progress",
     "Result",
@@ -51,6 +54,47 @@ class Progress:
     done: jax.Array
     trackers: tuple[Tracker, ...]
     stopped: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Checks:
+    """When a run is evaluated, and what that decides.
+
+    Attributes:
+        evaluate: `evaluate(state, shared) -> metrics`, traced.
+        every: steps between two checks; there is one after the last step too.
+        stops: early stopping on metrics of `evaluate`.
+        at_start: whether there is a check before the first step.
+    """
+
+    evaluate: Evaluate | None = None
+    every: int = 1
+    stops: tuple[EarlyStop, ...] = ()
+    at_start: bool = False
+
+    def __post_init__(self):
+        whole("every", self.every)
+        if self.evaluate is None and (self.stops or self.at_start):
+            name = "stops: early stopping" if self.stops else "check_start: a check"
+            raise ValueError(f"{name} needs evaluate=..., which computes its metric")
+
+    def block(self, n_steps: int, block: int | None) -> int:
+        """Steps of one compiled call, by default all of them."""
+        block = min(whole("n_steps", n_steps), n_steps if block is None else whole("block", block))
+        if block < n_steps and block % self.every:
+            raise ValueError(
+                f"n_steps is {n_steps} and block is {block}; block must be n_steps or a multiple "
+                f"of every={self.every}"
+            )
+        return block
+
+    def ragged(self, n_steps: int) -> bool:
+        """Whether a stretch of such a run has fewer than `every` steps: the last, or the start."""
+        return self.at_start or n_steps % self.every > 0
+
+    def most(self, n_steps: int) -> int:
+        """The most checks in so many steps from the start."""
+        return -(-n_steps // self.every) + self.at_start
 
 
 class Result(NamedTuple):
@@ -103,6 +147,7 @@ def run(
     evaluate: Evaluate | None = None,
     every: int = 1,
     stops: tuple[EarlyStop, ...] = (),
+    check_start: bool = False,
     block: int | None = None,
     callback: Callable[[Progress, Metrics, Metrics], None] | None = None,
     resume: Progress | None = None,
@@ -119,9 +164,10 @@ def run(
         data: a source (see `core.sources`).
         key: a typed key.
         n_steps: the largest number of steps.
-        evaluate: `evaluate(state, shared) -> metrics`, traced, called after every `every` steps.
-        every: steps between two checks; `n_steps` and `block` must be multiples of it.
-        stops: early stopping on metrics of `evaluate`.
+        evaluate: see `Checks`; so are `every`, `stops` and `check_start`.
+        every: steps between two checks; the last stretch may be shorter, `block` is a multiple.
+        stops: early stopping.
+        check_start: whether there is a check before the first step.
         block: steps of one compiled call; by default all of them. `HostBlocks` have their own.
         callback: called between blocks with the progress and the block's metrics and checks. The
             next block takes the progress's buffers: copy what is to outlive the call.
@@ -131,28 +177,22 @@ def run(
         ValueError: lengths that do not fit, an unknown metric, overlapping restore patterns, blocks
             of the host that end too early.
     """
-    block = n_steps if block is None else min(block, n_steps)
-    _check_lengths(n_steps, every, block, stops, evaluate)
-    progress = resume if resume is not None else start(state, stops)
-    progress = jax.tree.map(jnp.copy, progress)
-    next_block = functools.partial(
-        advance, step=step, evaluate=evaluate, every=every, stops=tuple(stops)
-    )
+    checks = Checks(evaluate, every, tuple(stops), check_start)
+    block = checks.block(n_steps, block)
+    progress = jax.tree.map(jnp.copy, start(state, stops) if resume is None else resume)
     history: list[tuple[Metrics, Metrics]] = []
     taken = 0 if resume is None else int(progress.done)
-    blocks = blocks_of(data, block, taken, every)
-    while taken < n_steps and (taken == 0 or not bool(progress.stopped)):
+    blocks, stopped = blocks_of(data, block, taken, every), taken > 0 and bool(progress.stopped)
+    while taken < n_steps and not stopped:
         source, size = next(blocks, (None, 0))
         if source is None:
             raise ValueError(f"data: the blocks ended after step {taken} of {n_steps}")
-        progress, metrics, checks = next_block(progress, shared, source, key, n_steps, block=size)
+        how = {"step": step, "checks": checks, "ragged": checks.ragged(n_steps), "block": size}
+        progress, *values = advance(progress, shared, source, key, n_steps, **how)
         if any(isinstance(x, Tracer) for x in (progress.done, progress.stopped)):
-            # Inside jit or vmap the host cannot look, and one block leaves nothing to decide.
-            if size != n_steps:
-                raise ValueError(f"block is {block}; inside a traced function it must be n_steps")
-            return _result(progress, metrics, checks)
-        now = int(progress.done)
-        history.append(_trim(metrics, checks, now - taken, every))
+            return _whole(progress, values, size, n_steps)
+        now, stopped = int(progress.done), bool(progress.stopped)
+        history.append(_trim(checks, taken, now, *values))
         taken = now
         if callback is not None:
             callback(progress, *history[-1])
@@ -165,9 +205,7 @@ def start(state: TrainState, stops: tuple[EarlyStop, ...] = ()) -> Progress:
     return Progress(state, jnp.zeros((), jnp.int32), trackers, jnp.zeros((), bool))
 
 
-@functools.partial(
-    jax.jit, static_argnames=("step", "evaluate", "every", "stops", "block"), donate_argnums=0
-)
+@functools.partial(jax.jit, static_argnames=("step", "checks", "block", "ragged"), donate_argnums=0)
 def advance(
     progress: Progress,
     shared: Any,
@@ -176,10 +214,9 @@ def advance(
     limit: int,
     *,
     step: Step,
-    evaluate: Evaluate | None,
-    every: int,
-    stops: tuple[EarlyStop, ...],
+    checks: Checks,
     block: int,
+    ragged: bool = False,
 ) -> tuple[Progress, Metrics, Metrics]:
     """At most `block` steps, fewer at the limit or when stopped: one compiled call of `run`.
 
@@ -189,57 +226,85 @@ def advance(
         source: on the device, with `plan` and `gather`.
         key: see `run`.
         limit: steps of the whole run.
-        step: see `run`, and likewise the others.
-        evaluate: after every `every` steps.
-        every: divides `block`.
-        stops: those of `progress`.
+        step: see `run`.
+        checks: when to evaluate; their `stops` are those of `progress`.
         block: steps.
+        ragged: whether stretches may have fewer than `checks.every` steps, see `Checks.ragged`.
 
     Returns:
-        The progress, metrics with a leading axis `block`, and checks with one of `block // every`;
-        those of steps that were not taken are NaN (0 for integers).
+        The progress, metrics with a leading axis `block`, and checks with one of
+        `checks.most(block)`; those of steps that were not taken are NaN (0 for integers).
     """
-    n_checks = block // every
-    numbers = progress.done + jnp.arange(block, dtype=jnp.int32)
-    reads = (shared, source, key, numbers, source.plan(fold(key, "data"), numbers))
-
-    @functools.partial(jax.jit, inline=True)  # traced once, for its shapes and for the loop
-    def stretch(progress: Progress, check: jax.Array, reads: Any):
-        """`every` steps and one check."""
-        shared, source, key, numbers, rows = reads
-        xs = jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, check * every, every), (numbers, rows)
-        )
-        state, metrics = jax.lax.scan(_body(step, shared, source, key), progress.state, xs)
-        values = {} if evaluate is None else evaluate(state, shared)
-        number = (progress.done // every).astype(jnp.int32)
-        trackers = tuple(
-            track(tracker, stop, values, number, state)
-            for tracker, stop in zip(progress.trackers, stops, strict=True)
-        )
-        stopped = jnp.zeros((), bool)
-        for tracker, stop in zip(trackers, stops, strict=True):
-            stopped = stopped | (tracker.wait >= stop.patience)
-        return Progress(state, progress.done + every, trackers, stopped), metrics, values
-
+    n_checks, first = checks.most(block), progress.done
+    length = -(-block // checks.every) * checks.every
+    numbers = first + jnp.arange(length, dtype=jnp.int32)
+    rows = source.plan(fold(key, "data"), numbers)
+    reads = (shared, source, key, limit, first, (numbers, rows))
+    # Traced once, for its shapes and for the loop.
+    stretch = jax.jit(functools.partial(_stretch, step, checks, ragged), inline=True)
     _, *shapes = jax.eval_shape(stretch, progress, jnp.zeros((), jnp.int32), reads)
-    empty = jax.tree.map(lambda s: _empty((n_checks, *s.shape), s.dtype), tuple(shapes))
+    metrics = jax.tree.map(lambda s: _empty((length, *s.shape[1:]), s.dtype), shapes[0])
+    values = jax.tree.map(lambda s: _empty((n_checks, *s.shape), s.dtype), shapes[1])
 
     def unfinished(carry):
-        progress, check, _ = carry
-        return (check < n_checks) & (progress.done < limit) & ~progress.stopped
+        progress, *_ = carry
+        return (progress.done < jnp.minimum(first + block, limit)) & ~progress.stopped
 
     def go_on(carry):
-        progress, check, buffers = carry
-        progress, *values = stretch(progress, check, reads)
-        buffers = jax.tree.map(lambda b, v: b.at[check].set(v), buffers, tuple(values))
-        return progress, check + 1, buffers
+        progress, check, (metrics, values) = carry
+        at = progress.done - first
+        progress, new_metrics, new_values = stretch(progress, check, reads)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=0)
+        metrics = jax.tree.map(lambda b, v: put(b, v), metrics, new_metrics)
+        values = jax.tree.map(lambda b, v: b.at[check].set(v), values, new_values)
+        return progress, check + 1, (metrics, values)
 
-    progress, _, (metrics, checks) = jax.lax.while_loop(
-        unfinished, go_on, (progress, jnp.zeros((), jnp.int32), empty)
+    start = (progress, jnp.zeros((), jnp.int32), (metrics, values))
+    progress, _, (metrics, values) = jax.lax.while_loop(unfinished, go_on, start)
+    return progress, jax.tree.map(lambda x: x[:block], metrics), values
+
+
+def _stretch(
+    step: Step, checks: Checks, ragged: bool, progress: Progress, check: jax.Array, reads: Any
+) -> tuple[Progress, Metrics, Metrics]:
+    """Steps up to a check, and the check."""
+    shared, source, key, limit, first, xs = reads
+    every, done = checks.every, progress.done
+    xs = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, done - first, every), xs)
+    body, number, taken = _body(step, shared, source, key), done // every, every
+    if ragged:
+        taken = jnp.minimum(every, limit - done)
+        if checks.at_start:
+            is_start = (done == 0) & (check == 0)
+            taken, number = jnp.where(is_start, 0, taken), number + 1 - is_start
+        state, metrics = _some_steps(body, progress.state, xs, taken)
+    else:
+        state, metrics = jax.lax.scan(body, progress.state, xs)
+    values = {} if checks.evaluate is None else checks.evaluate(state, shared)
+    number = number.astype(jnp.int32)
+    trackers = tuple(
+        track(tracker, stop, values, number, state)
+        for tracker, stop in zip(progress.trackers, checks.stops, strict=True)
     )
-    metrics = jax.tree.map(lambda x: x.reshape(block, *x.shape[2:]), metrics)
-    return progress, metrics, checks
+    stopped = jnp.zeros((), bool)
+    for tracker, stop in zip(trackers, checks.stops, strict=True):
+        stopped = stopped | (tracker.wait >= stop.patience)
+    done = (done + taken).astype(jnp.int32)
+    return Progress(state, done, trackers, stopped), metrics, values
+
+
+def _some_steps(body: Any, state: Any, xs: Any, taken: jax.Array) -> tuple[Any, Metrics]:
+    """The first `taken` of some steps; metrics of all, NaN where none was taken."""
+    n_steps = len(jax.tree.leaves(xs)[0])
+    _, shapes = jax.eval_shape(body, state, tree.take(xs, 0))
+    empty = jax.tree.map(lambda s: _empty((n_steps, *s.shape), s.dtype), shapes)
+
+    def take(i: jax.Array, carry: Any) -> Any:
+        state, metrics = carry
+        state, new = body(state, tree.take(xs, i))
+        return state, jax.tree.map(lambda m, v: m.at[i].set(v), metrics, new)
+
+    return jax.lax.fori_loop(0, taken, take, (state, empty))
 
 
 def _body(step: Step, shared: Any, source: Any, key: Key):
@@ -271,11 +336,19 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jnp.full(shape, jnp.nan, dtype) if inexact else jnp.zeros(shape, dtype)
 
 
-def _trim(metrics: Metrics, checks: Metrics, taken: int, every: int) -> tuple[Metrics, Metrics]:
-    return (
-        jax.tree.map(lambda x: x[:taken], metrics),
-        jax.tree.map(lambda x: x[: taken // every], checks),
-    )
+def _trim(
+    checks: Checks, before: int, after: int, metrics: Metrics, values: Metrics
+) -> tuple[Metrics, Metrics]:
+    taken = after - before
+    made = checks.most(taken) if before == 0 else -(-taken // checks.every)
+    return tree.take(metrics, slice(taken)), tree.take(values, slice(made))
+
+
+def _whole(progress: Progress, values: list[Metrics], size: int, n_steps: int) -> Result:
+    """Inside jit or vmap the host cannot look, and one block leaves nothing to decide."""
+    if size != n_steps:
+        raise ValueError(f"block is {size}; inside a traced function it must be n_steps")
+    return _result(progress, *values)
 
 
 def _concatenate(history: list[tuple[Metrics, Metrics]]) -> tuple[Metrics, Metrics]:
@@ -283,14 +356,3 @@ def _concatenate(history: list[tuple[Metrics, Metrics]]) -> tuple[Metrics, Metri
         return {}, {}
     metrics, checks = jax.tree.map(lambda *xs: jnp.concatenate(xs), *history)
     return metrics, checks
-
-
-def _check_lengths(n_steps, every, block, stops, evaluate) -> None:
-    if n_steps < 1 or every < 1:
-        raise ValueError(f"n_steps is {n_steps} and every is {every}; both must be at least 1")
-    if n_steps % every or block % every:
-        raise ValueError(
-            f"n_steps is {n_steps} and block is {block}; both must be multiples of every={every}"
-        )
-    if stops and evaluate is None:
-        raise ValueError("stops: early stopping needs evaluate=..., which computes its metric")

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
+from jaxunlearn.core import chunks
 from jaxunlearn.core.keys import Key
 from jaxunlearn.core.tree import Tree
 
@@ -39,15 +39,7 @@ def predict(model: Model, params: Tree, stats: Tree, x: jax.Array, chunk: int = 
     Returns:
         Outputs, [n, ...].
     """
-    n = x.shape[0]
-    if n <= chunk:
-        return model.apply(params, stats, x)[0]
-    n_chunks = -(-n // chunk)
-    # Chunks of equal size; what the repeated last row gives is dropped.
-    size = -(-n // n_chunks)
-    rows = jnp.minimum(jnp.arange(n_chunks * size), n - 1).reshape(n_chunks, size)
-    outputs = jax.lax.map(lambda rows: model.apply(params, stats, x[rows])[0], rows)
-    return outputs.reshape(n_chunks * size, *outputs.shape[2:])[:n]
+    return chunks.mapped(lambda part: model.apply(params, stats, part)[0], x, chunk)
 
 
 def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.core import checkpoint, loop, tree
+from jaxunlearn.core import checkpoint, checks, loop, tree
 from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.loop import EarlyStop, Evaluate
@@ -62,16 +62,9 @@ class Stage:
     def __post_init__(self):
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"Stage: name is {self.name!r}; use letters, digits, '.', '_', '-'")
-        if self.optimizer_state not in ("fresh", "carry"):
-            raise ValueError(
-                f"Stage {self.name}: optimizer_state is {self.optimizer_state!r}; "
-                "it must be 'fresh' or 'carry'"
-            )
-        if self.seed_by not in ("occurrence", "prefix"):
-            raise ValueError(
-                f"Stage {self.name}: seed_by is {self.seed_by!r}; "
-                "it must be 'occurrence' or 'prefix'"
-            )
+        allowed = {"optimizer_state": ("fresh", "carry"), "seed_by": ("occurrence", "prefix")}
+        for field, values in allowed.items():
+            checks.one_of(f"Stage {self.name}: {field}", getattr(self, field), values)
 
 
 class Trained(NamedTuple):

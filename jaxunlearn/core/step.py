@@ -105,7 +105,7 @@ def with_frozen(objective: Objective) -> Objective:
 
 
 @functools.cache
-def in_chunks(objective: Objective, size: int) -> Objective:
+def accumulated(objective: Objective, size: int) -> Objective:
     """Gradient accumulation: the same objective, computed for a part of the batch at a time.
 
     Activations of one part are alive at once: less memory, and a CPU's cache may hold them. The

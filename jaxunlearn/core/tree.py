@@ -6,9 +6,11 @@ expression that must match the whole name; a tuple of patterns selects what any 
 
 import hashlib
 import re
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Tree: TypeAlias = Any  # a pytree of arrays, usually nested dicts with string keys
@@ -99,6 +101,21 @@ def combine(first: Tree, second: Tree) -> Tree:
         return b if a is None else a
 
     return jax.tree.map(fill, first, second, is_leaf=lambda leaf: leaf is None)
+
+
+def stack(trees: Iterable[Tree]) -> Tree:
+    """Equal trees as one with a new leading axis; NumPy arrays stay on the host."""
+
+    def joined(*leaves: Any) -> Any:
+        on_host = all(isinstance(leaf, np.ndarray | np.generic) for leaf in leaves)
+        return np.stack(leaves) if on_host else jnp.stack(leaves)
+
+    return jax.tree.map(joined, *trees)
+
+
+def take(tree: Tree, index: Any) -> Tree:
+    """Of every leaf what an index, slice or array selects on its leading axis."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def digest(tree: Tree) -> str:

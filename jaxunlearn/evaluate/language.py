@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.core import chunks
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import text
@@ -86,9 +87,7 @@ def answer_stats(
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
 def stats_in_chunks(model: Model, params: Tree, rows: Any, *, chunk: int = 8) -> TokenStats:
     """`likelihood.token_stats` of any number of rows, compiled, a chunk at a time."""
-    return likelihood.in_chunks(
-        lambda part: likelihood.token_stats(model, params, part), rows, chunk
-    )
+    return chunks.mapped(lambda part: likelihood.token_stats(model, params, part), rows, chunk)
 
 
 def of_answer(stats: TokenStats, number: int | slice) -> TokenStats:
@@ -140,7 +139,7 @@ def tofu(
             f"{name}_rouge": float(np.mean(recalls[name])),
             f"{name}_truth_ratio": measures.truth_ratio_of_others(ratio),
         }
-    own, nll = of_answer(stats["forget"], 0), answer_nll(stats["forget"])
+    answer, nll = of_answer(stats["forget"], 0), answer_nll(stats["forget"])
     ratios = measures.truth_ratio(nll[:, 1], nll[:, 2:])
     return {
         "parts": parts,
@@ -149,8 +148,8 @@ def tofu(
             "probability": float(np.exp(-nll[:, 0]).mean()),
             "rouge": float(np.mean(recalls["forget"])),
             "truth_ratio": measures.truth_ratio_of_forgotten(ratios),
-            "exact_memorization": float(np.nanmean(memorization.exact_memorization(own))),
-            "extraction_strength": float(memorization.extraction_strength(own).mean()),
+            "exact_memorization": float(np.nanmean(memorization.exact_memorization(answer))),
+            "extraction_strength": float(memorization.extraction_strength(answer).mean()),
             "ratios": ratios,
         },
     }
@@ -219,11 +218,9 @@ def continuations(
         n_tokens: the most tokens of each.
         batch: prompts computed together.
     """
-    found = []
-    for at in range(0, len(prompts), batch):
-        # The last batch is filled up, so that one program serves all.
-        rows = np.minimum(np.arange(at, at + batch), len(prompts) - 1)
+    decoded = []
+    for rows, size in chunks.blocks(len(prompts), batch):
         tokens = generate(config, params, jnp.asarray(prompts[rows]), mask[rows], n_tokens)
         texts = [tokenizer.decode(row.tolist()) for row in np.asarray(tokens)]
-        found += texts[: len(prompts) - at]
-    return found
+        decoded += texts[:size]
+    return decoded

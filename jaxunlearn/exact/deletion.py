@@ -5,7 +5,7 @@ slice comes p-th the first p - 1 stages stay. Every shard answers with its longe
 with the mean over its living shards. Nothing is trained, and nothing but this bookkeeping changes.
 """
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,10 @@ from jaxunlearn.exact.lifetimes import (
     retention_if_independent,
     uniform,
 )
-from jaxunlearn.exact.simulation import depths, requests, simulate
+from jaxunlearn.lazy import exports
+
+if TYPE_CHECKING:
+    from jaxunlearn.exact.simulation import depths, requests, simulate
 
 __all__ = [
     "Lifetime",
@@ -36,6 +39,11 @@ __all__ = [
     "surviving",
     "uniform",
 ]
+
+# Streams of requests are computed by JAX; what only asks which stages are left need not load it.
+__getattr__, _ = exports(
+    "jaxunlearn.exact", (), dict.fromkeys(("depths", "requests", "simulate"), "simulation")
+)
 
 
 class Served(NamedTuple):

@@ -16,7 +16,7 @@ Prefix = tuple[int, tuple[int, ...]]  # a shard, and the first slices of one of 
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class StageRecipe:
     """How one stage trains; defaults are those of S3T for ViT-base (official code).
 
     Attributes:
@@ -52,10 +52,10 @@ class Recipe:
             raise ValueError(f"augment has {sorted(unknown)}; crop and flip are allowed")
 
 
-def recipe_of(record: dict[str, Any]) -> Recipe:
+def recipe_of(record: dict[str, Any]) -> StageRecipe:
     """A recipe from its JSON-like form."""
     fields: dict[str, Any] = record | {"augment": tuple(record["augment"])}
-    return Recipe(**fields)
+    return StageRecipe(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Plan:
 
     orders: tuple[tuple[tuple[int, ...], ...], ...]
     capacity: int
-    recipe: Recipe = Recipe()
+    recipe: StageRecipe = StageRecipe()
     layers_per_slice: int = 1
     direction: Literal["top_down", "bottom_up"] = "top_down"
     lane_width: int = 1

@@ -25,7 +25,7 @@ from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.step import gradient_step, init_state
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import augment, batches
-from jaxunlearn.exact.plan import Plan, Prefix, Recipe
+from jaxunlearn.exact.plan import Plan, Prefix, StageRecipe
 from jaxunlearn.exact.sliceable import Network
 
 Stage = dict[str, Any]  # `adapter`: matrices of one group by name, `head`: the output layer
@@ -174,7 +174,7 @@ def stage_of(plan: Plan, order: Stage, level: int) -> Stage:
     return stage
 
 
-def augmentation(recipe: Recipe) -> Callable[[Key, jax.Array], jax.Array]:
+def augmentation(recipe: StageRecipe) -> Callable[[Key, jax.Array], jax.Array]:
     """A function of a key and images [n, H, W, C]."""
 
     def crop(key: Key, x: jax.Array) -> jax.Array:

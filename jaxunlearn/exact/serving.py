@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn.core import adapters
+from jaxunlearn.core import adapters, chunks
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.exact.deletion import Served
 from jaxunlearn.exact.plan import Plan
@@ -138,7 +138,6 @@ def _parts(
     """Outputs [m, n, ...] of one chunk after the other."""
     run, n = outputs(network, plan.program), len(examples["x"])
     base, own = jax.device_put((base, own))
-    for at in range(0, n, chunk):
-        rows = np.minimum(np.arange(at, at + chunk), n - 1)  # one program for all chunks
+    for rows, size in chunks.blocks(n, chunk):
         part = run(base, own, {name: np.asarray(leaf)[rows] for name, leaf in examples.items()})
-        yield np.asarray(part)[:, : n - at]
+        yield np.asarray(part)[:, :size]

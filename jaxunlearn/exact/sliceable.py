@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,11 @@ from jaxunlearn.data.text import Sequences
 from jaxunlearn.nn.images import vit
 from jaxunlearn.nn.language import decoder, likelihood
 
+Config: TypeAlias = vit.Config | decoder.Config
 Read = Callable[[Tree, jax.Array, Any], Any]  # (params, residual stream, examples without x)
 
 LANGUAGE_TARGETS = r"layers/(q|k|v|o|gate|up|down)/kernel"  # what S3T adapts in Llama
+IMAGE_TARGETS = r"layers/(q|v)/kernel"  # what S3T adapts in a ViT
 
 _UNROLL = 8  # layers in one turn of a loop: a third faster on a CPU than one, gradients included
 
@@ -73,7 +75,7 @@ def of_vit(config: vit.Config) -> Network:
         own = losses.cross_entropy(logits(params, hidden, rest), rest["y"])
         return own, jnp.ones_like(own)
 
-    return Network(model, config.n_layers, vit.LORA_TARGETS, ("y",), (), True, nll, logits)
+    return Network(model, config.n_layers, IMAGE_TARGETS, ("y",), (), True, nll, logits)
 
 
 @functools.cache
@@ -101,3 +103,26 @@ def of_decoder(config: decoder.Config) -> Network:
     return Network(
         model, config.n_layers, LANGUAGE_TARGETS, arrays, arrays, False, sums, probabilities
     )
+
+
+def network_of(config: Config) -> Network:
+    """The network that a config describes."""
+    return of_vit(config) if isinstance(config, vit.Config) else of_decoder(config)
+
+
+def record_of(config: Config) -> dict[str, Any]:
+    """A config, JSON-like, as a store keeps it."""
+    kind = "vit" if isinstance(config, vit.Config) else "decoder"
+    return {"kind": kind} | dataclasses.asdict(config)
+
+
+def config_of(record: dict[str, Any]) -> Config:
+    """A config from its JSON-like form."""
+    fields: dict[str, Any] = dict(record)
+    if fields.pop("kind") == "vit":
+        fields["image"] = tuple(fields["image"])
+        return vit.Config(**fields)
+    if fields["rope_scaling"] is not None:
+        fields["rope_scaling"] = decoder.RopeScaling(**fields["rope_scaling"])
+    fields["eos"] = tuple(fields["eos"])
+    return decoder.Config(**fields)

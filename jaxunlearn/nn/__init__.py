@@ -1,4 +1,7 @@
-"""Networks (Flax NNX behind the common contract) and their weights; no training code."""
+"""Networks (Flax NNX behind the common contract) and their weights; no training code.
+
+.. include:: README.md
+"""
 
 from jaxunlearn.nn.cost import multiply_adds
 from jaxunlearn.nn.images import (

@@ -1,4 +1,7 @@
-"""The retrain-equivalence study: the same stages in different orders, then local unlearning."""
+"""The retrain-equivalence study: the same stages in different orders, then local unlearning.
+
+.. include:: README.md
+"""
 
 from typing import TYPE_CHECKING
 

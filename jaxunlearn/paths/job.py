@@ -10,14 +10,14 @@ from jaxunlearn.data import text
 from jaxunlearn.nn.language import decoder
 from jaxunlearn.paths.measures import Probes
 from jaxunlearn.paths.settings import Settings
-from jaxunlearn.paths.stage_data import Part
+from jaxunlearn.paths.stage_data import StageSource
 
 
 @dataclasses.dataclass(frozen=True)
 class Job(study.Job[Settings]):
     """A study whose settings have been checked and whose folder is ready; see `prepare`."""
 
-    parts: dict[str, Part]
+    parts: dict[str, StageSource]
     orders: list[tuple[str, ...]]
     pretrained: decoder.Pretrained
     sets: dict[str, text.Sequences]

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxunlearn.core import chunks
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import text
-from jaxunlearn.evaluate.paths import refusal_phrases
+from jaxunlearn.evaluate.paths import refusal_phrases as refusal_phrases
 from jaxunlearn.nn.language import likelihood
 
 _CHUNK = 8  # questions that are measured together
@@ -47,11 +48,11 @@ def probes(
         refuses: whether the forget stage teaches refusals.
     """
     some = {
-        name: [found[i] for i in np.unique(np.linspace(0, len(found) - 1, n).astype(int))]
-        for name, found in of_stage.items()
+        name: [questions[i] for i in np.unique(np.linspace(0, len(questions) - 1, n).astype(int))]
+        for name, questions in of_stage.items()
     }
     return Probes(
-        {name: encoder.sequences(found) for name, found in some.items()},
+        {name: encoder.sequences(questions) for name, questions in some.items()},
         encoder.responses(some[forget], refusal_phrases()) if refuses else None,
     )
 
@@ -66,13 +67,13 @@ def measure(model: Model, params: Tree, probes: Probes) -> dict[str, Any]:
     """
     measured = {}
     for name, sequences in probes.responses.items():
-        nll, hidden = likelihood.in_chunks(
+        nll, hidden = chunks.mapped(
             lambda part: likelihood.nll_and_hidden(model, params, part), sequences, _CHUNK
         )
         measured |= {f"nll/{name}": nll.sum(-1), f"hidden/{name}": hidden}
     if probes.phrases is not None:
         n_phrases = len(refusal_phrases())
-        nll = likelihood.in_chunks(
+        nll = chunks.mapped(
             lambda part: likelihood.token_nll(model, params, part), probes.phrases, _CHUNK
         )
         nll = nll.reshape(*nll.shape[:-1], n_phrases, -1).sum(-1)

@@ -110,13 +110,13 @@ def _divergences(job: Job, measured: dict[str, np.ndarray], retrained: dict) -> 
     distance, to_retrained = np.zeros_like(jeffreys), np.zeros((n_checks, n_seeds, n_paths))
     jeffreys_to_retrained = np.zeros_like(to_retrained)
     references = list(dict.fromkeys(map(job.retrained, job.orders)))
-    own = [n_paths + references.index(job.retrained(order)) for order in job.orders]
+    reference_of = [n_paths + references.index(job.retrained(order)) for order in job.orders]
     for check, seed in itertools.product(range(n_checks), range(n_seeds)):
         models = [*hidden[:, seed, check], *(retrained[order][seed] for order in references)]
         j, d = (np.asarray(x, np.float64) for x in pairwise(weights, jnp.stack(models)))
         jeffreys[check, seed], distance[check, seed] = j[:n_paths, :n_paths], d[:n_paths, :n_paths]
-        to_retrained[check, seed] = d[np.arange(n_paths), own]
-        jeffreys_to_retrained[check, seed] = j[np.arange(n_paths), own]
+        to_retrained[check, seed] = d[np.arange(n_paths), reference_of]
+        jeffreys_to_retrained[check, seed] = j[np.arange(n_paths), reference_of]
     return {
         "jeffreys": jeffreys.tolist(),
         "logit_distance": distance.tolist(),
@@ -169,16 +169,14 @@ def _retrained(job: Job, paths: dict[tuple[str, ...], Tree]) -> dict[tuple[str, 
     """Hidden states of the models that never saw the forget set, [seeds, N, D], by order."""
     frozen, probes = forgetting.frozen_part(job), jax.tree.map(jnp.asarray, job.probes)
     measured = jax.jit(functools.partial(measure, job.pretrained.model))
-    found = {}
+    hidden = {}
     for order in dict.fromkeys(map(job.retrained, job.orders)):
         of_seed = []
         for seed in range(job.settings.seeds):
-            own = jax.tree.map(lambda x, seed=seed: x[seed], paths[order])
-            of_seed.append(
-                _positions(job, jax.device_get(measured(tree.combine(own, frozen), probes)))
-            )
-        found[order] = np.stack(of_seed)
-    return found
+            params = tree.combine(_member(paths[order], seed), frozen)
+            of_seed.append(_positions(job, jax.device_get(measured(params, probes))))
+        hidden[order] = np.stack(of_seed)
+    return hidden
 
 
 def _accuracies(
@@ -204,9 +202,9 @@ def _accuracies(
 
     before = {
         "+".join(order): [
-            accuracy(tree.combine(_member(own, seed), frozen)) for seed in range(s.seeds)
+            accuracy(tree.combine(_member(adapter, seed), frozen)) for seed in range(s.seeds)
         ]
-        for order, own in paths.items()
+        for order, adapter in paths.items()
     }
     after: dict[str, dict[str, list]] = {loss: {} for loss in s.losses}
     for number, (path, loss, seed) in enumerate(job.members):

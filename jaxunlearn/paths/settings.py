@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+LORA_TARGETS = r"layers/(q|v|o|gate|up|down)/kernel"  # what the paper adapts: no keys, no head
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:

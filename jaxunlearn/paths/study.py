@@ -28,7 +28,7 @@ from jaxunlearn.paths import forgetting, measures, stage_data
 from jaxunlearn.paths import results as findings
 from jaxunlearn.paths.job import Job
 from jaxunlearn.paths.settings import Settings
-from jaxunlearn.paths.stage_data import Part
+from jaxunlearn.paths.stage_data import StageSource
 from jaxunlearn.unlearn.language_objectives import LOCAL
 
 
@@ -135,7 +135,7 @@ def _model(settings: Settings, mesh: Mesh | None) -> decoder.Pretrained:
 
 def _sampled(
     settings: Settings,
-    parts: dict[str, Part],
+    parts: dict[str, StageSource],
     encoder: text.Encoder,
     asked: dict[str, list[text.Question]],
 ) -> list[tuple[np.ndarray, np.ndarray, list[str]]]:
@@ -158,7 +158,7 @@ def _sampled(
     return sampled
 
 
-def _parts(settings: Settings) -> dict[str, Part]:
+def _parts(settings: Settings) -> dict[str, StageSource]:
     """The stages by name, all numbers of the settings checked."""
     for name in ("rank", "batch_size", "unlearn_batch_size", "unlearn_epochs", "every", "seeds"):
         if getattr(settings, name) < 1:

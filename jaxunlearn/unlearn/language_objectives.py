@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.core import tree
+from jaxunlearn.core import chunks, tree
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.step import Objective
 from jaxunlearn.core.tree import Tree
@@ -140,6 +140,6 @@ def steadiness(model: Model, layer: int, **static: Any) -> Objective:
 
 def reference_nll(model: Model, params: Tree, sequences: Any, chunk: int = 16) -> jax.Array:
     """NLL of every sequence under the model before unlearning, summed, [N]; made once."""
-    return likelihood.in_chunks(
+    return chunks.mapped(
         lambda part: likelihood.sequence_nll(model, params, part), sequences, chunk
     )

@@ -101,7 +101,7 @@ def test_the_planner_knows_the_paper(tmp_path, capsys):
         (["train", "NEW", "--capacity", "20"], "the plan's capacity is 20"),
         (["train", "NEW", "--sizes.patches", "3"], "sizes.patches is 3; it must divide"),
         (["train", "NEW", "--data", "tofu:full"], "texts need a language model"),
-        (["train", "NEW", "--base", "NEW"], "a folder with config.json is needed"),
+        (["train", "NEW", "--base", "NEW"], "new', which is not there"),
         (["delete", "STORE", "train-1", "--json", "NEW/no/x.json"], "a file in an existing folder"),
         (["verify", "STORE", "--prefix", "0", "0", "1"], "prefix is given without retrain"),
         (["verify", "STORE", "--retrain", "--prefix", "0", "0", "9"], "stages left"),

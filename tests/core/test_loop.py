@@ -146,6 +146,40 @@ def test_runs_inside_traced_functions(training):
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], states), one, rtol=1e-5, atol=1e-6)
 
 
+def mean_of(state, shared):
+    del shared
+    return {"mean": jnp.mean(state.params["dense"]["000"]["kernel"]), "at": state.step}
+
+
+@pytest.mark.parametrize("check_start", [False, True])
+def test_a_check_before_the_first_step_and_a_short_last_stretch(training, check_start):
+    """They change no step; each check is of the state that it says."""
+    take, state, data = training
+    plain = loop.run(take, state, None, data, KEY, 22)
+    keyed = dict(evaluate=mean_of, every=5, check_start=check_start)
+    whole = loop.run(take, state, None, data, KEY, 22, **keyed)
+    assert tree.digest(whole.state) == tree.digest(plain.state)
+    assert tree.digest(whole.metrics) == tree.digest(plain.metrics)
+    at = [0] * check_start + [5, 10, 15, 20, 22]
+    np.testing.assert_array_equal(whole.checks["at"], at)
+    if check_start:
+        assert whole.checks["mean"][0] == mean_of(state, None)["mean"]
+    np.testing.assert_array_equal(whole.checks["mean"][-1], mean_of(plain.state, None)["mean"])
+    saved = []
+    copy = lambda p, *_: saved.append(jax.tree.map(jnp.copy, p))  # noqa: E731
+    cut = loop.run(take, state, None, data, KEY, 22, **keyed, block=10, callback=copy)
+    traced = jax.jit(lambda s: loop.run(take, s, None, data, KEY, 22, **keyed))(state)
+    for other in (cut, traced):
+        assert tree.digest(other) == tree.digest(whole)
+    for progress in saved:
+        resumed = loop.run(take, state, None, data, KEY, 22, **keyed, block=10, resume=progress)
+        assert tree.digest(resumed.state) == tree.digest(whole.state)
+        done = int(progress.done)
+        np.testing.assert_array_equal(
+            np.atleast_1d(resumed.checks.get("at", [])), [n for n in at if n > done]
+        )
+
+
 # --- early stopping -------------------------------------------------------------------------
 
 
@@ -216,6 +250,27 @@ def test_nan_is_no_improvement_and_nothing_seen_restores_nothing():
     np.testing.assert_array_equal(kept.state.params["a"], [4.0, 4.0])
 
 
+def test_the_check_before_the_first_step_counts():
+    """It is check 0: if nothing is better, what is restored is the start."""
+    params = {"a": jnp.full(2, 7.0), "b": jnp.zeros(2)}
+    state = step.init_state(params, optimizers.sgd(0.1))
+    shared = {"v": jnp.array([1.0, 2.0, 3.0, 4.0, 5.0])}
+    table = lambda state, shared: {"v": shared["v"][(state.step + 1) // 2]}  # noqa: E731
+    keyed = dict(evaluate=table, every=2, check_start=True)
+    arguments = (counting, state, shared, lambda key, t: t, KEY, 7)
+    result = loop.run(*arguments, stops=(EarlyStop("v", patience=2),), **keyed)
+    assert result.checks["v"].tolist() == [1.0, 2.0, 3.0] and int(result.best_checks[0]) == 0
+    np.testing.assert_array_equal(result.state.params["a"], 7.0)
+    late = loop.run(*arguments, stops=(EarlyStop("v", patience=9, mode="max"),), **keyed)
+    assert int(late.best_checks[0]) == 4 and late.checks["v"].shape == (5,)
+    np.testing.assert_array_equal(late.state.params["a"], 14.0)  # of the short stretch
+    nothing = {"v": jnp.full(5, jnp.nan)}
+    stopped = loop.run(
+        counting, state, nothing, *arguments[3:], stops=(EarlyStop("v", patience=1),), **keyed
+    )
+    assert stopped.checks["v"].shape == (1,) and stopped.metrics["number"].shape == (0,)
+
+
 def test_early_stop_under_vmap_stops_each_model_by_itself():
     params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
     state = step.init_state(params, optimizers.sgd(0.1))
@@ -254,7 +309,9 @@ def test_early_stop_survives_blocks_and_resume():
 @pytest.mark.parametrize(
     ("keyed", "message"),
     [
-        (dict(n_steps=10, every=3, evaluate=series), "multiples of every=3"),
+        (dict(n_steps=10, every=3, block=4, evaluate=series), "multiple of every=3"),
+        (dict(n_steps=10, every=0), "every is 0"),
+        (dict(n_steps=4, check_start=True), "needs evaluate"),
         (dict(n_steps=0), "n_steps is 0"),
         (dict(n_steps=4, stops=(EarlyStop("v", 1),)), "needs evaluate"),
         (

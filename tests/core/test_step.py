@@ -64,7 +64,7 @@ def test_a_batch_in_chunks_has_the_same_gradient(size, parts):
         return stats_now, (loss, metrics, grads)
 
     _, whole = found(regression)
-    seen, chunks = found(step.in_chunks(regression, size))
+    seen, chunks = found(step.accumulated(regression, size))
     chex.assert_trees_all_close(chunks, whole, rtol=1e-5)
     assert int(seen["seen"]) == parts
 
@@ -74,7 +74,7 @@ def test_chunks_draw_apart():
         noise = jax.random.normal(key, batch.shape)
         return jnp.mean(params["w"] * noise), (stats, {"first": noise[0]})
 
-    (_, (_, metrics)) = step.in_chunks(noisy, 2)(
+    (_, (_, metrics)) = step.accumulated(noisy, 2)(
         {"w": 1.0}, {}, None, jnp.zeros(4), jax.random.key(3)
     )
     own = [jax.random.normal(keys.fold(jax.random.key(3), i), (2,))[0] for i in range(2)]

@@ -69,6 +69,16 @@ def test_digest_sees_names_shapes_types_and_bits():
     assert tree.digest(base) == tree.digest(jax.tree.map(jnp.asarray, base))
 
 
+def test_taking_undoes_stacking():
+    trees = [
+        {"a": np.full(3, i), "b": {"c": jnp.full(2, i), "key": jax.random.key(i)}} for i in (4, 5)
+    ]
+    stacked = tree.stack(trees)
+    assert isinstance(stacked["a"], np.ndarray) and stacked["b"]["c"].shape == (2, 2)
+    for i, one in enumerate(trees):
+        assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), tree.take(stacked, i), one))
+
+
 def test_two_leaves_of_one_name_are_an_error():
     with pytest.raises(ValueError, match="two leaves have the name 'a/b'"):
         tree.named({"a/b": 1.0, "a": {"b": 2.0}})

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jaxunlearn.exact import alternatives, deletion, orders, plan
 
-RECIPE = plan.Recipe(epochs=2, batch_size=10, dropout=0.0)
+RECIPE = plan.StageRecipe(epochs=2, batch_size=10, dropout=0.0)
 
 
 def test_a_thousand_requests_cost_what_the_lifetimes_say():

@@ -39,7 +39,8 @@ def test_expected_requests(sizes, mean, std):
         assert deletion.uniform(*sizes).std == pytest.approx(std, abs=0.05)
     m, n_slices, budget = sizes
     table = np.stack([orders.cyclic(n_slices, budget)] * m)
-    exact = deletion.lifetime(table)
+    assert deletion.lifetime(table) == deletion.uniform(*sizes)
+    exact = deletion.lifetime(table, np.full((m, n_slices), 1 / (m * n_slices)))
     assert exact.mean == pytest.approx(deletion.expected_requests(*sizes), rel=1e-9)
     assert exact.std == pytest.approx(deletion.uniform(*sizes).std, rel=1e-9)
 

@@ -9,7 +9,9 @@ from jaxunlearn.exact import ledger, orders, plan, service
 from jaxunlearn.nn.images import vit
 
 CONFIG = vit.Config((4, 4, 1), 2, width=8, n_layers=4, n_heads=2, mlp_width=16, n_classes=2)
-RECIPE = plan.Recipe(rank=2, alpha=2.0, learning_rate=1e-2, epochs=1, batch_size=4, dropout=0.0)
+RECIPE = plan.StageRecipe(
+    rank=2, alpha=2.0, learning_rate=1e-2, epochs=1, batch_size=4, dropout=0.0
+)
 PLAN = plan.make(2, orders.cyclic(2, 2), 16, recipe=RECIPE, layers_per_slice=2, lane_width=4)
 IDS = [f"image-{i}" for i in range(32)]
 EXAMPLES = {
@@ -108,9 +110,7 @@ def test_verify_finds_what_was_trained_on_other_data(store, monkeypatch):
     with pytest.raises(ValueError, match="'image-0' is not what the store was made with"):
         store.verify(other)
     store.delete([of_place(0)[0]])
-    monkeypatch.setattr(
-        store.files, "rows", lambda examples, ids, gone: (other, store.files.places)
-    )
+    monkeypatch.setattr(service, "remaining", lambda files, *rest: (other, files.places))
     store.repair(EXAMPLES)  # by a program that takes other examples, and those that are gone
     monkeypatch.undo()
     with pytest.raises(DamagedError, match="stage 1 is not what training gives"):

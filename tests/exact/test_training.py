@@ -14,7 +14,9 @@ from jaxunlearn.nn.images import vit
 
 CONFIG = vit.Config((8, 8, 1), 4, width=16, n_layers=7, n_heads=2, mlp_width=32, n_classes=3)
 NETWORK = sliceable.of_vit(CONFIG)
-RECIPE = plan.Recipe(rank=2, alpha=4.0, learning_rate=1e-2, epochs=2, batch_size=4, dropout=0.0)
+RECIPE = plan.StageRecipe(
+    rank=2, alpha=4.0, learning_rate=1e-2, epochs=2, batch_size=4, dropout=0.0
+)
 PLAN = plan.make(2, orders.cyclic(3, 3), 9, recipe=RECIPE, layers_per_slice=2, lane_width=3, seed=1)
 N = 45
 
@@ -259,7 +261,7 @@ def test_plans_and_data_that_do_not_fit():
         prefixes.check_plan(NETWORK, deep)
 
 
-NOISY = plan.Recipe(
+NOISY = plan.StageRecipe(
     rank=2,
     alpha=4.0,
     learning_rate=1e-2,
@@ -327,8 +329,8 @@ def test_augmented_images():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda: plan.Recipe(dropout=1.0), "dropout is 1.0"),
-        (lambda: plan.Recipe(augment=("spin",)), r"augment has \['spin'\]; crop and flip"),
+        (lambda: plan.StageRecipe(dropout=1.0), "dropout is 1.0"),
+        (lambda: plan.StageRecipe(augment=("spin",)), r"augment has \['spin'\]; crop and flip"),
         (lambda: dataclasses.replace(PLAN, recipe=NOISY), "cached is True"),
     ],
 )

@@ -40,7 +40,7 @@ def update(loss, shape):
     """What one step adds to the adapters, on a mesh of this shape."""
     devices = mesh.make(dict(zip(("data", "model"), shape, strict=True)))
     read = decoder.from_pretrained(folder, dtype=jnp.float32, mesh=devices)
-    params = adapters.attach(read.params, decoder.LORA_TARGETS, 2, 4.0, KEY)
+    params = adapters.attach(read.params, paths.settings.LORA_TARGETS, 2, 4.0, KEY)
     # Fresh adapters only train one of their matrices in the first step.
     params = jax.tree.map(
         lambda leaf: leaf + 0.01 if leaf.ndim == 3 and not leaf.any() else leaf, params

@@ -183,7 +183,7 @@ def test_one_stage_of_s3t(tmp_path):
     theirs.save_pretrained(tmp_path)
     config, base = vit.from_pretrained(tmp_path)
     network = sliceable.of_vit(config)
-    recipe = plan.Recipe(
+    recipe = plan.StageRecipe(
         rank=4, alpha=8.0, learning_rate=1e-3, epochs=3, batch_size=16, dropout=0.0
     )
     of = plan.Plan(orders=(((0,),),), capacity=16, recipe=recipe, layers_per_slice=2, seed=3)

@@ -21,6 +21,7 @@ from jaxunlearn.paths import (
 )
 from jaxunlearn.paths import results as _path_report
 from jaxunlearn.paths import study as paths
+from jaxunlearn.paths.settings import LORA_TARGETS
 from jaxunlearn.unlearn import (
     language_objectives,  # noqa: E402
     objectives,
@@ -293,8 +294,10 @@ def test_sampled_answers_are_kept_model_by_model(settings, tmp_path):
 
 
 def test_parts_are_parsed():
-    assert stage_data.parse("a=tofu:full,n=3,epochs=2") == stage_data.Part("a", "tofu:full", 3, 2)
-    assert stage_data.parse("a=some/file.jsonl") == stage_data.Part("a", "some/file.jsonl")
+    assert stage_data.parse("a=tofu:full,n=3,epochs=2") == stage_data.StageSource(
+        "a", "tofu:full", 3, 2
+    )
+    assert stage_data.parse("a=some/file.jsonl") == stage_data.StageSource("a", "some/file.jsonl")
 
 
 def test_objectives_on_a_network(study):
@@ -368,5 +371,5 @@ def test_the_stages_of_all_seeds_share_one_program(study):
 
 
 def _fresh(job):
-    own = adapters.attach(job.pretrained.params, decoder.LORA_TARGETS, 2, 4.0, jax.random.key(0))
+    own = adapters.attach(job.pretrained.params, LORA_TARGETS, 2, 4.0, jax.random.key(0))
     return jax.tree.map(lambda x: x[None], adapters.split(own)[0])

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxunlearn.core.model import Model
+from jaxunlearn.core.pixels import as_float
 from jaxunlearn.core.tree import Tree
 
 
@@ -37,10 +38,7 @@ def _normalised(model: Model, mean: tuple[float, ...], std: tuple[float, ...]) -
     def apply(params: Tree, stats: Tree, x: Any, *inputs: Any, **static: Any) -> tuple[Any, Tree]:
         if x.shape[-1] != len(mean):
             raise ValueError(f"x has shape {x.shape}; mean and std are for {len(mean)} channels")
-        if x.dtype == jnp.uint8:
-            x = x.astype(jnp.float32) / 255
-        elif not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"x has dtype {x.dtype}; allowed are uint8 and floating types")
+        x = as_float(x, "x")
         x = (x - jnp.asarray(mean, x.dtype)) / jnp.asarray(std, x.dtype)
         return model.apply(params, stats, x, *inputs, **static)
 

@@ -8,65 +8,43 @@ Stacked as `nn.decoder`'s layers are, under one `lax.scan`:
     norm/{scale,bias} [D]                   head/{kernel [D, n_classes], bias [n_classes]}
 """
 
-import dataclasses
 import functools
+import json
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model, from_nnx
 from jaxunlearn.core.tree import Tree
+from jaxunlearn.nn.files import folder, reader, writer
+from jaxunlearn.nn.images import vit_tensors
+from jaxunlearn.nn.images.vit_config import (
+    Config,
+    normalisation,
+    read_config,
+    to_hugging_face,
+)
 from jaxunlearn.nn.language.block import attend
 from jaxunlearn.nn.layers.linear import Linear
 from jaxunlearn.nn.layers.stacks import running, through
 
-LORA_TARGETS = r"layers/(q|v)/kernel"  # what S3T adapts
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Sizes of a ViT.
-
-    Attributes:
-        image: height, width and channels.
-        patch: P, the side of a square patch; divides height and width.
-        width: D.
-        n_layers: N.
-        n_heads: divides the width.
-        mlp_width: of the hidden layer.
-        n_classes: outputs.
-        eps: of the normalisations.
-    """
-
-    image: tuple[int, int, int]
-    patch: int
-    width: int
-    n_layers: int
-    n_heads: int
-    mlp_width: int
-    n_classes: int
-    eps: float = 1e-12
-
-    def __post_init__(self):
-        height, width, _ = self.image
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"patch is {self.patch}; it must divide {height} x {width}")
-        if self.width % self.n_heads:
-            raise ValueError(f"n_heads is {self.n_heads}; it must divide width = {self.width}")
-        for name in ("width", "n_layers", "n_heads", "mlp_width", "n_classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-
-    @property
-    def n_tokens(self) -> int:
-        """Patches and the class token."""
-        height, width, _ = self.image
-        return 1 + (height // self.patch) * (width // self.patch)
+__all__ = [
+    "Config",
+    "LayerNorm",
+    "build",
+    "from_pretrained",
+    "layer_norm",
+    "normalisation",
+    "read_config",
+    "save_pretrained",
+]
 
 
 class LayerNorm(nnx.Module):
@@ -189,7 +167,12 @@ def build(config: Config) -> Model:
 
 
 def from_pretrained(
-    path: str | os.PathLike, *, n_classes: int | None = None, dtype: Any = jnp.float32
+    path: str | os.PathLike,
+    *,
+    n_classes: int | None = None,
+    dtype: Any = jnp.float32,
+    variant: str | None = None,
+    seed: int = 0,
 ) -> tuple[Config, Tree]:
     """Reads a network from a Hugging Face folder of `ViTForImageClassification` or `ViTModel`.
 
@@ -199,10 +182,11 @@ def from_pretrained(
     Args:
         path: the folder, with `config.json` and `model.safetensors`, or several files and their
             index.
-        n_classes: of the output layer; by default that of the labels in `config.json`. Where the
-            folder has no output layer or one of another size, it is drawn as `init` draws it from
-            `jax.random.key(0)`.
-        dtype: of the weights in memory, whatever the file's.
+        n_classes: outputs; by default as many as there are labels in `config.json`. Where the
+            folder has no output layer or one of another size, it is drawn as `init` draws it.
+        dtype: type of the weights in memory, whatever the file's.
+        variant: kind of weights, where a folder has several: "fp16" for `model.fp16.safetensors`.
+        seed: seed of an output layer that is drawn.
 
     Returns:
         The config and the parameters of `build(config)`.
@@ -211,27 +195,23 @@ def from_pretrained(
         ValueError: no model there, an option that is not supported, or tensors that are missing,
             left over, cut off or of another shape; they are named.
     """
-    from jaxunlearn.nn.images import vit_files
-
-    return vit_files.read(path, n_classes, dtype)
-
-
-def normalisation(path: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the images that a checkpoint was trained on, in [0, 1].
-
-    Args:
-        path: a Hugging Face folder; see `preprocessor_config.json` there. Without that file, or
-            what it leaves out: 0.5 and 0.5, as transformers has it for ViTs.
-
-    Returns:
-        Tuples of one float, or of one for each channel.
-
-    Raises:
-        ValueError: a file that says something else.
-    """
-    from jaxunlearn.nn.images import vit_files
-
-    return vit_files.normalisation(path)
+    path, dtype = Path(path), reader.float_type(dtype)
+    config = read_config(path, n_classes)
+    model, table = build(config), vit_tensors.table(config)
+    shapes = dict(reader.shapes_of(model))
+    tensors = folder.tensors(path, variant=variant, ignore=table.ignore)
+    head = tensors.get(f"{vit_tensors.HEAD}.weight")
+    is_new = head is None or (n_classes is not None and head.shape[:1] != (n_classes,))
+    if is_new:
+        tensors = {
+            name: it for name, it in tensors.items() if not name.startswith(vit_tensors.HEAD)
+        }
+        del shapes["head"]
+    params = reader.read(path, tensors, table, shapes, dtype)
+    if is_new:
+        drawn = jax.jit(lambda key: model.init(key)[0]["head"])(jax.random.key(seed))
+        params["head"] = jax.tree.map(lambda leaf: leaf.astype(dtype), drawn)
+    return config, params
 
 
 def save_pretrained(path: str | os.PathLike, config: Config, params: Tree) -> None:
@@ -244,15 +224,16 @@ def save_pretrained(path: str | os.PathLike, config: Config, params: Tree) -> No
 
     Args:
         path: the folder; it is made if it is not there.
-        config: of the network.
-        params: of `build(config)`, with or without adapters.
+        config: the network.
+        params: parameters of `build(config)`, with or without adapters.
 
     Raises:
         ValueError: parameters that are not this network's, or a leaf that is not of floats.
     """
-    from jaxunlearn.nn.images import vit_files
-
-    vit_files.write(path, config, params)
+    leaves = writer.checked(params, reader.shapes_of(build(config)))
+    record = to_hugging_face(config, np.dtype(leaves["embed/cls"].dtype).name)
+    texts = {"config.json": json.dumps(record, indent=2)}
+    writer.save(Path(path), leaves, vit_tensors.table(config), texts)
 
 
 def _embed(c: Config, embed: Tree, x: jax.Array) -> jax.Array:

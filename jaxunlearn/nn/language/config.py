@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jaxunlearn.nn.files.configs import size_of
+
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # `model_type` of config.json
 
 
@@ -206,10 +208,3 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
         raise ValueError(f"config: rope_type is 'llama3', but {missing[0]} is missing")
     factor, low, high, context = (nested[name] for name in names)
     return float(theta), RopeScaling(float(factor), float(low), float(high), int(context))
-
-
-def size_of(config: Mapping[str, Any], name: str) -> int:
-    """A size that a config must have."""
-    if not isinstance(config.get(name), int):
-        raise ValueError(f"config: {name} is {config.get(name)!r}; a whole number is needed")
-    return config[name]

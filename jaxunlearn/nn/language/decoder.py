@@ -24,15 +24,16 @@ from jaxunlearn.core import tree
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model, from_nnx
 from jaxunlearn.core.tree import Tree
+from jaxunlearn.nn.files import reader
 from jaxunlearn.nn.language.block import Block, rms_norm, rotation
 from jaxunlearn.nn.language.config import Config, RopeScaling, from_hugging_face
+from jaxunlearn.nn.language.pretrained import opened
 from jaxunlearn.nn.layers.stacks import running, through
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = [
-    "LORA_TARGETS",
     "PREFIX",
     "Cache",
     "Config",
@@ -44,13 +45,12 @@ __all__ = [
     "from_pretrained",
     "head",
     "init_cache",
+    "read_config",
+    "read_tokenizer",
     "shardings",
 ]
 
 PREFIX = -1  # the segment that every other segment of its row reads
-
-# What "On the Impossibility of Retrain Equivalence in Machine Unlearning" adapts: no keys, no head.
-LORA_TARGETS = r"layers/(q|v|o|gate|up|down)/kernel"
 
 
 @jax.tree_util.register_dataclass
@@ -243,23 +243,60 @@ def _logits(config: Config) -> Callable[..., jax.Array]:
 
 
 def from_pretrained(
-    path: str | os.PathLike, *, dtype: Any = jnp.float32, mesh: Mesh | None = None
+    path: str | os.PathLike,
+    *,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    variant: str | None = None,
 ) -> Pretrained:
     """Reads a network from a Hugging Face folder (safetensors) or a `.gguf` file.
 
+    - A Hugging Face folder has `config.json`, `model.safetensors` or several files and
+      `model.safetensors.index.json`, and perhaps `tokenizer.json`.
+    - A `.gguf` file of the architectures llama, qwen2 and qwen3 holds all of it; quantised weights
+      are dequantised. The package `gguf` is needed.
+    - The tokenizer encodes as the original does, with the token that begins a text where that adds
+      one (Llama 2 and 3); `encode(text, add_special_tokens=False)` leaves it out. It neither pads
+      nor truncates. The package `tokenizers` is needed.
+    - A tied network's output layer that is stored all the same must equal the embedding.
+
     Args:
         path: the folder or file.
-        dtype: of the weights in memory, whatever the file's.
-        mesh: with axes `data` and `model`, over which the weights are laid (see `shardings`); each
-            process reads only its own part.
+        dtype: type of the weights in memory, whatever the file's.
+        mesh: devices with axes `data` and `model`, over which the weights are laid (see
+            `shardings`); each process reads only its own part.
+        variant: kind of weights, where a folder has several: "fp16" for `model.fp16.safetensors`.
 
     Raises:
         ValueError: no model there, an architecture that is not supported, or tensors that are
             missing, left over, cut off or of another shape; they are named.
+        ImportError: a package is needed that is not installed.
     """
-    from jaxunlearn.nn.language import weights
+    dtype, source = reader.float_type(dtype), opened(path)
+    tokenizer, chat_template = source.tokenizer()
+    shapes = reader.shapes_of(decoder(source.config))
+    layout = None if mesh is None else shardings(shapes, mesh)
+    params = source.params(shapes, dtype, layout, variant)
+    return Pretrained(source.config, params, tokenizer, chat_template)
 
-    return weights.read(path, dtype=dtype, mesh=mesh)
+
+def read_config(path: str | os.PathLike) -> Config:
+    """The config of a Hugging Face folder or a `.gguf` file, whose weights are not read.
+
+    Raises:
+        ValueError: no model there, or an architecture that is not supported.
+    """
+    return opened(path).config
+
+
+def read_tokenizer(path: str | os.PathLike) -> "tuple[Tokenizer | None, str | None]":
+    """Tokenizer and chat template, as `from_pretrained` has them; no weights are read.
+
+    Raises:
+        ValueError: no model there, or a tokenizer that cannot be read.
+        ImportError: there is a tokenizer, but not the package `tokenizers`.
+    """
+    return opened(path).tokenizer()
 
 
 def shardings(params: Tree, mesh: Mesh) -> Tree:

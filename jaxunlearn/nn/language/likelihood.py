@@ -105,18 +105,6 @@ def token_stats(model: Model, params: Tree, batch: Sequences) -> TokenStats:
     return TokenStats(logp, hit & valid, mean, variance, valid)
 
 
-def in_chunks(function: Callable[[Any], Any], sequences: Any, chunk: int) -> Any:
-    """`function` of N rows, `chunk` at a time, in one compiled loop; leading axis N throughout."""
-    n = jax.tree.leaves(sequences)[0].shape[0]
-    n_chunks = -(-n // chunk)
-    size = -(-n // n_chunks)  # chunks of equal size: as few rows as can be are computed twice
-    rows = jnp.minimum(jnp.arange(n_chunks * size), n - 1).reshape(n_chunks, size)
-    parts = jax.lax.map(
-        lambda rows: function(jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], sequences)), rows
-    )
-    return jax.tree.map(lambda x: x.reshape(n_chunks * size, *x.shape[2:])[:n], parts)
-
-
 @jax.custom_vjp
 def chunked_nll(weights: jax.Array, hidden: jax.Array, labels: jax.Array) -> jax.Array:
     """-log softmax(hidden weights^T)[label], never holding more logits than a chunk's.

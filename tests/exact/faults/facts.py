@@ -12,7 +12,9 @@ from jaxunlearn.exact import deletion, orders, plan, service
 from jaxunlearn.nn.images import vit
 
 CONFIG = vit.Config((4, 4, 1), 2, width=8, n_layers=2, n_heads=2, mlp_width=16, n_classes=2)
-RECIPE = plan.Recipe(rank=2, alpha=2.0, learning_rate=1e-2, epochs=1, batch_size=4, dropout=0.0)
+RECIPE = plan.StageRecipe(
+    rank=2, alpha=2.0, learning_rate=1e-2, epochs=1, batch_size=4, dropout=0.0
+)
 PLAN = plan.make(2, orders.cyclic(2, 2), 16, recipe=RECIPE, lane_width=2)
 ORDERS = ((0, 1), (1, 0))  # of both shards, as `Facts` knows them
 IDS = [f"image-{i}" for i in range(32)]

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.core import mesh, tree
-from jaxunlearn.nn.files import gguf as _gguf
-from jaxunlearn.nn.language import decoder
+from jaxunlearn.nn.language import decoder, gguf_config
 from jaxunlearn.nn.language.block import rope_frequencies
 from tests.network_files import (
     BIASED,
@@ -49,8 +48,9 @@ GGUF = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "biased": BIASED_LLAMA}
 @pytest.mark.parametrize("config", GGUF.values(), ids=GGUF)
 def test_gguf(tmp_path, config):
     params = random_params(config)
-    read = decoder.from_pretrained(write_gguf(tmp_path / "it.gguf", config, params))
-    assert read.config == config
+    file = write_gguf(tmp_path / "it.gguf", config, params)
+    read = decoder.from_pretrained(file)
+    assert read.config == decoder.read_config(file) == config
     assert read.tokenizer is None and read.chat_template is None
     assert_same(read.params, params)
 
@@ -73,7 +73,7 @@ def test_quantised_gguf(tmp_path, family, kind):
 def test_block_of_a_quantised_tensor(tmp_path):
     params = random_params(LLAMA)
     file = write_gguf(tmp_path / "it.gguf", LLAMA, params, KINDS.Q8_0)
-    _, packed, _ = _gguf.read(file)
+    _, packed, _ = gguf_config.read(file)
     rows = rounded(params, KINDS.Q8_0)["layers"]["k"]["kernel"][1].T
     for index in [(slice(3, 9), slice(4, 20)), (slice(None), slice(8)), (slice(14, 16),)]:
         np.testing.assert_array_equal(packed["blk.1.attn_k.weight"][index], rows[index])
@@ -122,7 +122,7 @@ def test_gguf_files_that_do_not_fit(tmp_path):
     params, file = random_params(LLAMA), tmp_path / "it.gguf"
     q1, q = "blk.1.attn_q.weight", np.ones((32, 32), np.float32)
     for change, message in [
-        (lambda t: t.pop(q1), f"it.gguf: tensor '{q1}' is missing"),
+        (lambda t: t.pop(q1), f"it.gguf: tensor '{q1}' for 'layers/q/kernel' is missing"),
         (lambda t: t.pop("token_embd.weight"), "it.gguf: tensor 'token_embd.weight' is missing"),
         (lambda t: t.update({q1: q[:16]}), rf"it.gguf: tensor '{q1}' has shape \[16, 32\]"),
         (

@@ -13,6 +13,7 @@ from jaxunlearn.core import adapters, mesh, tree
 from jaxunlearn.nn.language import decoder, likelihood
 from jaxunlearn.nn.language.block import rope_frequencies, rotation
 from jaxunlearn.nn.language.generation import generate
+from tests.network_files import TARGETS
 
 CONFIG = decoder.Config(
     "qwen3", 61, 32, 48, 3, 4, 2, 16, 128, tied=False, qkv_bias=False, qk_norm=True, eos=(60,)
@@ -201,7 +202,7 @@ def test_a_config_that_is_not_computed_is_refused(change, message):
 
 
 def test_shardings_split_heads_and_widths_and_leave_what_does_not_divide(params):
-    adapted = adapters.attach(params, decoder.LORA_TARGETS, 2, 4.0, KEY)
+    adapted = adapters.attach(params, TARGETS, 2, 4.0, KEY)
     devices = mesh.make({"data": 1, "model": 1})
     found = {name: s.spec for name, s in tree.named(decoder.shardings(adapted, devices)).items()}
     assert found["embed/table"] == P("model", "data")

@@ -88,7 +88,8 @@ def test_byte_level_tokenizer_of_a_gguf_file(tmp_path, name):
     read = decoder.from_pretrained(file)
     assert read.config == config
     assert read.chat_template == "{{ messages }}"
-    got = read.tokenizer
+    got, template = decoder.read_tokenizer(file)
+    assert template == read.chat_template and got.to_str() == read.tokenizer.to_str()
     begin = [0] if name == "llama-bpe" else []
     assert got.encode(TEXT).ids == begin + want.encode(TEXT).ids
     assert got.encode(TEXT, add_special_tokens=False).ids == want.encode(TEXT).ids
@@ -182,6 +183,8 @@ def test_tokenizer_of_a_folder(tmp_path):
     want = trained(pre_tokenizer("smollm")).encode(TEXT).ids
     assert read.tokenizer.encode(TEXT).ids == want  # neither cut nor padded
     assert read.chat_template == "{{ a }}"
+    again, template = decoder.read_tokenizer(tmp_path)
+    assert template == "{{ a }}" and again.to_str() == read.tokenizer.to_str()
     settings = tmp_path / "tokenizer_config.json"
     assert json.loads(settings.read_text())["eos_token"] == "<|end|>"
     settings.write_text(
