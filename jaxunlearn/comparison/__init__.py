@@ -8,21 +8,15 @@ from typing import TYPE_CHECKING
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
-    from jaxunlearn.comparison.models import Job, Methods
-    from jaxunlearn.comparison.settings import Estimates, Settings
-    from jaxunlearn.comparison.study import devices, execute, forget_set, prepare, run
-
-__all__ = [
-    "Estimates",
-    "Job",
-    "Methods",
-    "Settings",
-    "devices",
-    "execute",
-    "forget_set",
-    "prepare",
-    "run",
-]
+    from jaxunlearn.comparison.models import Job as Job
+    from jaxunlearn.comparison.models import Methods as Methods
+    from jaxunlearn.comparison.settings import Estimates as Estimates
+    from jaxunlearn.comparison.settings import Settings as Settings
+    from jaxunlearn.comparison.study import devices as devices
+    from jaxunlearn.comparison.study import execute as execute
+    from jaxunlearn.comparison.study import forget_set as forget_set
+    from jaxunlearn.comparison.study import prepare as prepare
+    from jaxunlearn.comparison.study import run as run
 
 __getattr__, __dir__ = exports(
     __name__,

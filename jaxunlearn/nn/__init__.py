@@ -3,6 +3,7 @@
 .. include:: README.md
 """
 
+from jaxunlearn.nn import cost, files, images, language, layers
 from jaxunlearn.nn.cost import multiply_adds
 from jaxunlearn.nn.images import (
     SLIM_CHANNELS,
@@ -22,7 +23,8 @@ from jaxunlearn.nn.images import (
 from jaxunlearn.nn.language import decoder, likelihood, weights
 from jaxunlearn.nn.language.generation import generate
 from jaxunlearn.nn.layers.batch_norm import BatchNorm
-from jaxunlearn.nn.layers.convolution import Conv, conv, plain_convolutions
+from jaxunlearn.nn.layers.convolution import Conv, conv
+from jaxunlearn.nn.layers.lowering import plain_convolutions
 
 __all__ = [
     "SLIM_CHANNELS",
@@ -31,10 +33,15 @@ __all__ = [
     "by_name",
     "cnn",
     "conv",
+    "cost",
     "decoder",
     "dual_cnn",
+    "files",
     "fold_batch_norm",
     "generate",
+    "images",
+    "language",
+    "layers",
     "likelihood",
     "minimal_cnn",
     "mlp",

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
-    from jaxunlearn.paths.job import Job
-    from jaxunlearn.paths.settings import Settings
-    from jaxunlearn.paths.study import devices, execute, prepare, run
-
-__all__ = ["Job", "Settings", "devices", "execute", "prepare", "run"]
+    from jaxunlearn.paths.job import Job as Job
+    from jaxunlearn.paths.settings import Settings as Settings
+    from jaxunlearn.paths.study import devices as devices
+    from jaxunlearn.paths.study import execute as execute
+    from jaxunlearn.paths.study import prepare as prepare
+    from jaxunlearn.paths.study import run as run
 
 __getattr__, __dir__ = exports(
     __name__,

@@ -1,6 +1,6 @@
 """Image classifiers."""
 
-from jaxunlearn.nn.images import dual_cnn, vit
+from jaxunlearn.nn.images import dual_cnn, shapes, slim_networks, vit, vit_config, vit_tensors
 from jaxunlearn.nn.images._by_name import by_name
 from jaxunlearn.nn.images._cnn import cnn
 from jaxunlearn.nn.images._mlp import mlp
@@ -25,8 +25,12 @@ __all__ = [
     "mlp",
     "normalised",
     "resnet9",
+    "shapes",
     "slim_cnn",
+    "slim_networks",
     "small_cnn",
     "vit",
+    "vit_config",
+    "vit_tensors",
     "wide_resnet",
 ]
