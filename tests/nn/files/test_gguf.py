@@ -9,7 +9,7 @@ import pytest
 
 from jaxunlearn.core import mesh, tree
 from jaxunlearn.nn.language import decoder, gguf_config
-from jaxunlearn.nn.language.block import rope_frequencies
+from jaxunlearn.nn.layers.frequencies import rope_frequencies
 from tests.network_files import (
     BIASED,
     LLAMA,
