@@ -3,9 +3,11 @@
 .. include:: README.md
 """
 
+from jaxunlearn.nn import cost, files, images, language, layers
 from jaxunlearn.nn.cost import multiply_adds
 from jaxunlearn.nn.images import (
     SLIM_CHANNELS,
+    by_name,
     cnn,
     dual_cnn,
     fold_batch_norm,
@@ -28,12 +30,18 @@ __all__ = [
     "SLIM_CHANNELS",
     "BatchNorm",
     "Conv",
+    "by_name",
     "cnn",
     "conv",
+    "cost",
     "decoder",
     "dual_cnn",
+    "files",
     "fold_batch_norm",
     "generate",
+    "images",
+    "language",
+    "layers",
     "likelihood",
     "minimal_cnn",
     "mlp",
