@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.core import checks
 from jaxunlearn.core.keys import Key
 from jaxunlearn.exact import orders as orders_
 from jaxunlearn.exact import plan as plans
@@ -96,10 +97,9 @@ def exponential(n_examples: int, shape: tuple[int, ...], key: Key, rate: float |
     Returns:
         int32 numbers of examples; `places` of a store turns them into slices.
     """
-    _check(n_examples)
+    checks.at_least("n_examples", n_examples, 1)
     rate = -math.log(0.05) / n_examples if rate is None else rate
-    if not 0 < rate < np.inf:
-        raise ValueError(f"rate is {rate}; a number above 0 is needed")
+    checks.positive("rate", rate)
     inside = -np.expm1(-rate * n_examples)
     numbers = -jnp.log1p(-jax.random.uniform(key, shape) * inside) / rate
     return jnp.minimum(numbers.astype(jnp.int32), n_examples - 1)
@@ -111,13 +111,7 @@ def pareto(n_examples: int, shape: tuple[int, ...], key: Key, a: float = 1.16) -
     Raises:
         ValueError: an exponent that is not above 0.
     """
-    _check(n_examples)
-    if not 0 < a < np.inf:
-        raise ValueError(f"a is {a}; a number above 0 is needed")
+    checks.at_least("n_examples", n_examples, 1)
+    checks.positive("a", a)
     weights = (1.0 + np.arange(n_examples)) ** (-a - 1)
     return jax.random.choice(key, n_examples, shape, p=jnp.asarray(weights / weights.sum()))
-
-
-def _check(n_examples: int) -> None:
-    if n_examples < 1:
-        raise ValueError(f"n_examples is {n_examples}; it must be at least 1")

@@ -11,6 +11,7 @@ import operator
 
 import numpy as np
 
+from jaxunlearn.core import checks
 from jaxunlearn.exact import orders as orders_
 
 _UNIONS = 2**20  # of deleted sets, the most that `retention` goes through
@@ -44,8 +45,7 @@ def expected_requests(n_shards: int, n_slices: int, budget: int) -> float:
 def uniform(n_shards: int, n_slices: int, budget: int) -> Lifetime:
     """`expected_requests` with its standard deviation."""
     for name, value in {"n_shards": n_shards, "n_slices": n_slices, "budget": budget}.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+        checks.at_least(name, value, 1)
     return _collecting(n_shards * min(budget, n_slices), n_shards * n_slices)
 
 
@@ -116,8 +116,7 @@ def retention(n_slices: int, orders: np.ndarray, keep: int, requests: int) -> fl
         raise ValueError(f"orders have shape {list(orders.shape)}; [B, L], of one shard, is needed")
     if not 0 <= keep <= n_slices:
         raise ValueError(f"keep is {keep}; 0 to {n_slices} are allowed")
-    if requests < 0:
-        raise ValueError(f"requests is {requests}; it must be at least 0")
+    checks.at_least("requests", requests, 0)
     prefixes = {sum(1 << int(s) for s in order[:keep]) for order in orders}
     signs: dict[int, int] = {}  # of every union of prefixes, how often it counts
     for prefix in sorted(prefixes):

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxunlearn.core import checks
+
 
 def cyclic(n_slices: int, budget: int) -> np.ndarray:
     """Iterative cyclic rotation, for deletions that are equally likely everywhere (Alg. 1).
@@ -186,7 +188,6 @@ def _check_horizon(horizon: float) -> None:
 
 
 def _check(n_slices: int, budget: int) -> None:
-    if n_slices < 1:
-        raise ValueError(f"n_slices is {n_slices}; it must be at least 1")
+    checks.at_least("n_slices", n_slices, 1)
     if budget < 1 or (n_slices < 21 and budget > math.factorial(n_slices)):
         raise ValueError(f"budget is {budget}; {n_slices} slices have 1 to {n_slices}! orders")

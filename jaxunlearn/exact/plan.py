@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxunlearn.core import checks
 from jaxunlearn.exact import orders as orders_
 
 Prefix = tuple[int, tuple[int, ...]]  # a shard, and the first slices of one of its orders
@@ -46,10 +47,8 @@ class StageRecipe:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value}; a whole number of at least 1 is needed")
         for name in ("alpha", "learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; 0 <= dropout < 1 is needed")
+            checks.positive(name, getattr(self, name))
+        checks.at_least("dropout", self.dropout, 0, 1)
         if unknown := set(self.augment) - {"crop", "flip"}:
             raise ValueError(f"augment has {sorted(unknown)}; crop and flip are allowed")
 
@@ -95,10 +94,8 @@ class Plan:
             if len(set(of_shard)) < len(of_shard):
                 raise ValueError(f"orders of shard {shard} have one twice")
         for name in ("capacity", "layers_per_slice", "lane_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.direction not in ("top_down", "bottom_up"):
-            raise ValueError(f"direction is {self.direction!r}; top_down and bottom_up are allowed")
+            checks.at_least(name, getattr(self, name), 1)
+        checks.one_of("direction", self.direction, ("top_down", "bottom_up"))
         if self.cached and self.recipe.augment:
             raise ValueError("cached is True; with augmentation what lies below a stage changes")
         if self.recipe.batch_size > self.capacity:

@@ -5,7 +5,6 @@ its last shard dies, those of one shard to know how many stages of each order ar
 """
 
 import functools
-import operator
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxunlearn.core import ensemble
+from jaxunlearn.core import checks, ensemble
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.exact import orders as orders_
 from jaxunlearn.exact.lifetimes import checked, firsts
@@ -48,9 +47,7 @@ def simulate(
             slice that comes first is never hit: its shard would live for ever.
     """
     orders, rates = checked(orders, prior)
-    n_streams = operator.index(n_streams)
-    if n_streams < 1:
-        raise ValueError(f"n_streams is {n_streams}; it must be at least 1")
+    n_streams = checks.whole("n_streams", n_streams)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     needed = firsts(orders)
