@@ -26,12 +26,10 @@ def exports(
         if name in modules:
             return importlib.import_module(f"{package}.{name}")
         if name in names:
-            value = getattr(importlib.import_module(f"{package}.{names[name]}"), name)
-            setattr(sys.modules[package], name, value)
-            return value
+            return getattr(importlib.import_module(f"{package}.{names[name]}"), name)
         if name == "__all__":
             for one in public:
-                get(one)
+                setattr(sys.modules[package], one, get(one))
             return public
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 

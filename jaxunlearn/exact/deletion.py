@@ -21,26 +21,25 @@ from jaxunlearn.exact.lifetimes import (
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
-    from jaxunlearn.exact.simulation import depths, requests, simulate
+    from jaxunlearn.exact.simulation import depths as depths
+    from jaxunlearn.exact.simulation import requests as requests
+    from jaxunlearn.exact.simulation import simulate as simulate
 
 __all__ = [
     "Lifetime",
     "Served",
     "combine",
-    "depths",
     "expected_requests",
     "lifetime",
     "needs_retraining",
-    "requests",
     "retention",
     "retention_if_independent",
     "served",
-    "simulate",
     "surviving",
     "uniform",
 ]
 
-# Streams of requests are computed by JAX; what only asks which stages are left need not load it.
+# Streams of requests need JAX; what only reads the stages that are left does not load it.
 __getattr__, _ = exports(
     "jaxunlearn.exact", (), dict.fromkeys(("depths", "requests", "simulate"), "simulation")
 )

@@ -24,11 +24,20 @@ class Tensor(Protocol):
     """A tensor in a file; indexing reads what is asked for, as `numpy` would."""
 
     @property
-    def file(self) -> Path: ...
+    def file(self) -> Path:
+        """The file it lies in."""
+        ...
+
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
+
     @property
-    def dtype(self) -> np.dtype: ...
+    def dtype(self) -> np.dtype:
+        """Its type in the file."""
+        ...
+
     def __getitem__(self, index: Any, /) -> np.ndarray: ...
 
 
