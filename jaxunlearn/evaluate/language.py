@@ -110,8 +110,8 @@ def tofu(
     """TOFU's measures of a model.
 
     Args:
-        stats: those of the sets `GROUPS`, [N, J, R] as `answer_stats` of `tofu_answers` gives: forget and
-            retain have a paraphrase after the right answer, the other two have none.
+        stats: those of the sets `GROUPS`, [N, J, R], as `answer_stats` of `tofu_answers` gives:
+            forget and retain have a paraphrase after the right answer, the other two have none.
         recalls: ROUGE-L recall of the generated answers by the same names, [N].
         mean: mean of the truth ratio in the utility: "arithmetic" as TOFU has it, "geometric" as
             open-unlearning.
