@@ -34,10 +34,10 @@ def sequences(seed, n=6, scale=30.0):
 
 
 def test_averaging_micro_batches_would_change_the_token_mean():
-    nll, _, _ = sequences(0, 4)
-    lengths = jnp.array([1, 1, 8, 8])
-    halves = [obj.descent(nll[i : i + 2], lengths[i : i + 2]) for i in (0, 2)]
-    assert abs(np.mean(halves) - obj.descent(nll, lengths)) > 0.5
+    nll, lengths = np.asarray(sequences(0, 4)[0]), np.array([1, 1, 8, 8])
+    descent = jax.jit(obj.descent)
+    halves = [descent(nll[i : i + 2], lengths[i : i + 2]) for i in (0, 2)]
+    assert abs(np.mean(halves) - descent(nll, lengths)) > 0.5
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 3.0))
@@ -82,34 +82,47 @@ def test_npo_weight_at_an_increase_of_three(beta, weight):
     np.testing.assert_allclose(6 * grad, np.full(6, -weight), atol=1e-4)
 
 
+@jax.jit
+def dpo_and_npo(nll, ref_nll, beta):
+    return (
+        obj.dpo(nll, ref_nll, nll, ref_nll, beta=beta),
+        obj.dpo(nll, nll, nll, ref_nll, beta=beta),
+        obj.npo(nll, ref_nll, beta=beta),
+        jax.grad(obj.dpo, argnums=(0, 2))(nll, ref_nll, ref_nll, nll, beta=beta),
+    )
+
+
 @given(st.integers(0, 1000), st.floats(0.01, 3.0))
 def test_dpo(seed, beta):
     nll, ref_nll, _ = sequences(seed)
-    even = obj.dpo(nll, ref_nll, nll, ref_nll, beta=beta)
+    even, of_steady, npo, (preferred, forget) = dpo_and_npo(nll, ref_nll, beta)
     np.testing.assert_allclose(even, 2 / beta * np.log(2), rtol=1e-6)
     # With a preferred answer that does not change it is NPO.
-    np.testing.assert_allclose(
-        obj.dpo(nll, nll, nll, ref_nll, beta=beta), obj.npo(nll, ref_nll, beta=beta), rtol=1e-6
-    )
-    preferred, forget = jax.grad(obj.dpo, argnums=(0, 2))(nll, ref_nll, ref_nll, nll, beta=beta)
+    np.testing.assert_allclose(of_steady, npo, rtol=1e-6)
     assert (preferred >= 0).all() and (forget <= 0).all()
+
+
+@jax.jit
+def simnpo_forms(nll, lengths, beta, gamma):
+    return {
+        "plain": obj.simnpo(nll, lengths, beta=beta, gamma=gamma),
+        "twice": obj.simnpo(2 * nll, 2 * lengths, beta=beta, gamma=gamma),
+        "outside": obj.simnpo(nll, lengths, beta=beta, gamma=beta * gamma, gamma_inside=False),
+        "sum": obj.simnpo(nll, lengths, beta=beta, length_normalized=False),
+        "npo": obj.npo(nll, jnp.zeros(6), beta=beta),
+        "batch of one": obj.simnpo_batch(nll[:1], lengths[:1], beta=beta),
+        "one": obj.simnpo(nll[:1], lengths[:1], beta=beta),
+    }
 
 
 @given(st.integers(0, 1000), st.floats(0.05, 3.0), st.floats(-1.0, 1.0))
 def test_simnpo_forms(seed, beta, gamma):
     nll, _, lengths = sequences(seed)
-    own = obj.simnpo(nll, lengths, beta=beta, gamma=gamma)
-    twice = obj.simnpo(2 * nll, 2 * lengths, beta=beta, gamma=gamma)
-    np.testing.assert_allclose(twice, own, rtol=1e-6)
-    outside = obj.simnpo(nll, lengths, beta=beta, gamma=beta * gamma, gamma_inside=False)
-    np.testing.assert_allclose(outside, own, rtol=1e-5)
-    np.testing.assert_allclose(
-        obj.simnpo(nll, lengths, beta=beta, length_normalized=False),
-        obj.npo(nll, jnp.zeros(6), beta=beta),
-        rtol=1e-6,
-    )
-    alone = obj.simnpo_batch(nll[:1], lengths[:1], beta=beta)
-    np.testing.assert_allclose(alone, obj.simnpo(nll[:1], lengths[:1], beta=beta), rtol=1e-6)
+    forms = simnpo_forms(nll, lengths, beta, gamma)
+    np.testing.assert_allclose(forms["twice"], forms["plain"], rtol=1e-6)
+    np.testing.assert_allclose(forms["outside"], forms["plain"], rtol=1e-5)
+    np.testing.assert_allclose(forms["sum"], forms["npo"], rtol=1e-6)
+    np.testing.assert_allclose(forms["batch of one"], forms["one"], rtol=1e-6)
 
 
 def test_simnpo_of_long_sums_hardly_forgets():
@@ -169,11 +182,11 @@ def test_empty_responses_add_nothing(filler):
     counted = jnp.ones(6, bool)
     values, grads = values_and_gradients(nll, ref_nll, lengths, counted, 0.5)
     more = jnp.full(2, filler)
-    longer = (jnp.r_[nll, more], jnp.r_[ref_nll, more], jnp.r_[lengths, 0, 0])
+    longer = (np.r_[nll, more], np.r_[ref_nll, more], np.r_[lengths, 0, 0])
     got, got_grads = values_and_gradients(*longer, longer[2] > 0, 0.5)
     chex.assert_trees_all_close(got, values, rtol=1e-6)
     chex.assert_trees_all_close(
-        got_grads, {name: jnp.r_[g, 0, 0] for name, g in grads.items()}, rtol=1e-5, atol=1e-8
+        got_grads, {name: np.r_[g, 0, 0] for name, g in grads.items()}, rtol=1e-5, atol=1e-8
     )
     none = (more, more, jnp.zeros(2, int), jnp.zeros(2, bool), 0.5)
     chex.assert_trees_all_equal(
@@ -229,11 +242,12 @@ def test_references_and_weights_are_constants():
     )
     slopes = jax.jit(lambda: [jax.grad(loss)(argument) for loss, argument in of_constants])()
     assert not any(slope.any() for slope in slopes)
-    token_nll = losses.cross_entropy(logits, LABELS[0])
+    token_nll = np.asarray(jax.jit(losses.cross_entropy)(logits, LABELS[0]))
     p = np.exp(-np.float64(token_nll))
-    for loss, weight in ((obj.wga, p), (obj.satimp, p**5 * (1 - p))):
+    grads = jax.jit(lambda x: [jax.grad(loss)(x, VALID) for loss in (obj.wga, obj.satimp)])
+    for grad, weight in zip(grads(token_nll), (p, p**5 * (1 - p)), strict=True):
         wanted = -weight * VALID / VALID.sum()
-        np.testing.assert_allclose(jax.grad(loss)(token_nll, VALID), wanted, rtol=1e-4, atol=1e-9)
+        np.testing.assert_allclose(grad, wanted, rtol=1e-4, atol=1e-9)
 
 
 def test_kto_is_npo_without_a_baseline():
@@ -266,17 +280,21 @@ def test_task_vectors_are_undone():
 
 
 def test_sums_are_in_float32():
-    half = (LOGITS).astype(jnp.bfloat16)
-    nll = jnp.ones(6, jnp.bfloat16)
-    for value in (
-        obj.descent(nll, jnp.ones(6, int)),
-        obj.npo(nll, nll, beta=0.5),
-        obj.simnpo(nll, jnp.ones(6, int), beta=0.5),
-        obj.kl_retain(half, half),
-        obj.undial(half, half, LABELS[0], beta=10.0),
-        obj.rmu(half, CONTROL, VALID),
-        obj.muse_legacy_simnpo(half, beta=0.1),
-    ):
+    half = jax.ShapeDtypeStruct(LOGITS.shape, jnp.bfloat16)
+    nll = jax.ShapeDtypeStruct((6,), jnp.bfloat16)
+
+    def values(half, nll):
+        return (
+            obj.descent(nll, jnp.ones(6, int)),
+            obj.npo(nll, nll, beta=0.5),
+            obj.simnpo(nll, jnp.ones(6, int), beta=0.5),
+            obj.kl_retain(half, half),
+            obj.undial(half, half, LABELS[0], beta=10.0),
+            obj.rmu(half, CONTROL, VALID),
+            obj.muse_legacy_simnpo(half, beta=0.1),
+        )
+
+    for value in jax.eval_shape(values, half, nll):
         assert value.dtype == jnp.float32 and value.shape == ()
 
 
