@@ -18,11 +18,11 @@ from jaxunlearn.compact import phases as training
 from jaxunlearn.compact.architecture import Architecture
 from jaxunlearn.compact.recipe import Recipe
 from jaxunlearn.compact.slim import SlimRecipe
-from jaxunlearn.core import cohort, records, tree
+from jaxunlearn.core import members, records, tree
 from jaxunlearn.core import mesh as meshes
-from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.keys import Key
+from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.run_folder import Clock, RunFolder, run_record
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import Dataset
@@ -181,7 +181,7 @@ def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -
     n_val = min(10_000, len(data.x_train) // 5)
     images = fitting.Images(jnp.asarray(data.x_train), jnp.asarray(data.y_train), n_val)
     keys = jax.vmap(jax.random.key)(job.settings.seed + jnp.arange(job.settings.models))
-    where = fitting.Where(job.mesh, lambda phase: _store(job, phase), _ticking(job, progress))
+    where = fitting.Placement(job.mesh, lambda phase: _point(job, phase), _ticking(job, progress))
     train = _train_dual if job.settings.network == "dual" else _train_slim
     finals, val, report = train(job, images, keys, where)
     progress("evaluation", 0, 1)
@@ -194,14 +194,14 @@ def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -
 _Outcome: TypeAlias = tuple[Tree, np.ndarray, dict[str, Any]]
 
 
-def _train_slim(job: Job, images: fitting.Images, keys: Key, where: fitting.Where) -> _Outcome:
+def _train_slim(job: Job, images: fitting.Images, keys: Key, where: fitting.Placement) -> _Outcome:
     """One stage; BatchNorm folds into the convolutions."""
     trained = slim.train(job.architecture.trained, job.settings.slim, images, keys, where)
     folded = jax.vmap(nn.fold_batch_norm)(trained.state.params, trained.state.stats)
     return folded, trained.checks["accuracy"][:, -1], {"slim": _curves(trained)}
 
 
-def _train_dual(job: Job, images: fitting.Images, keys: Key, where: fitting.Where) -> _Outcome:
+def _train_dual(job: Job, images: fitting.Images, keys: Key, where: fitting.Placement) -> _Outcome:
     """The paper's three phases; the result is that of the best or the last fold."""
     recipe, pair = job.settings.recipe, job.architecture.pair
     dual = training.train_dual(pair, recipe, images, keys, where)
@@ -250,8 +250,8 @@ def _train_dual(job: Job, images: fitting.Images, keys: Key, where: fitting.Wher
     return finals, fold_val.max(0) if is_honest else _best(last), report
 
 
-def _store(job: Job, phase: str) -> BlockStore:
-    return BlockStore(job.folder.path / "phases" / phase)
+def _point(job: Job, phase: str) -> ResumePoint:
+    return ResumePoint(job.folder.path / "phases" / phase)
 
 
 def _ticking(job: Job, progress: Progress) -> Progress:
@@ -290,7 +290,7 @@ def _of(params: Tree, i: int) -> Tree:
     return jax.tree.map(lambda leaf: leaf[i], params)
 
 
-def _best(trained: cohort.Trained) -> np.ndarray:
+def _best(trained: members.Fitted) -> np.ndarray:
     """Validation accuracy of the weights that were kept, of each model."""
     accuracy, kept = trained.checks["accuracy"], trained.best_checks[0]
     return accuracy[np.arange(len(kept)), kept]
@@ -307,7 +307,7 @@ def _known(value: np.floating) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _curves(trained: cohort.Trained) -> dict[str, Any]:
+def _curves(trained: members.Fitted) -> dict[str, Any]:
     """Losses and checks by epoch, of each model as long as it trained."""
     histories = trained.checks | {f"train_{name}": own for name, own in trained.metrics.items()}
     return {

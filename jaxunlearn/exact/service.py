@@ -346,7 +346,7 @@ class Service:
     def _sweep(self) -> None:
         self.files.sweep((a, b, own.generation) for (a, b), own in self.state.trained.items())
 
-    def _known(self, left: np.ndarray) -> dict[Prefix, prefixes.Stage]:
+    def _known(self, left: np.ndarray) -> dict[Prefix, prefixes.Weights]:
         """The stages that are left: no slice of theirs lost anything since they were trained."""
         known = {}
         for a, b in self.state.trained:
