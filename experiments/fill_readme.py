@@ -54,7 +54,7 @@ def _headlines() -> str:
         (
             *_system("Baselines", "unlearn", "comparison", "baselines"),
             "SCRUB, SSD, KLOM, NeurIPS 2023 epsilon",
-            f"digits: the best of six baselines has a forget KLOM of {klom[best]:.2f} ({best}); "
+            f"digits: the best of {len(klom) - 2} baselines has a forget KLOM of {klom[best]:.2f} ({best}); "
             f"doing nothing {klom['none']:.2f}, floor {digits['floor']['forget']['mean']:.2f}",
         ),
         (
