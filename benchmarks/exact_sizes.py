@@ -31,8 +31,8 @@ RECIPE = plans.StageRecipe(
 
 def plan_of(shards: int, slices: int, budget: int) -> plans.Plan:
     """Of which all layers are adapted."""
-    own = orders.cyclic(slices, budget)
-    return plans.make(shards, own, 64, recipe=RECIPE, layers_per_slice=CONFIG.n_layers // slices)
+    table = orders.cyclic(slices, budget)
+    return plans.make(shards, table, 64, recipe=RECIPE, layers_per_slice=CONFIG.n_layers // slices)
 
 
 def side(folder: Path, what: str, sizes: tuple[int, int, int]) -> float | None:
@@ -70,14 +70,14 @@ def measured(sizes: tuple[int, int, int]) -> dict[str, Any]:
             for part in ("orders", "base")
         }
     base = jax.eval_shape(lambda: vit.build(CONFIG).init(jax.random.key(0))[0])
-    own = planner.outlook(plan_of(*sizes), sliceable.of_vit(CONFIG), base)
+    outlook = planner.outlook(plan_of(*sizes), sliceable.of_vit(CONFIG), base)
     return {
         "shards": sizes[0],
         "slices": sizes[1],
         "budget": sizes[2],
-        "requests": own.requests,
-        "stages": own.stages,
-        "planned_bytes": own.bytes,
+        "requests": outlook.requests,
+        "stages": outlook.stages,
+        "planned_bytes": outlook.bytes,
         "order_bytes": disk["orders"],
         "base_bytes": disk["base"],
     } | peaks

@@ -1,6 +1,7 @@
 """Small networks with random weights, and files that hold them."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,17 @@ def rewrite(file, change):
     with file.open("wb") as opened:
         layout = {name: (value.shape, value.dtype) for name, value in arrays.items()}
         safetensors.write(opened, layout, arrays.values())
+
+
+def add_integers(file, name, values):
+    """Adds an int64 tensor to a safetensors file, as buffers of PyTorch's modules are."""
+    data = file.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header, body, more = json.loads(data[8:start]), data[start:], values.astype("<i8").tobytes()
+    offsets = [len(body), len(body) + len(more)]
+    header[name] = {"dtype": "I64", "shape": list(values.shape), "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + body + more)
 
 
 def interleaved(rows, n_heads):

@@ -48,7 +48,7 @@ def write_json(path: Path | None, content: Any) -> None:
     """Writes what a verb answers, bytes or something JSON-like, at once; None: nowhere."""
     if path is None:
         return
-    from jaxunlearn.core.checkpoint import replacing
+    from jaxunlearn.core.disk import replacing
 
     if not isinstance(content, bytes):
         content = (json.dumps(content, indent=1) + "\n").encode()
@@ -57,33 +57,79 @@ def write_json(path: Path | None, content: Any) -> None:
 
 
 def guarded(work: Callable[[], Any], again: str, *, bad_input: int = USAGE) -> int:
-    """Does some work of a verb; every error has one place here.
+    """Does some work of a verb; what goes wrong becomes a message and an exit code, here alone.
 
     Args:
         work: is called.
-        again: how to go on after an interruption, e.g. a command.
+        again: a command that goes on after an interruption.
         bad_input: exit code of a ValueError or OSError: USAGE as long as nothing is done, FAILED
             from then on.
 
     Returns:
-        The exit code. One of several processes that fails while the others work ends at once.
+        The exit code. One of several processes that fails where the others do not ends at once.
     """
+    from jaxunlearn.core.disk import DamagedError
+    from jaxunlearn.core.errors import NonFiniteError
+
     try:
         work()
     except KeyboardInterrupt:
-        print(
-            f"interrupted; what is finished is kept. Go on with\n  {again}",
-            file=sys.stderr,
-        )
+        print(f"interrupted; what is finished is kept. Go on with\n  {again}", file=sys.stderr)
         return _leave(INTERRUPTED)
-    except ConnectionError as failure:  # of several processes; it is an OSError
-        error(f"{failure}; what is finished is kept. Go on with --resume")
-        return _leave(FAILED)
-    except ArithmeticError as failure:  # in all processes
+    except NonFiniteError as failure:  # in all processes
         error(str(failure))
         return FAILED
+    except ConnectionError as failure:  # another of several processes died
+        error(f"{failure}; what is finished is kept. Go on with --resume")
+        return _leave(FAILED)
+    except (DamagedError, ArithmeticError) as failure:
+        error(str(failure))
+        return _leave(FAILED)
     except (ValueError, OSError) as failure:
         error(str(failure))
-        is_damage = type(failure).__name__ == "DamagedError"
-        return bad_input if bad_input == USAGE and not is_damage else _leave(FAILED)
+        return bad_input if bad_input == USAGE else _leave(bad_input)
     return OK
+
+
+def _leave(code: int) -> int:
+    if "jax" not in sys.modules:
+        return code
+    from jaxunlearn.core import mesh
+
+    return mesh.leave(code)
+
+
+class Bar:
+    """One bar over all phases, with the time that is left."""
+
+    def __init__(self, console: "Console", phases: dict[str, float]):
+        """Takes the phases with their expected shares of the work."""
+        from rich import progress
+
+        self.progress = progress.Progress(
+            progress.TextColumn("{task.description:<24}"),
+            progress.BarColumn(),
+            progress.TextColumn("{task.percentage:>3.0f}%"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+        )
+        self.weights = phases
+        self.finished = dict.fromkeys(self.weights, 0.0)
+        self.task = self.progress.add_task("", total=sum(self.weights.values()))
+
+    def update(self, phase: str, done: int, total: int) -> None:
+        """Shows that `done` of `total` models of a phase are finished."""
+        self.finished[phase] = self.weights[phase] * done / total
+        description = f"{phase} {done}/{total}"
+        self.progress.update(
+            self.task, completed=sum(self.finished.values()), description=description
+        )
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_):
+        self.progress.stop()

@@ -192,7 +192,7 @@ class PredictOptions:
         from jaxunlearn.exact.service import Service
 
         service = Service(self.store)
-        if service.network.asked:  # a language model
+        if service.network.output_arrays:  # a language model
             return self._questions(service, console)
         if self.files:
             logits = service.predict(material.read_images(service, self.files))

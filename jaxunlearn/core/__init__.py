@@ -3,9 +3,11 @@
 The contract (every other package builds on it; whoever changes it changes every caller too):
 
 - `Model`: `init(key) -> (params, stats)`, `apply(params, stats, *inputs, train=False, key=None,
-  **static) -> (outputs, stats)`; `static` are hashable switches. `params` and `stats` (BatchNorm
-  statistics and the like) are plain nested dicts with string keys. Flax NNX defines networks and is
-  split once, in `model.from_nnx`; nothing below that border sees NNX.
+  **static) -> (outputs, stats)`; `static` are hashable switches. `train` sets three of them, which
+  may be given apart: `statistics` of normalisation layers ("running", "batch" or a mixture), their
+  update (`update_statistics`), and whether layers draw `random` numbers. `params` and `stats`
+  (BatchNorm statistics and the like) are plain nested dicts with string keys. Flax NNX defines
+  networks and is split once, in `model.from_nnx`; nothing below that border sees NNX.
 - `Objective`: `objective(params, stats, shared, batch, key) -> (loss, (stats, metrics))`, pure.
   `step.weighted_sum({name: (weight, objective)})` composes objectives: the batch is a dict by the
   same names, keys are folded by name, stats are threaded in order, metrics are prefixed.

@@ -39,7 +39,7 @@ __all__ = [
     "uniform",
 ]
 
-# Streams of requests are computed by JAX; what only asks which stages are left need not load it.
+# Streams of requests need JAX; what only reads the stages that are left does not load it.
 __getattr__, _ = exports(
     "jaxunlearn.exact", (), dict.fromkeys(("depths", "requests", "simulate"), "simulation")
 )

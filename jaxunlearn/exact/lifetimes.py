@@ -154,9 +154,9 @@ def retention_if_independent(n_slices: int, budget: int, keep: int, requests: in
 
 def firsts(orders: np.ndarray) -> np.ndarray:
     """The slices that come first in some order, bool [m, L]; a shard dies once all are hit."""
-    found = np.zeros((orders.shape[0], orders.shape[2]), bool)
-    np.put_along_axis(found, orders[..., 0], True, axis=1)
-    return found
+    first = np.zeros((orders.shape[0], orders.shape[2]), bool)
+    np.put_along_axis(first, orders[..., 0], True, axis=1)
+    return first
 
 
 def checked(orders: np.ndarray, prior: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -237,9 +237,8 @@ def _is_text(settings: Settings) -> bool:
 
 
 def _text_material(settings: Settings, data_dir: Path | None) -> Material:
-    base = _language_model(settings)
     questions = _questions(settings, settings.n_train, data_dir)
-    pretrained = decoder.from_pretrained(base)
+    pretrained = decoder.from_pretrained(_language_model(settings))
     texts = (pretrained.tokenizer, pretrained.chat_template)
     ids, examples = _encoded(settings, questions, pretrained.config, *texts)
     if settings.data.startswith("tofu:"):

@@ -61,7 +61,7 @@ class Predictor(Store):
         check_inputs(self.config, x)
         if len(x) < 1 or batch < 1:
             raise ValueError(f"x has {len(x)} rows and batch is {batch}; at least 1 are needed")
-        needed = self.network.asked
+        needed = self.network.output_arrays
         if set(rest) != set(needed) or any(len(leaf) != len(x) for leaf in rest.values()):
             rows = {name: len(leaf) for name, leaf in rest.items()}
             raise ValueError(

@@ -36,7 +36,7 @@ class Network:
         n_layers: N.
         targets: the kernels that get adapters, among `layers/...`.
         arrays: names of what examples hold beside `x`.
-        asked: those of them that `outputs` needs, too.
+        output_arrays: those of them that `outputs` needs, too.
         trains_head: whether `head` trains in every stage (a new classifier), or stays the base's.
         losses: `losses(params, hidden, rest) -> (sums [n], counts [n])`, from the residual stream
             after all layers; the loss of a batch is the sum of the sums over that of the counts.
@@ -47,7 +47,7 @@ class Network:
     n_layers: int
     targets: tree.Pattern
     arrays: tuple[str, ...]
-    asked: tuple[str, ...]
+    output_arrays: tuple[str, ...]
     trains_head: bool
     losses: Read
     outputs: Read
@@ -72,8 +72,8 @@ def of_vit(config: vit.Config) -> Network:
         return model.apply(params, {}, hidden, start_at=config.n_layers)[0]
 
     def nll(params: Tree, hidden: jax.Array, rest: Any) -> tuple[jax.Array, jax.Array]:
-        own = losses.cross_entropy(logits(params, hidden, rest), rest["y"])
-        return own, jnp.ones_like(own)
+        by_row = losses.cross_entropy(logits(params, hidden, rest), rest["y"])
+        return by_row, jnp.ones_like(by_row)
 
     return Network(model, config.n_layers, IMAGE_TARGETS, ("y",), (), True, nll, logits)
 
@@ -93,8 +93,8 @@ def of_decoder(config: decoder.Config) -> Network:
         return likelihood.token_nll(model, params, sequences, start_at=config.n_layers)
 
     def sums(params: Tree, hidden: jax.Array, rest: Any) -> tuple[jax.Array, jax.Array]:
-        own = nll(params, hidden, rest)
-        return own.sum(-1), (rest["labels"] >= 0).sum(-1).astype(own.dtype)
+        by_label = nll(params, hidden, rest)
+        return by_label.sum(-1), (rest["labels"] >= 0).sum(-1).astype(by_label.dtype)
 
     def probabilities(params: Tree, hidden: jax.Array, rest: Any) -> jax.Array:
         return jnp.where(rest["labels"] >= 0, jnp.exp(-nll(params, hidden, rest)), 0.0)

@@ -17,8 +17,9 @@ from jaxunlearn.core.run_folder import Progress, ticking
 from jaxunlearn.core.step import gradient_step, init_state
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import batches
+from jaxunlearn.paths.job import Job
 from jaxunlearn.paths.measures import measure
-from jaxunlearn.paths.settings import LORA_TARGETS, Job, Settings
+from jaxunlearn.paths.settings import LORA_TARGETS, Settings
 from jaxunlearn.unlearn import language_objectives
 
 

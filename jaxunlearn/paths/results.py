@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from jaxunlearn.core import adapters, keys, tree
 from jaxunlearn.core.run_folder import Progress
@@ -17,8 +15,8 @@ from jaxunlearn.evaluate import paths as measures
 from jaxunlearn.nn.language.decoder import head
 from jaxunlearn.nn.language.generation import generate
 from jaxunlearn.paths import forgetting
+from jaxunlearn.paths.job import Job
 from jaxunlearn.paths.measures import measure
-from jaxunlearn.paths.settings import Job
 
 _POSITIONS = 512  # of the retain answers, at which outputs of models are compared
 _SAMPLED_TOKENS = 160  # of an answer to a GSM8K question
@@ -235,29 +233,3 @@ def _right_answers(job: Job, params: Tree) -> np.ndarray:
                 said = measures.gsm8k_answer(decode(answer.tolist()))
                 right.append(said is not None and said == float(final))
     return np.array(right)
-
-
-def paths_table(results: dict[str, Any]) -> Table:
-    """The results as a table, one row per path and loss; means over seeds."""
-    kept = [name for name in results["orders"][0] if name != results["forget"]]
-    out = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
-    out.title = f"unlearning {results['forget']}, {results['checks'][-1]} steps"
-    for header in ("loss", "path"):
-        out.add_column(header, no_wrap=True)
-    headers = [f"utility\n{name}" for name in kept]
-    for header in ("forget\nscore", *headers, "Jeffreys to\nother paths", "distance to\nretrained"):
-        out.add_column(header, justify="right", no_wrap=True)
-    for loss, row in results["losses"].items():
-        jeffreys = np.array(row["jeffreys"])[-1].mean(0)
-        retrained = np.array(row["distance_to_retrained"])[-1].mean(0)
-        for i, order in enumerate(results["orders"]):
-            out.add_row(
-                loss,
-                " > ".join(order),
-                f"{np.mean(row['forget_score'][i]):.3f}",
-                *(f"{np.mean(row['utility'][name][i]):.3f}" for name in kept),
-                f"{jeffreys[i].sum() / (len(jeffreys) - 1):.4f}",
-                f"{retrained[i]:.1f}",
-            )
-        out.add_section()
-    return out

@@ -123,14 +123,14 @@ def test_examples_are_known_by_their_ids_and_what_is_deleted_need_not_be_there(s
     rows = [i for i in np.random.default_rng(0).permutation(32) if IDS[i] not in gone]
     erased = {name: leaf[rows] for name, leaf in EXAMPLES.items()}
     ids = [IDS[i] for i in rows]
-    for own, names, message in (
+    for rows, names, message in (
         (erased, ids[1:] + ids[:1], "'image-0' is not what the store was made with"),
         (erased, ids[:-1] + ids[:1], "1 that are there twice"),
         (erased, [*ids[:-1], "other"], f"'{ids[-1]}' is missing"),
         (erased, None, "examples have 29 rows of x; there are 32 ids"),
     ):
         with pytest.raises(ValueError, match=message):
-            store.repair(own, names)
+            store.repair(rows, names)
     assert store.repair(erased, ids) == [(0, 0), (0, 1)]
     store.verify(erased, (0, 1, 2), ids=ids)
     assert store.verify(EXAMPLES, (0, 0, 2))["prefix"] == [0, 0, 2]
@@ -212,9 +212,9 @@ def test_bad_ids_delete_nothing(store, ids, message):
 
 def test_every_request_has_its_answer_in_order(store):
     first, second = of_place(0)[:2]
-    found = store.delete([first, second, first])
-    assert [o.example for o in found] == [first, second, first]
-    assert [o.repeated for o in found] == [False, False, True]
+    outcomes = store.delete([first, second, first])
+    assert [o.example for o in outcomes] == [first, second, first]
+    assert [o.repeated for o in outcomes] == [False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def whole_study():
     for shards in (1, 2):
         own = dataclasses.replace(study, model_shards=shards)
         out = Path(sys.argv[1]) / f"study-{shards}"
-        done = paths.execute(paths.prepare(own, out=out, mesh=paths.devices(own, 2)))
+        done = paths.run(own, out=out, mesh=paths.devices(own, 2))
         scores.append(done["losses"]["ga"])
     result["study"] = [np.ravel(of_one["answer_logp"]["u"]).tolist() for of_one in scores]
 

@@ -40,7 +40,10 @@ class Form(NamedTuple):
         """
         if self.view is not None:
             rest = math.prod(leaf) // abs(math.prod(self.view))
-            leaf = tuple(rest if size == -1 else size for size in self.view)
+            view = tuple(rest if size == -1 else size for size in self.view)
+            if math.prod(view) != math.prod(leaf):
+                raise ValueError(f"a leaf of shape {list(leaf)} has no view {list(self.view)}")
+            leaf = view
         return leaf if self.axes is None else tuple(leaf[axis] for axis in self.axes)
 
 
@@ -153,15 +156,22 @@ class Table:
         for leaf in leaves:
             number, tensor, form = self.tensor(leaf)
             shared.setdefault(tensor, []).append((number, leaf, form))
-        places = []
-        for tensor, entries in shared.items():
-            stacked, start, pieces = "{}" in tensor, 0, []
-            for _, leaf, form in sorted(entries, key=lambda entry: entry[0]):
-                shape = tuple(leaves[leaf].shape[stacked:])
-                in_file = form.shape(shape)
-                rows = slice(start, start := start + in_file[0]) if in_file else slice(0, 1)
-                pieces.append(Piece(leaf, form, shape, rows))
-            names = self.names(pieces[0].leaf, leaves[pieces[0].leaf].shape[0] if stacked else 1)
-            full = (start, *in_file[1:]) if in_file else ()
-            places.append(Place(tuple(names), full, stacked, tuple(pieces)))
-        return places
+        return [_place(tensor, entries, leaves) for tensor, entries in shared.items()]
+
+
+def _place(tensor: str, entries: list[tuple[int, str, Form]], leaves: Mapping[str, Any]) -> Place:
+    """The place of leaves that share tensors; an entry is number of the row, leaf and form."""
+    is_stacked, start, pieces, sizes = "{}" in tensor, 0, [], set()
+    for _, leaf, form in sorted(entries, key=lambda entry: entry[0]):
+        n_layers, *shape = leaves[leaf].shape if is_stacked else (1, *leaves[leaf].shape)
+        in_file = form.shape(tuple(shape)) or (1,)
+        rows = slice(start, start := start + in_file[0])
+        pieces.append(Piece(leaf, form, tuple(shape), rows))
+        sizes.add((n_layers, in_file[1:]))
+    if len(sizes) > 1 or (len(pieces) > 1 and not all(piece.shape for piece in pieces)):
+        names = ", ".join(repr(piece.leaf) for piece in pieces)
+        raise ValueError(f"{names} are one tensor {tensor!r} in the table, but do not fit together")
+    ((n_layers, rest),) = sizes
+    names = tuple(tensor.format(layer) for layer in range(n_layers))
+    is_scalar = not form.shape(pieces[0].shape)
+    return Place(names, () if is_scalar else (start, *rest), is_stacked, tuple(pieces))

@@ -19,8 +19,8 @@ def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Mod
 
     Args:
         model: takes images [B, ..., C] as its first input.
-        mean: of each channel, on the scale of [0, 1] for uint8 images.
-        std: of each channel, positive.
+        mean: mean of each channel, on the scale of [0, 1] for uint8 images.
+        std: standard deviation of each channel, positive.
 
     Raises:
         ValueError: `mean` and `std` differ in length, or a deviation is not positive; or, at

@@ -13,7 +13,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from jaxunlearn.core.keys import Key, fold
-from jaxunlearn.core.model import Model, from_nnx
+from jaxunlearn.core.model import Model, from_nnx, stateless
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.files import folder, reader, writer
 from jaxunlearn.nn.images import vit_tensors
@@ -31,40 +31,19 @@ from jaxunlearn.nn.images.vit_config import (
     read_config,
     to_hugging_face,
 )
-from jaxunlearn.nn.language.block import attend
+from jaxunlearn.nn.layers.attention import attend
 from jaxunlearn.nn.layers.linear import Linear
-from jaxunlearn.nn.layers.stacks import running, through
+from jaxunlearn.nn.layers.norms import LayerNorm, layer_norm
+from jaxunlearn.nn.layers.stacks import Stack, span
 
 __all__ = [
     "Config",
-    "LayerNorm",
     "build",
     "from_pretrained",
-    "layer_norm",
     "normalisation",
     "read_config",
     "save_pretrained",
 ]
-
-
-class LayerNorm(nnx.Module):
-    """In float32; scale and bias in the input's type."""
-
-    def __init__(self, width: int, eps: float):
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
-        self.eps = eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return layer_norm(x, self.scale.get_value(), self.bias.get_value(), self.eps)
-
-
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """See `LayerNorm`."""
-    wide = x.astype(jnp.float32)
-    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * scale + bias).astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -103,15 +82,25 @@ def build(config: Config) -> Model:
     - `start_at`: x is the residual stream [B, T, D] after so many layers, which are skipped (with
       0, that after the embedding, or images).
     - `stop_at`: gives the residual stream [B, T, D] after so many layers.
+    - `remat`: the backward pass computes what is inside a layer again instead of keeping it.
     - `unroll`: layers per turn of the loop over them.
 
     Of `params` only what runs is read; `params["layers"]` holds all layers, or those that run.
     """
     block = from_nnx(lambda rngs: Block(config, rngs))
-    c = config
+    net = _ViT(config, Stack(block, config.n_layers))
+    return stateless(jax.jit(net.init), net.apply)
 
-    @jax.jit
-    def init(key: Key) -> tuple[Tree, Tree]:
+
+class _ViT(NamedTuple):
+    """See `build`."""
+
+    config: Config
+    layers: Stack
+
+    def init(self, key: Key) -> tuple[Tree, Tree]:
+        c = self.config
+
         def draw(name: str, *shape: int) -> jax.Array:
             return 0.02 * jax.random.truncated_normal(fold(key, name), -2, 2, shape)
 
@@ -122,9 +111,7 @@ def build(config: Config) -> Model:
                 "positions": draw("positions", c.n_tokens, c.width),
                 "patch": {"kernel": draw("patch", inputs, c.width), "bias": jnp.zeros(c.width)},
             },
-            "layers": jax.vmap(lambda key: block.init(key)[0])(
-                jax.random.split(fold(key, "layers"), c.n_layers)
-            ),
+            "layers": self.layers.init(fold(key, "layers")),
             "norm": {"scale": jnp.ones(c.width), "bias": jnp.zeros(c.width)},
             "head": {
                 "kernel": draw("head", c.width, c.n_classes),
@@ -134,36 +121,26 @@ def build(config: Config) -> Model:
         return params, {}
 
     def apply(
+        self,
         params: Tree,
         stats: Tree,
         x: jax.Array,
         *,
-        train: bool = False,
-        key: Key | None = None,
         start_at: int = 0,
         stop_at: int | None = None,
+        remat: bool = False,
         unroll: int = 1,
     ) -> tuple[jax.Array, Tree]:
-        del train, key
-        last = c.n_layers if stop_at is None else stop_at
-        if not 0 <= start_at <= last <= c.n_layers:
-            raise ValueError(
-                f"start_at is {start_at} and stop_at {stop_at}; 0 <= start_at <= stop_at <= "
-                f"{c.n_layers} is needed"
-            )
-        if start_at == 0 and x.ndim == 4:
+        c = self.config
+        start, stop = span(c.n_layers, start_at, stop_at, ("start_at", "stop_at"))
+        if start == 0 and x.ndim == 4:
             x = _embed(c, params["embed"], x)
         elif x.shape[1:] != (c.n_tokens, c.width):
             raise ValueError(f"x has shape {list(x.shape)}; [B, {c.n_tokens}, {c.width}] is needed")
-        stack = running(params["layers"], c.n_layers, start_at, last)
-
-        def layer(x: jax.Array, own: Any) -> tuple[jax.Array, None]:
-            return block.apply(own, {}, x)[0], None
-
-        x, _ = through(layer, x, stack, unroll)
+        x, _ = self.layers.run(
+            params["layers"], x, start=start, stop=stop, remat=remat, unroll=unroll
+        )
         return (x if stop_at is not None else _classify(c, params, x)), stats
-
-    return Model(init, apply)
 
 
 def from_pretrained(

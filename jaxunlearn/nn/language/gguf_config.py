@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.nn.files import gguf
-from jaxunlearn.nn.language.block import rope_frequencies
-from jaxunlearn.nn.language.config import ARCHITECTURES, Config, RopeScaling
+from jaxunlearn.nn.language.config import ARCHITECTURES, Config
+from jaxunlearn.nn.layers.frequencies import RopeScaling, rope_frequencies
 
 
 def read(file: Path) -> tuple[Config, dict[str, gguf.QuantisedTensor], dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 
 from jaxunlearn.core import mesh, tree
 from jaxunlearn.nn.language import decoder, gguf_config
-from jaxunlearn.nn.language.block import rope_frequencies
+from jaxunlearn.nn.layers.frequencies import rope_frequencies
 from tests.network_files import (
     BIASED,
     LLAMA,
@@ -53,6 +53,8 @@ def test_gguf(tmp_path, config):
     assert read.config == decoder.read_config(file) == config
     assert read.tokenizer is None and read.chat_template is None
     assert_same(read.params, params)
+    with pytest.raises(ValueError, match="variant is 'fp16'; a .gguf file has none"):
+        decoder.from_pretrained(file, variant="fp16")
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"])

@@ -299,3 +299,11 @@ def test_config_and_tokenizer_without_weights(folder):
     for read in (decoder.read_config, decoder.read_tokenizer):
         with pytest.raises(ValueError, match="which is not there"):
             read(folder / "nothing")
+
+
+def test_variant(folder):
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), random_params(LLAMA, seed=3))
+    weights.save(folder / "half", LLAMA, half)
+    (folder / "half" / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    assert_same(decoder.from_pretrained(folder, dtype="float16", variant="fp16").params, half)
+    assert_same(decoder.from_pretrained(folder).params, random_params(LLAMA))

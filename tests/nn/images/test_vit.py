@@ -203,6 +203,14 @@ def test_another_number_of_classes(folder):
     assert_same(vit.from_pretrained(folder, n_classes=5)[1], random_params())  # the file's
 
 
+def test_variant(folder):
+    other = random_params(seed=1)
+    vit.save_pretrained(folder / "other", CONFIG, other)
+    (folder / "other" / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    assert_same(vit.from_pretrained(folder, variant="fp16")[1], other)
+    assert_same(vit.from_pretrained(folder)[1], random_params())
+
+
 def test_several_files(folder):
     stored = safetensors.tensors(folder / "model.safetensors")
     index = {}

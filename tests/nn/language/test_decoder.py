@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from jaxunlearn.core import adapters, mesh, tree
 from jaxunlearn.nn.language import decoder, likelihood
-from jaxunlearn.nn.language.block import rope_frequencies, rotation
 from jaxunlearn.nn.language.generation import generate
+from jaxunlearn.nn.layers.frequencies import rope_frequencies
+from jaxunlearn.nn.layers.rotary import rotation
 from tests.network_files import TARGETS
 
 CONFIG = decoder.Config(
@@ -295,10 +296,9 @@ def test_a_second_call_compiles_nothing(params, tokens):
 
 
 def test_angles_of_far_positions_are_exact_in_a_compiled_program():
-    config = dataclasses.replace(CONFIG, head_dim=64, rope_theta=5e5)
     positions = jnp.array([[1, 4097, 32768, 131071]])
     frequencies = rope_frequencies(64, 5e5, None)
     angles = np.asarray(positions, np.float32)[..., None] * frequencies
-    cos, sin = jax.jit(lambda at: rotation(at, config))(positions)
+    cos, sin = jax.jit(lambda at: rotation(at, frequencies))(positions)
     np.testing.assert_allclose(cos, np.cos(angles.astype(np.float64)), atol=1e-6)
     np.testing.assert_allclose(sin, np.sin(angles.astype(np.float64)), atol=1e-6)
