@@ -36,8 +36,8 @@ import numpy as np
 
 from jaxunlearn import data
 from jaxunlearn.compact import Recipe, fitting, measure, phases
-from jaxunlearn.core import cohort, mesh, records
-from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core import members, mesh, records
+from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.run_folder import RunFolder, run_record
 from jaxunlearn.nn.images import dual_cnn
 
@@ -92,19 +92,19 @@ def main() -> None:
     records.write(HERE / "ablations.json", content | {"shown": verdicts(results)})
 
 
-def place(name: str) -> fitting.Where:
+def place(name: str) -> fitting.Placement:
     """All cores; what is finished is kept."""
     folder = RUNS / name.replace(", ", "-").replace(" ", "-")
-    return fitting.Where(
+    return fitting.Placement(
         mesh.make({"models": mesh.cores()}),
-        lambda phase: BlockStore(folder / phase),
+        lambda phase: ResumePoint(folder / phase),
         lambda *now: print(name, *now, flush=True),
     )
 
 
 def of_folds(
     pair: dual_cnn.Pair,
-    folds: list[cohort.Trained],
+    folds: list[members.Fitted],
     images: fitting.Images,
     x: np.ndarray,
     y: np.ndarray,

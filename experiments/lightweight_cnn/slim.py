@@ -37,7 +37,7 @@ from jaxunlearn import data, nn
 from jaxunlearn.compact import SlimRecipe, Warp, fitting, slim
 from jaxunlearn.compact import study as job
 from jaxunlearn.core import mesh, records
-from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.run_folder import RunFolder, run_record
 
 HERE, RUNS = Path(__file__).parent, Path("runs/lightweight_cnn")
@@ -85,8 +85,8 @@ def trial(name: str, i: int) -> dict[str, Any]:
     folder = RUNS / f"{name}-trial-{i}"
     record = run_record(recipe, data=dataset.arrays) | {"channels": channels, "seed": TRIAL_SEED}
     RunFolder(folder, record, {}, resume=True).begin()
-    where = fitting.Where(
-        store=lambda phase: BlockStore(folder / phase),
+    where = fitting.Placement(
+        point=lambda phase: ResumePoint(folder / phase),
         tell=lambda *now: print(name, "trial", i, *now, flush=True),
     )
     trained = slim.train(model, recipe, images, jax.random.key(TRIAL_SEED)[None], where)
