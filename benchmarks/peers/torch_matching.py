@@ -15,7 +15,7 @@ def match(net, x, targets, sample: np.ndarray, orders, settings: DatamodelMatchi
         targets: its own logits there minus the effect, [f + r, K].
         sample: positions in these, forget points as often as wanted, [s].
         orders: permutations of the sample, one per epoch, or None to draw them.
-        settings: of DMM; loss "mse".
+        settings: settings of DMM; loss "mse".
     """
     optimizer = torch.optim.Adam(net.parameters(), lr=settings.learning_rate, fused=True)
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, settings.decay)
@@ -39,8 +39,8 @@ def run(nets, x_all, effect, rows, sample, settings, threads: int, orders=None) 
     for number, net in enumerate(nets):
         with torch.no_grad():
             targets = net.eval()(x) - effect[rows]
-        own = None if orders is None else orders[number]
-        match(net, x, targets, sample, own, settings)
+        order = None if orders is None else orders[number]
+        match(net, x, targets, sample, order, settings)
         with torch.no_grad():
             outputs.append(net(x_all))
     return torch.stack(outputs)
