@@ -120,7 +120,7 @@ def stage_a(batch: int) -> Measured:
     """An epoch of one model: both branches, augmentation, one program; steady from the second."""
     recipe = Recipe(batch_size=batch, dual_epochs=6)
     times: list[float] = []
-    where = fitting.Where(
+    where = fitting.Placement(
         mesh.make({"models": 1}), tell=lambda *now: times.append(time.perf_counter())
     )
     phases.train_dual(PAIR, recipe, images(), jax.random.split(jax.random.key(0), 1), where)
@@ -164,7 +164,7 @@ def folds(gap: float) -> Iterator[Row]:
     def ours(devices: int, n_models: int, fold_mode: str, n_folds: int) -> Measured:
         own = Recipe(**{**vars(recipe), "fold_mode": fold_mode})
         times: list[float] = []
-        where = fitting.Where(
+        where = fitting.Placement(
             mesh.make({"models": devices}), tell=lambda *now: times.append(time.perf_counter())
         )
         part = jax.tree.map(lambda leaf: leaf[:n_models], state)
@@ -209,7 +209,7 @@ def pipeline(gap: float) -> Row:
     """All of the paper's training for one seed, with 2, 5 and 6 epochs."""
     recipe = Recipe(dual_epochs=2, unfreeze_epochs=1, last_epochs=1, folds=FOLDS, fold_epochs=1)
     keys = jax.random.split(jax.random.key(0), 1)
-    where = fitting.Where(mesh.make({"models": mesh.cores()}))
+    where = fitting.Placement(mesh.make({"models": mesh.cores()}))
 
     def ours() -> None:
         dual = phases.train_dual(PAIR, recipe, images(), keys, where)

@@ -32,7 +32,9 @@ from jaxunlearn.nn.images import vit
 SHARDS, SLICES, BUDGET, CAPACITY = 5, 4, 4, 300
 CONFIG = vit.Config((28, 28, 1), 7, 64, 12, 4, 128, 10)
 NETWORK = sliceable.of_vit(CONFIG)
-RECIPE = plans.Recipe(rank=8, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=32, dropout=0.0)
+RECIPE = plans.StageRecipe(
+    rank=8, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=32, dropout=0.0
+)
 PLAN = plans.make(
     SHARDS, orders.cyclic(SLICES, BUDGET), CAPACITY, recipe=RECIPE, layers_per_slice=3
 )
@@ -94,13 +96,13 @@ def sliced_training() -> list[Row]:
         {f"{n} threads, trunk cached": functools.partial(peer.run, n, True) for n in (1, 2)},
         repeats=1,
     )
-    own = measure(lambda: ours(PLAN), repeats=3)
+    measured = measure(lambda: ours(PLAN), repeats=3)
     uncached = measure(lambda: ours(dataclasses.replace(PLAN, cached=False)), repeats=3)
     what = "S3T, 80 stages of a ViT (12 layers of 64), 60,000 images read"
     name = "PyTorch, one order after the other"
     return [
-        Row(what, own, plain, name, gap, target=1.3),
-        Row(what, own, cached, name, gap),
+        Row(what, measured, plain, name, gap, target=1.3),
+        Row(what, measured, cached, name, gap),
         Row(f"{what}, trunk computed in every step", uncached, plain, name, gap),
     ]
 
@@ -119,8 +121,8 @@ class Peer:
         self.scale = RECIPE.alpha / RECIPE.rank**0.5
         self.stages = {
             (a, order): [self._stage(base, a, order[:level]) for level in range(1, SLICES + 1)]
-            for a, own in enumerate(PLAN.orders)
-            for order in own
+            for a, shard in enumerate(PLAN.orders)
+            for order in shard
         }
 
     def _stage(self, base: Any, shard: int, prefix: tuple[int, ...]):
@@ -132,7 +134,7 @@ class Peer:
         rows = (places[:, None] * CAPACITY + np.arange(CAPACITY)).ravel()
         source = batches({}, rows, RECIPE.batch_size)
         table = source.plan(fold(fold(key, "steps"), "data"), jnp.arange(PLAN.n_steps(level)))
-        own = {
+        lora = {
             first + i: [
                 torch.tensor(np.array(getattr(fresh[name]["kernel"], part)[i]))
                 for name in "qv"
@@ -140,7 +142,7 @@ class Peer:
             ]
             for i in range(last - first)
         }
-        return first, own, torch.tensor(np.array(table)).long()
+        return first, lora, torch.tensor(np.array(table)).long()
 
     def order(self, key: Any, below: Any = None):
         """Trains one order."""
@@ -208,14 +210,14 @@ def accuracy_curves() -> Row:
 
     def after(stream: int, request: int) -> float:
         served = deletion.served(left[stream, request])
-        own = serving.chosen(PLAN, NETWORK, weights, served)
-        out = serving.predict(NETWORK, PLAN, base, own, {"x": x}, served.depth > 0)
+        chosen = serving.chosen(PLAN, NETWORK, weights, served)
+        out = serving.predict(NETWORK, PLAN, base, chosen, {"x": x}, served.depth > 0)
         return float((out.argmax(-1) == y).mean())
 
     sample = [(i, j) for i in range(4) for j in (0, 10, 20)]
-    found = ours()
+    scores = ours()
     gap = agree(
-        "accuracy", [found[i, j + 1] for i, j in sample], [after(i, j) for i, j in sample], 2e-3
+        "accuracy", [scores[i, j + 1] for i, j in sample], [after(i, j) for i, j in sample], 2e-3
     )
     some = measure(lambda: [after(i, j) for i, j in sample], repeats=3)
     peer = _extrapolated(some, len(sample), CURVES * REQUESTS, "evaluations")
@@ -262,11 +264,11 @@ def deleting() -> list[Row]:
         torch.load(state)
 
     peer = measure(lambda: [reload() for _ in range(SHARDS)], repeats=9)
-    own = Measured(seconds[0], p50, (min(seconds), max(seconds)), 0.0)
+    measured = Measured(seconds[0], p50, (min(seconds), max(seconds)), 0.0)
     late = Measured(seconds[0], p99, (min(seconds), max(seconds)), 0.0)
     name = "torch.load of five checkpoints"
     return [
-        Row("a deletion in an open store, median of 1,000", own, peer, name, 0.0),
+        Row("a deletion in an open store, median of 1,000", measured, peer, name, 0.0),
         Row("a deletion in an open store, 99th percentile", late, peer, name, 0.0),
         Row("a deletion by the command line", outside, peer, name, 0.0),
     ]

@@ -24,13 +24,15 @@ from jaxunlearn.nn.images import vit
 
 SIZES = ((5, 4, 1), (5, 4, 2), (5, 4, 4), (5, 6, 4), (5, 2, 2), (10, 4, 4), (20, 4, 4))
 CONFIG = vit.Config((28, 28, 1), 7, 64, 12, 4, 128, 10)
-RECIPE = plans.Recipe(rank=8, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=32, dropout=0.0)
+RECIPE = plans.StageRecipe(
+    rank=8, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=32, dropout=0.0
+)
 
 
 def plan_of(shards: int, slices: int, budget: int) -> plans.Plan:
     """Of which all layers are adapted."""
-    own = orders.cyclic(slices, budget)
-    return plans.make(shards, own, 64, recipe=RECIPE, layers_per_slice=CONFIG.n_layers // slices)
+    table = orders.cyclic(slices, budget)
+    return plans.make(shards, table, 64, recipe=RECIPE, layers_per_slice=CONFIG.n_layers // slices)
 
 
 def side(folder: Path, what: str, sizes: tuple[int, int, int]) -> float | None:
@@ -68,14 +70,14 @@ def measured(sizes: tuple[int, int, int]) -> dict[str, Any]:
             for part in ("orders", "base")
         }
     base = jax.eval_shape(lambda: vit.build(CONFIG).init(jax.random.key(0))[0])
-    own = planner.outlook(plan_of(*sizes), sliceable.of_vit(CONFIG), base)
+    outlook = planner.outlook(plan_of(*sizes), sliceable.of_vit(CONFIG), base)
     return {
         "shards": sizes[0],
         "slices": sizes[1],
         "budget": sizes[2],
-        "requests": own.requests,
-        "stages": own.stages,
-        "planned_bytes": own.bytes,
+        "requests": outlook.requests,
+        "stages": outlook.stages,
+        "planned_bytes": outlook.bytes,
         "order_bytes": disk["orders"],
         "base_bytes": disk["base"],
     } | peaks

@@ -33,6 +33,7 @@ from benchmarks.peers import torch_language
 from jaxunlearn.core import Stage, adapters, ensemble, loop, mesh, stages, tree
 from jaxunlearn.core.step import gradient_step, init_state
 from jaxunlearn.nn.language import decoder
+from jaxunlearn.paths.settings import LORA_TARGETS
 from jaxunlearn.unlearn import language_objectives
 
 ORDERS = tuple(
@@ -46,7 +47,7 @@ SWEEP_STEPS = (6, 6)  # of a stage, of unlearning
 def _sweep_parts() -> tuple[Any, Any, Any]:
     """The stages' own adapter, the frozen rest, and the adapter that unlearning begins with."""
     params, _ = small()
-    attach = functools.partial(adapters.attach, params, decoder.LORA_TARGETS, RANK, ALPHA)
+    attach = functools.partial(adapters.attach, params, LORA_TARGETS, RANK, ALPHA)
     own, frozen = adapters.split(attach(jax.random.key(3)))
     return own, frozen, adapters.split(attach(jax.random.key(4)))[0]
 
@@ -78,7 +79,7 @@ def forgetter(n_steps: int):
     def one(shared, member):
         before = adapters.merge(tree.combine(member["adapter"], shared["base"]))
         key = jax.random.key(4)
-        adapted = adapters.attach(before, decoder.LORA_TARGETS, RANK, ALPHA, key)
+        adapted = adapters.attach(before, LORA_TARGETS, RANK, ALPHA, key)
         own, frozen = adapters.split(adapted)
         data = in_order({"sequences": shared["forget"], "ref_nll": member["ref_nll"]}, BATCH)
         reads = {"frozen": frozen, "loss": member["loss"]}

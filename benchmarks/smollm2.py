@@ -35,6 +35,7 @@ from jaxunlearn.core import adapters, loop, mesh, tree
 from jaxunlearn.core.step import gradient_step, init_state
 from jaxunlearn.nn.language import decoder
 from jaxunlearn.nn.language.generation import generate
+from jaxunlearn.paths.settings import LORA_TARGETS
 from jaxunlearn.unlearn import language_objectives
 
 PROMPT, NEW = 256, 64  # tokens that SmolLM2 reads, and that it adds
@@ -115,7 +116,7 @@ def _loading(config: decoder.Config, params: Any, tokens: np.ndarray) -> Row:
 def _smollm2_step(config: decoder.Config, params: Any, net: Any, n_steps: int = 2) -> Row:
     data = random_texts(8, 7, config.vocabulary)
     model = decoder.decoder(config)
-    adapted = adapters.attach(params, decoder.LORA_TARGETS, RANK, ALPHA, jax.random.key(8))
+    adapted = adapters.attach(params, LORA_TARGETS, RANK, ALPHA, jax.random.key(8))
     own, frozen = adapters.split(adapted)
     optimizer = optax.adamw(LR, weight_decay=0.0)
     take = gradient_step(

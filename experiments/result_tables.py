@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxunlearn.comparison import judging
+from jaxunlearn.cli import unlearn
 
 ROOT = Path(__file__).parent.parent
 IMAGES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
@@ -18,7 +18,7 @@ IMAGES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-
 def digits() -> str:
     """The default run, as the command line prints it."""
     console = Console(file=io.StringIO(), width=110)
-    console.print(judging.table(read("experiments/digits/results.json")))
+    console.print(unlearn.table(read("experiments/digits/results.json")))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return "```text\n" + "\n".join(line.rstrip() for line in lines).rstrip() + "\n```"
 
@@ -44,10 +44,10 @@ def baselines() -> str:
     ]
     for forget, result in read("experiments/baselines/results.json").items():
         for name, row in result["methods"].items():
-            klom = [f"{row['klom'][group]['mean']:.2f}" for group in judging.GROUPS]
-            accuracy = [f"{100 * row['accuracy'][group]:.1f}" for group in judging.GROUPS]
+            klom = [f"{row['klom'][group]['mean']:.2f}" for group in unlearn.GROUPS]
+            accuracy = [f"{100 * row['accuracy'][group]:.1f}" for group in unlearn.GROUPS]
             lines.append(line(forget, name, *klom, *accuracy, f"{row['cost']:.3f}"))
-        floor = [f"{result['floor'][group]['mean']:.2f}" for group in judging.GROUPS]
+        floor = [f"{result['floor'][group]['mean']:.2f}" for group in unlearn.GROUPS]
         lines.append(line(forget, "*floor*", *floor, "", "", "", ""))
     return "\n".join(lines)
 
@@ -231,7 +231,7 @@ def dmm_images() -> str:
         others = content["others"].get(forget, {})
         rows |= {name + seed_0: [row] for name, row in others.items()}
         for name, of_seeds in rows.items():
-            klom = [mean(r["klom"][group]["mean"] for r in of_seeds) for group in judging.GROUPS]
+            klom = [mean(r["klom"][group]["mean"] for r in of_seeds) for group in unlearn.GROUPS]
             accuracy = [mean(r["accuracy"][group] for r in of_seeds) for group in ("forget", "val")]
             lines.append(
                 line(
@@ -244,7 +244,7 @@ def dmm_images() -> str:
                 )
             )
         floors = [result["floor"] for result in seeds.values()]
-        floor = [f"{mean(f[group]['mean'] for f in floors):.2f}" for group in judging.GROUPS]
+        floor = [f"{mean(f[group]['mean'] for f in floors):.2f}" for group in unlearn.GROUPS]
         lines.append(line(title, "*floor*", *floor, "", "", "", ""))
     return "\n".join(lines)
 
@@ -258,7 +258,7 @@ def dmm_mixture() -> str:
     ]
     for name in seeds[0]["rows"]:
         of_seeds = [seed["rows"][name] for seed in seeds]
-        klom = [f"{mean(row[group] for row in of_seeds):.2f}" for group in judging.GROUPS]
+        klom = [f"{mean(row[group] for row in of_seeds):.2f}" for group in unlearn.GROUPS]
         lines.append(line(name, *klom, f"{100 * mean(row['accuracy'] for row in of_seeds):.1f}"))
     return "\n".join(lines)
 

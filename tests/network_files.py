@@ -1,6 +1,7 @@
 """Small networks with random weights, and files that hold them."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from jaxunlearn.core import tree
 from jaxunlearn.nn.files import safetensors
 from jaxunlearn.nn.language import decoder
-from jaxunlearn.nn.language.tensor_names import in_files
+from jaxunlearn.nn.language.tensor_names import GGUF
 
 LLAMA = decoder.Config(
     family="llama",
@@ -27,6 +28,7 @@ LLAMA = decoder.Config(
     bos=1,
     eos=(2, 5),
 )
+TARGETS = r"layers/(q|v|o|gate|up|down)/kernel"  # of adapters
 QWEN2 = dataclasses.replace(LLAMA, family="qwen2", qkv_bias=True, tied=True, eos=(2,), bos=None)
 QWEN3 = dataclasses.replace(LLAMA, family="qwen3", qk_norm=True, head_dim=16, eos=())
 SCALED = dataclasses.replace(
@@ -63,6 +65,17 @@ def rewrite(file, change):
         safetensors.write(opened, layout, arrays.values())
 
 
+def add_integers(file, name, values):
+    """Adds an int64 tensor to a safetensors file, as buffers of PyTorch's modules are."""
+    data = file.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header, body, more = json.loads(data[8:start]), data[start:], values.astype("<i8").tobytes()
+    offsets = [len(body), len(body) + len(more)]
+    header[name] = {"dtype": "I64", "shape": list(values.shape), "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + body + more)
+
+
 def interleaved(rows, n_heads):
     """What llama.cpp does to queries and keys of the architecture llama."""
     halves = rows.reshape(n_heads, 2, rows.shape[0] // n_heads // 2, *rows.shape[1:])
@@ -92,7 +105,7 @@ def write_gguf(file, config, params, kind=None, change=None, **metadata):
         getattr(writer, key)(value)
     tensors = {}
     for name, leaf in tree.named(params).items():
-        for i, tensor in enumerate(in_files(name, config.n_layers, gguf=True)):
+        for i, tensor in enumerate(GGUF.names(name, config.n_layers)):
             value = np.asarray(leaf[i] if name.startswith("layers/") else leaf)
             value = value.T if name.endswith("/kernel") else value
             if config.family == "llama" and name.split("/")[1] in ("q", "k"):

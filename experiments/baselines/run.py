@@ -34,9 +34,9 @@ from typing import Any
 from rich.console import Console
 
 from jaxunlearn import comparison
-from jaxunlearn.cli import figures
-from jaxunlearn.comparison.judging import table
+from jaxunlearn.cli import unlearn
 from jaxunlearn.core import mesh
+from jaxunlearn.core.study import Where
 from jaxunlearn.unlearn import METHODS
 from jaxunlearn.unlearn.scratch import Training
 
@@ -50,7 +50,7 @@ def settings(forget: str, seed: int, n_models: int) -> comparison.Settings:
     return comparison.Settings(
         data="cifar10",
         model="small_cnn",
-        budget=400_000,
+        multiply_adds=400_000,
         n_train=2000,
         n_val=1000,
         forget=forget,  # type: ignore[arg-type]
@@ -68,8 +68,8 @@ def compare(
 ) -> tuple[Path, dict[str, Any]]:
     """Runs, or goes on with, the comparison of one forget set; returns its folder and results."""
     out = RUNS / f"seed{seed}" / forget
-    own = settings(forget, seed, n_models)
-    job = comparison.prepare(own, methods, out=out, resume=True, mesh=mesh.make())
+    where = Where(out, resume=True, mesh=mesh.make())
+    job = comparison.prepare(settings(forget, seed, n_models), where, methods)
     # The full models know nothing of the forget set: those of the first one serve all.
     lanes, first = (out.parent / name / "lanes" / "full" for name in (forget, FORGET_SETS[0]))
     if forget != FORGET_SETS[0] and not lanes.exists():
@@ -97,10 +97,10 @@ def main() -> None:
     for forget in FORGET_SETS:
         _, results[forget] = compare(forget, 0, 100, chosen(forget))
         (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    figures.trade_offs(results, HERE / "figure.png")
+    unlearn.trade_offs(results, HERE / "figure.png")
     for forget, result in results.items():
         print(forget)
-        Console(width=100).print(table(result))
+        Console(width=100).print(unlearn.table(result))
         klom = {name: row["klom"] for name, row in result["methods"].items()}
         ratio = klom["none"]["forget"]["mean"] / klom["retrain"]["forget"]["mean"]
         print(f"none / retrain on the forget set: {ratio:.1f} (at least 3 is asked)")

@@ -25,8 +25,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxunlearn import comparison
-from jaxunlearn.cli import figures
-from jaxunlearn.comparison.judging import table
+from jaxunlearn.cli import unlearn
 from jaxunlearn.core import mesh
 
 HERE = Path(__file__).parent
@@ -44,11 +43,11 @@ def main() -> None:
             mesh=mesh.make(),
             progress=lambda phase, done, total: print(f"{phase} {done}/{total}"),
         )
-        figures.comparison(out, HERE / "figure.png")
+        unlearn.draw(out, HERE / "figure.png")
     # Imports and start-up of JAX are not in this figure, everything else is.
     record = results | {"wall_seconds": time.perf_counter() - start}
     (HERE / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    Console(width=100).print(table(results))
+    Console(width=100).print(unlearn.table(results))
     klom = {name: row["klom"] for name, row in results["methods"].items()}
     ratio = klom["none"]["forget"]["mean"] / klom["retrain"]["forget"]["mean"]
     print(f"none / retrain on the forget set: {ratio:.1f} (at least 5 is asked)")

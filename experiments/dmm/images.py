@@ -48,11 +48,12 @@ from rich.console import Console
 
 from experiments.grid import candidates, margin_gaps
 from jaxunlearn import comparison, evaluate
-from jaxunlearn.cli import figures
+from jaxunlearn.cli import unlearn
+from jaxunlearn.cli.attribute import influences
 from jaxunlearn.comparison import attribute
-from jaxunlearn.comparison.judging import table
 from jaxunlearn.core import mesh
 from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.study import Where
 from jaxunlearn.unlearn import METHODS
 from jaxunlearn.unlearn.scratch import Training
 
@@ -101,7 +102,7 @@ def settings(forget: str, seed: int, n_models: int) -> comparison.Settings:
     return comparison.Settings(
         data="cifar10",
         model="small_cnn",
-        budget=150_000,
+        multiply_adds=150_000,
         n_train=400,
         n_val=500,
         forget=kind,  # type: ignore[arg-type]
@@ -120,14 +121,17 @@ def folder(forget: str, seed: int) -> Path:
     return RUNS / f"seed{seed}" / forget.replace(" ", "")
 
 
+def place(out: Path) -> Where:
+    """A folder, new or of the same run, on all devices."""
+    return Where(out, resume=True, mesh=mesh.make())
+
+
 def compare(
     forget: str, seed: int, n_models: int, methods: comparison.Methods
 ) -> tuple[Path, dict[str, Any]]:
     """Runs, or goes on with, the comparison of one forget set; returns its folder and results."""
     out, names = folder(forget, seed), ["none", "retrain", *methods]
-    job = comparison.prepare(
-        settings(forget, seed, n_models), methods, out=out, resume=True, mesh=mesh.make()
-    )
+    job = comparison.prepare(settings(forget, seed, n_models), place(out), methods)
     if (out / "results.json").exists():  # judged already
         results = json.loads((out / "results.json").read_text())
         if set(names) <= set(results["methods"]):
@@ -163,9 +167,7 @@ def choose(forget: str) -> dict[str, list[dict[str, Any]]]:
     out = folder(forget, CHOICE_SEED)
     effect = Path("lanes") / "effect" / "00000.npz"
     if not (out / effect).exists():  # the datamodels of seed 0
-        comparison.prepare(
-            settings(forget, CHOICE_SEED, 20), {}, out=out, resume=True, mesh=mesh.make()
-        )
+        comparison.prepare(settings(forget, CHOICE_SEED, 20), place(out), {})
         (out / effect).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder(forget, 0) / effect, out / effect)
     pairs = {label: (method, own) for label, (method, own, _) in found.items()}
@@ -194,7 +196,7 @@ def with_estimates(
     """The rows of some methods with other estimates, on the models of seed 0."""
     own = dataclasses.replace(settings(forget, 0, 100), estimates=estimates)
     out, models = RUNS / label / forget.replace(" ", ""), folder(forget, 0) / "lanes"
-    job = comparison.prepare(own, methods, out=out, resume=True, mesh=mesh.make())
+    job = comparison.prepare(own, place(out), methods)
     shared = ["full", "oracle", "methods/retrain"]
     if estimates == settings(forget, 0, 100).estimates:
         shared += ["effect", "targets"]
@@ -251,15 +253,15 @@ def lds() -> dict[str, Any]:
     """Linear datamodeling scores of the datamodels of seed 0 and of TRAK."""
     own, out = settings(CHEAPEST, 0, 100), RUNS / "attribute"
     wanted = attribute.Settings(
-        data=own.data, model=own.model, budget=own.budget, n_train=400, n_val=500,
+        data=own.data, model=own.model, multiply_adds=own.multiply_adds, n_train=400, n_val=500,
         members=own.estimates.members, held_out=100, checkpoints=5, lane_width=own.lane_width,
         training=own.training,
     )  # fmt: skip
-    job = attribute.prepare(wanted, out=out, resume=True, mesh=mesh.make())
+    job = attribute.prepare(wanted, place(out))
     copied(folder(CHEAPEST, 0) / "lanes" / "members", out / "lanes" / "members")
     found = attribute.execute(job)
     data = job.dataset
-    figures.influences(found["targets"], data.x_train, data.x_val, HERE / "influences.png")
+    influences(found["targets"], data.x_train, data.x_val, HERE / "influences.png")
     return found["lds"]
 
 
@@ -283,7 +285,7 @@ def trajectories(result: dict[str, Any]) -> dict[str, Any]:
             "past": np.mean(np.sign(own.gap) != np.sign(own.gap[0]), 1).tolist(),
         }
     floor = result["floor"]["forget"]["mean"]
-    figures.trajectories(found, floor, HERE / "trajectories.png")
+    unlearn.trajectories(found, floor, HERE / "trajectories.png")
     return numbers
 
 
@@ -315,7 +317,7 @@ def main() -> None:
     content["lds"] = lds()
     (HERE / "images.json").write_text(json.dumps(content, indent=1) + "\n")
     seed_0 = {forget: found["0"] for forget, found in content["results"].items()}
-    figures.trade_offs(seed_0, HERE / "images.png")
+    unlearn.trade_offs(seed_0, HERE / "images.png")
     show(content)
 
 
@@ -324,7 +326,7 @@ def show(content: dict[str, Any]) -> None:
     for forget, seeds in content["results"].items():
         for seed, result in seeds.items():
             print(f"{forget}, seed {seed}")
-            Console(width=100).print(table(result))
+            Console(width=100).print(unlearn.table(result))
             for group, floor in result["floor"].items():
                 retrain = result["methods"]["retrain"]["klom"][group]["mean"]
                 gap = (retrain - floor["mean"]) / floor["stderr"]

@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.cli import figures
+from jaxunlearn.cli.compact import draw
 from jaxunlearn.compact import Recipe
 from jaxunlearn.compact import study as job
 from jaxunlearn.core import mesh, records
@@ -55,7 +55,7 @@ def main(name: str) -> int:
     found: dict[str, Any] = {}
     recipes = {"paper": PAPER} | ({"official_notebook": OFFICIAL} if name == "mnist" else {})
     for kind, recipe in recipes.items():
-        settings = job.Settings(data=name, models=3, recipe=recipe)
+        settings = job.Settings(data=name, n_models=3, recipe=recipe)
         found[kind] = job.run(
             settings,
             out=RUNS / f"{name}-{kind}",
@@ -65,7 +65,7 @@ def main(name: str) -> int:
         )
     shown = {"data": name} | {"recipes": found} | {"shown": verdicts(name, found)}
     records.write(HERE / f"{name}.json", shown)
-    figures.compact(found["paper"], HERE / f"{name}.png")
+    draw(found["paper"], HERE / f"{name}.png")
     for kind, result in found.items():
         print(name, kind, f"{100 * result['test_accuracy']:.2f}", result["seconds"])
     print(shown["shown"])

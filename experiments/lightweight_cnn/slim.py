@@ -61,7 +61,7 @@ def main(name: str) -> int:
     tried = [trial(name, i) for i in range(len(CANDIDATES[name]))]
     chosen = max(range(len(tried)), key=lambda i: tried[i]["val_accuracy"])
     channels, recipe = CANDIDATES[name][chosen]
-    base = job.Settings(data=name, models=3, slim=recipe)
+    base = job.Settings(data=name, n_models=3, slim=recipe)
     found = {
         "slim": run(dataclasses.replace(base, network="slim", channels=channels), f"{name}-slim"),
         "minimal": run(dataclasses.replace(base, network="minimal"), f"{name}-minimal"),

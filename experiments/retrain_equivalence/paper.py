@@ -36,9 +36,15 @@ import dataclasses
 from pathlib import Path
 
 from jaxunlearn import paths
+from jaxunlearn.core.study import Where
 
 PAPER = paths.Settings(
-    losses=("ga", "npo", "simnpo"), max_tokens=1024, overlong="drop", probe=100, attempts=5
+    losses=("ga", "npo", "simnpo"),
+    seed=42,
+    max_tokens=1024,
+    overlong="drop",
+    probe=100,
+    attempts=5,
 )
 
 # Learning rates and batch sizes of the stages and of the unlearning, and the adapters.
@@ -71,9 +77,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    job = paths.prepare(
-        settings(given.card, given.model, given.instruct, given.safety), out=given.out, resume=True
-    )
+    wanted = settings(given.card, given.model, given.instruct, given.safety)
+    job = paths.prepare(wanted, Where(given.out, resume=True))
     paths.execute(job, progress=lambda *now: print(*now, flush=True))
 
 

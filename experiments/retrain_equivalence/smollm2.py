@@ -31,8 +31,9 @@ import sys
 from pathlib import Path
 
 from jaxunlearn import paths
-from jaxunlearn.cli import figures
+from jaxunlearn.cli.paths import draw
 from jaxunlearn.core import records
+from jaxunlearn.core.study import Where
 
 HERE = Path(__file__).parent
 
@@ -52,6 +53,7 @@ SETTINGS = dict(
     unlearn_batch_size=8,
     unlearn_epochs=1,
     every=2,
+    seed=42,
     max_tokens=224,
     overlong="drop",  # the longest solutions of GSM8K
     probe=10,
@@ -62,13 +64,13 @@ SETTINGS = dict(
 def main(out: Path = Path("runs/retrain_equivalence/smollm2")) -> None:
     """Runs or resumes the study in `out`, and leaves its results beside this file."""
     settings = paths.Settings(model=os.environ["SMOLLM2_GGUF"], **SETTINGS)  # type: ignore[arg-type]
-    job = paths.prepare(settings, out=out, resume=True)
+    job = paths.prepare(settings, Where(out, resume=True))
     results = paths.execute(
         job, progress=lambda phase, done, total: print(phase, done, total, flush=True)
     )
     results["settings"]["model"] = Path(settings.model).name
     records.write(HERE / "smollm2.json", json.loads(json.dumps(results)))
-    figures.paths(results, HERE / "smollm2.png")
+    draw(results, HERE / "smollm2.png")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn.cli import figures
+from jaxunlearn.cli.paths import draw_theory
 from jaxunlearn.theory import linear_study
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     results |= {"held": held(results), "jax": jax.__version__, "numpy": np.__version__}
     folder = Path(__file__).parent
     (folder / "theory.json").write_text(json.dumps(results) + "\n")
-    figures.linear_theory(results, folder / "theory.png")
+    draw_theory(results, folder / "theory.png")
     for part in ("divergence", "recency"):
         for name, value in results[part].items():
             if not isinstance(value, dict) and name not in ("forget_score", "retain_damage"):

@@ -44,7 +44,7 @@ import jax
 import numpy as np
 
 from jaxunlearn import data
-from jaxunlearn.cli import figures
+from jaxunlearn.cli import drawing
 from jaxunlearn.core import checkpoint, disk, mesh, records
 from jaxunlearn.core.keys import fold
 from jaxunlearn.data import augment
@@ -57,7 +57,9 @@ HERE, RUNS = Path(__file__).parent, Path("runs/s3t")
 SEEDS, BUDGETS, CHANCE = (0, 1, 2), (1, 2, 4), 0.1
 SHARDS, SLICES, CAPACITY, N_TEST, N_PUBLIC = 5, 4, 300, 5000, 20_000
 STREAMS, REQUESTS, LIFETIMES, COMPARED = 200, 60, 20_000, 24
-RECIPE = plans.Recipe(rank=8, alpha=16.0, learning_rate=4e-3, epochs=10, batch_size=32, dropout=0.0)
+RECIPE = plans.StageRecipe(
+    rank=8, alpha=16.0, learning_rate=4e-3, epochs=10, batch_size=32, dropout=0.0
+)
 ORDERS = orders.cyclic(SLICES, max(BUDGETS))
 S3T = plans.make(SHARDS, ORDERS, CAPACITY, recipe=RECIPE, layers_per_slice=2)
 PLANS = {
@@ -233,6 +235,50 @@ def summary(rows: list[dict]) -> dict:
     }
 
 
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draws exact unlearning under deletions: accuracy, systems alive, accuracy by stages.
+
+    Args:
+        results: by seed, and by budget in each.
+        path: where the PNG goes.
+    """
+    with drawing.figure(path, (13, 4), dpi=100) as figure:
+        quality, alive, stages = figure.subplots(1, 3)
+        seeds = results["seeds"]
+        for color, budget in zip(drawing.COLORS, seeds[0]["budgets"], strict=False):
+            of_budget = [row["budgets"][budget] for row in seeds]
+            for axes, name in ((quality, "accuracy"), (alive, "alive")):
+                values = 100 * np.array([row[name] for row in of_budget])
+                drawing.band(axes, np.arange(values.shape[1]), values, color, f"B = {budget}")
+            alive.axvline(of_budget[0]["expected"]["mean"], color=color, linestyle=":")
+        quality.set(
+            ylabel="accuracy, % (all shards dead: chance)", title="accuracy under deletions"
+        )
+        alive.set(ylabel="systems alive, %", title="requests survived (dotted: expected)")
+        for axes in (quality, alive):
+            axes.set(xlabel="requests")
+            axes.legend(fontsize="small")
+        _by_stages(stages, seeds)
+
+
+def _by_stages(axes: Any, seeds: list[dict[str, Any]]) -> None:
+    courses = {
+        "top-down": [row["by_depth"]["s3t"]["ensemble"] for row in seeds],
+        "top-down, one order": [row["top_down_one_order"]["ensemble"] for row in seeds],
+        "bottom-up, one order": [row["by_depth"]["bottom_up"]["ensemble"] for row in seeds],
+    }
+    for color, (name, values) in zip(drawing.COLORS, courses.items(), strict=False):
+        drawing.band(axes, np.arange(1, len(values[0]) + 1), 100 * np.array(values), color, name)
+    lora = [max(row["by_depth"][k]["ensemble"] for k in ("lora_10", "lora_25")) for row in seeds]
+    last = len(courses["top-down"][0])
+    axes.plot(
+        [1, last], [100 * np.mean(lora)] * 2, color="0.4", linestyle=":", label="ordinary LoRA"
+    )
+    axes.set(xlabel="stages left, k", ylabel="accuracy, %", title="F(k), ensembles of all shards")
+    axes.set_xticks(range(1, last + 1))
+    axes.legend(fontsize="small")
+
+
 def main() -> None:
     """Runs all seeds of a data set."""
     name = sys.argv[1]
@@ -242,7 +288,7 @@ def main() -> None:
     results = {"data": name, "seeds": rows, "summary": summary(rows)}
     print(json.dumps(results["summary"], indent=1))
     records.write(HERE / f"{name}.json", results)
-    figures.deletions(records.read(HERE / f"{name}.json"), HERE / f"{name}.png")
+    draw(records.read(HERE / f"{name}.json"), HERE / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ HERE, RUNS = Path(__file__).parent, Path("runs/s3t/tofu")
 SHARDS, SLICES, BUDGETS, AUTHORS, QUESTIONS = 2, 4, (1, 2), 16, 20
 STREAMS, REQUESTS, LIFETIMES = 200, 24, 20_000
 CAPACITY = AUTHORS * QUESTIONS // (SHARDS * SLICES)
-RECIPE = plans.Recipe(rank=8, alpha=16.0, learning_rate=1e-3, epochs=4, batch_size=8, dropout=0.0)
+RECIPE = plans.StageRecipe(
+    rank=8, alpha=16.0, learning_rate=1e-3, epochs=4, batch_size=8, dropout=0.0
+)
 PLAN = plans.make(
     SHARDS, orders.cyclic(SLICES, max(BUDGETS)), CAPACITY, recipe=RECIPE, layers_per_slice=2
 )

@@ -110,15 +110,15 @@ def polish(
             factor = scipy.linalg.cho_factor(gram[np.ix_(on, on)])
         except np.linalg.LinAlgError:
             return None
-        own = scipy.linalg.cho_solve(factor, correlation[on] - l1 * signs[on])
-        gradient = gram[:, on] @ own - correlation
+        solution = scipy.linalg.cho_solve(factor, correlation[on] - l1 * signs[on])
+        gradient = gram[:, on] @ solution - correlation
         if np.abs(gradient[on] + l1 * signs[on]).max(initial=0) > _RESIDUAL * scale:
             return None  # singular but for rounding
-        leaving = on[own * signs[on] <= 0]
+        leaving = on[solution * signs[on] <= 0]
         joining = np.flatnonzero((signs == 0) & (np.abs(gradient) > l1 * (1 + 1e-9) + 1e-12))
         if len(leaving) == len(joining) == 0:
             result = np.zeros_like(correlation)
-            result[on] = own
+            result[on] = solution
             return result
         signs[joining] = -np.sign(gradient[joining])
         signs[leaving] = 0

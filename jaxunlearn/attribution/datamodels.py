@@ -170,11 +170,11 @@ def effect(
     shared = _RidgeFit(masks) if method == "ridge" else None
     parts = []
     for at in range(0, outputs.shape[1], block):
-        _, own = check(masks, outputs[:, at : at + block], first_target=at)
-        fitted = shared(own, None) if shared else fit(masks, own, method=method, mesh=mesh)
+        _, columns = check(masks, outputs[:, at : at + block], first_target=at)
+        fitted = shared(columns, None) if shared else fit(masks, columns, method=method, mesh=mesh)
         parts.append(fitted.effect(forget))
         if callback is not None:
-            callback(at + own.shape[1])
+            callback(at + columns.shape[1])
     return np.concatenate(parts)
 
 
@@ -298,8 +298,8 @@ class _LassoData:
 
     def block(self, at: int) -> tuple[jax.Array, slice]:
         """The correlations of some targets, padded to a full block, [n, _TARGETS]."""
-        own = slice(at, min(at + _TARGETS, self.correlation.shape[1]))
-        return self.place(self.correlation[:, own], 0.0), own
+        columns = slice(at, min(at + _TARGETS, self.correlation.shape[1]))
+        return self.place(self.correlation[:, columns], 0.0), columns
 
     def place(self, values: np.ndarray, padding: float) -> jax.Array:
         """Values of some targets, on the last axis, padded to a full block."""
@@ -325,31 +325,33 @@ def _fit_lasso(masks, outputs, statistics: Statistics, penalty, mesh: Mesh | Non
     part = _LassoData.of(rest, mesh)
     penalty, start = np.empty(outputs.shape[1]), np.empty(data.correlation.shape, np.float32)
     for at in range(0, outputs.shape[1], _TARGETS):
-        own, columns = part.block(at)
+        correlation, columns = part.block(at)
         penalty[columns], start[:, columns] = _choose(
-            part, own, part.largest[columns], x, part.place(y[:, columns], 0.0)
+            part, correlation, part.largest[columns], x, part.place(y[:, columns], 0.0)
         )
     return _solve_lasso(data, penalty, start), penalty
 
 
-def _choose(part: _LassoData, own, largest, x, y) -> tuple[np.ndarray, np.ndarray]:
+def _choose(part: _LassoData, correlation, largest, x, y) -> tuple[np.ndarray, np.ndarray]:
     """The penalty of least held-out error for some targets, and the weights there."""
     n_targets = len(largest)
     padded = part.place(largest, 1.0)
-    best = weights = jnp.zeros_like(own)
+    best = weights = jnp.zeros_like(correlation)
     error, chosen = part.place(np.full(n_targets, np.inf), -np.inf), padded
     since = jnp.where(jnp.arange(len(padded)) < n_targets, 0, _PATIENCE)
     for fraction in _LASSO_PATH:
         l1 = fraction * padded
         # A target that is through its path no longer keeps the others waiting.
         tolerance = jnp.where(since < _PATIENCE, _TOLERANCE * l1, jnp.inf)
-        weights, worst = _lasso.solve(part.on_device, own, l1, part.step, weights, tolerance)
+        weights, worst = _lasso.solve(
+            part.on_device, correlation, l1, part.step, weights, tolerance
+        )
         if worst > 1:
             break  # so small a penalty hardly has an optimum; larger ones were tried
-        own_error = _held_out_error(x, y, weights)
-        better = (own_error < error) & (since < _PATIENCE)
+        new_error = _held_out_error(x, y, weights)
+        better = (new_error < error) & (since < _PATIENCE)
         best = jnp.where(better, weights, best)
-        error, chosen = jnp.where(better, own_error, error), jnp.where(better, l1, chosen)
+        error, chosen = jnp.where(better, new_error, error), jnp.where(better, l1, chosen)
         since = jnp.where(better, 0, since + 1)
         if (since >= _PATIENCE).all():
             break
@@ -365,30 +367,33 @@ def _solve_lasso(data: _LassoData, penalty, start=None) -> np.ndarray:
     n, n_targets = data.correlation.shape
     weights = np.zeros((n, n_targets))
     for at in range(0, n_targets, _TARGETS):
-        own, columns = data.block(at)
+        correlation, columns = data.block(at)
         l1 = data.place(penalty[columns], 1.0)
-        begin = jnp.zeros_like(own) if start is None else data.place(start[:, columns], 0.0)
-        # A penalty of 0 has no scale of its own.
+        begin = jnp.zeros_like(correlation)
+        if start is not None:
+            begin = data.place(start[:, columns], 0.0)
+        # A penalty of 0 gives no scale.
         scale = np.maximum(penalty[columns], 1e-2 * data.largest[columns])
         tolerance = data.place(_TOLERANCE * scale, 1.0)
-        solved, worst = _lasso.solve(data.on_device, own, l1, data.step, begin, tolerance)
+        solved, worst = _lasso.solve(data.on_device, correlation, l1, data.step, begin, tolerance)
         solved = np.asarray(solved, np.float64)
         numbers = range(columns.start, columns.stop)
 
         def polished(column: int, at=at, solved=solved) -> np.ndarray | None:
-            own = data.correlation[:, column]
-            return _lasso.polish(data.gram, own, penalty[column], solved[:, column - at])
+            return _lasso.polish(
+                data.gram, data.correlation[:, column], penalty[column], solved[:, column - at]
+            )
 
         # Systems this small are solved faster side by side than each on all cores.
         with threadpoolctl.threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
             exact = list(pool.map(polished, numbers))
-        for column, own in zip(numbers, exact, strict=True):
-            if own is None and worst > 1:
+        for column, optimum in zip(numbers, exact, strict=True):
+            if optimum is None and worst > 1:
                 raise ArithmeticError(
                     f"the lasso of target {column} did not converge at l1 = {penalty[column]:.2g} "
                     f"(weights are 0 from {data.largest[column]:.2g} on); a larger one will"
                 )
-            weights[:, column] = solved[:, column - at] if own is None else own
+            weights[:, column] = solved[:, column - at] if optimum is None else optimum
     return weights
 
 

@@ -18,11 +18,11 @@ import scipy.linalg
 import scipy.special
 
 from jaxunlearn.attribution import masks as subsets
-from jaxunlearn.core import losses
+from jaxunlearn.core import chunks, losses
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model, predict
-from jaxunlearn.core.tree import Tree
+from jaxunlearn.core.tree import Tree, size
 
 # output(logits [K], y []) -> [T] numbers whose gradients are taken
 Output = Callable[[jax.Array, jax.Array], jax.Array]
@@ -56,7 +56,7 @@ def scores(
     Args:
         train_features: Phi, projected gradients of the training points' margins, [n, p].
         target_features: those of the targets' outputs, [m, p].
-        weights: of the training points, [n]; 1 - p_y for cross-entropy.
+        weights: weight of each training point, [n]; 1 - p_y for cross-entropy.
         l2: not negative; 0 needs features of full rank.
 
     Returns:
@@ -128,22 +128,20 @@ def features(
 ) -> np.ndarray:
     """Projected per-example gradients of a model's outputs, in eval mode.
 
-    The projection, a random matrix with entries of mean 0 and variance 1 / dim, is drawn in blocks
-    from the key: the same key gives the same one. Above 256 MiB it is never stored whole, but drawn
-    again for every chunk of examples; then larger chunks are faster.
+    The projection, a random matrix with entries of mean 0 and variance 1 / dim, depends on the key
+    alone. Above 256 MiB it is drawn again for every chunk of examples: larger chunks are faster.
 
     Args:
         model: the network.
-        params: its parameters; the gradient is taken for all of them.
+        params: all of its parameters; the gradient is taken with respect to them.
         stats: its statistics.
         x: inputs, [n, ...].
         y: labels, [n].
-        key: of the projection; training and target features need the same.
+        key: the projection's key; training and target features need the same.
         dim: numbers per feature, p.
         output: what is differentiated, T numbers per example: `margin`, `all_logits` or another.
         projection: the distribution of its entries.
-        chunk: examples whose gradients are held at once; by default as many as 64 MiB hold, 8 to
-            1,024.
+        chunk: examples at once; by default 8 to 1,024, as many as have gradients of 64 MiB.
         store: finished chunks are written here, and those already there are not computed again.
         callback: called with the number of examples that are done.
         drawn: the blocks of the projection, `draw(key, ...)`, where several calls share them.
@@ -152,44 +150,50 @@ def features(
         float32 [n, T, p].
 
     Raises:
-        ValueError: inputs and labels that do not match, a setting out of its range, or a feature
-            that is not finite (the example is named).
+        ValueError: x and y that do not match, a setting out of range, a gradient not finite.
     """
     x, y = np.asarray(x), np.asarray(y)
+    chunk = _chunk_size(model, params, stats, x, y, dim, output, projection, chunk)
+    drawn = _drawn_once(params, key, dim, projection) if drawn is None else drawn
+    compute, blocks = functools.partial(_chunk, model, output, dim, projection), []
+    for number, (rows, n_rows) in enumerate(chunks.blocks(len(x), chunk)):
+        if store is not None and number in store:
+            block = store.read(number)["features"]
+        else:
+            block = compute(params, stats, x[rows], y[rows], key, drawn)
+            block = _finite(np.asarray(block)[:n_rows], rows)
+            if store is not None:
+                store.write(number, {"features": block})
+        blocks.append(block)
+        if callback is not None:
+            callback(int(rows[-1]) + 1)
+    return np.concatenate(blocks)
+
+
+def _chunk_size(
+    model: Model, params: Tree, stats: Tree, x, y, dim: int, output, projection, chunk: int | None
+) -> int:
+    """Examples of a chunk; raises a ValueError for an argument of `features` out of its range."""
     if y.shape != (len(x),) or len(x) == 0:
         raise ValueError(f"x are {list(x.shape)} and y {list(y.shape)}; [n, ...] and [n] fit")
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
     if chunk is None:
         leaves, structure = jax.tree.flatten((params, stats))
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         n_outputs = _n_outputs(model, output, structure, shapes, (1, *x.shape[1:]), x.dtype)
-        chunk = min(max(_HELD // (size * n_outputs), 8), 1024)
+        chunk = min(max(_HELD // (size(params) * n_outputs), 8), 1024)
     if dim < 1 or chunk < 1 or projection not in ("normal", "rademacher"):
         raise ValueError(
             f"features: dim is {dim}, chunk is {chunk}, projection is {projection!r}; dim >= 1, "
             "chunk >= 1 and 'normal' or 'rademacher' are needed"
         )
-    chunk, found = min(chunk, len(x)), []
-    if drawn is None and size * dim <= _KEPT:
-        drawn = draw(key, size, dim, projection)
-    for number in range(-(-len(x) // chunk)):
-        rows = np.arange(number * chunk, min((number + 1) * chunk, len(x)))
-        if store is not None and number in store:
-            block = store.read(number)["features"]
-        else:
-            padded = np.resize(rows, chunk)  # one shape, one program
-            static, trained = (model, output, dim, projection), (params, stats)
-            block = _chunk(*static, *trained, x[padded], y[padded], key, drawn)
-            block = np.asarray(block)[: len(rows)]
-            bad = np.flatnonzero(~np.isfinite(block).all((1, 2)))
-            if len(bad):
-                raise ValueError(f"the gradient of example {rows[bad[0]]} is not finite")
-            if store is not None:
-                store.write(number, {"features": block})
-        found.append(block)
-        if callback is not None:
-            callback(int(rows[-1]) + 1)
-    return np.concatenate(found)
+    return min(chunk, len(x))
+
+
+def _finite(block: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    bad = np.flatnonzero(~np.isfinite(block).all((1, 2)))
+    if len(bad):
+        raise ValueError(f"the gradient of example {rows[bad[0]]} is not finite")
+    return block
 
 
 @functools.lru_cache(maxsize=64)
@@ -230,18 +234,18 @@ def project(
 ) -> jax.Array:
     """Multiplies by a random [P, dim] matrix, made in blocks of rows: [..., P] -> [..., dim].
 
-    `drawn` are the blocks, if they are at hand (see `_draw`); otherwise each one exists only while
+    `drawn` are the blocks, if they are at hand (see `draw`); otherwise each one exists only while
     it is used.
     """
-    size = vectors.shape[-1]
-    n_blocks = -(-size // _ROWS)
-    padded = jnp.pad(vectors.reshape(-1, size), ((0, 0), (0, n_blocks * _ROWS - size)))
+    length = vectors.shape[-1]
+    n_blocks = -(-length // _ROWS)
+    padded = jnp.pad(vectors.reshape(-1, length), ((0, 0), (0, n_blocks * _ROWS - length)))
 
     def add(total, block):
         number, matrix = block
         matrix = _block(key, number, dim, projection) if drawn is None else matrix
-        own = jax.lax.dynamic_slice_in_dim(padded, number * _ROWS, _ROWS, 1)
-        return total + jnp.matmul(own, matrix, precision=jax.lax.Precision.HIGHEST), None
+        entries = jax.lax.dynamic_slice_in_dim(padded, number * _ROWS, _ROWS, 1)
+        return total + jnp.matmul(entries, matrix, precision=jax.lax.Precision.HIGHEST), None
 
     zero = jnp.zeros((len(padded), dim))
     total, _ = jax.lax.scan(add, zero, (jnp.arange(n_blocks), drawn))
@@ -252,6 +256,12 @@ def _block(key: Key, number: Any, dim: int, projection: Projection) -> jax.Array
     """Rows of the random matrix, [_ROWS, dim], in units of 1 / sqrt(dim)."""
     sample = jax.random.normal if projection == "normal" else jax.random.rademacher
     return sample(fold(key, "projection", number), (_ROWS, dim), jnp.float32)
+
+
+def _drawn_once(params: Tree, key: Key, dim: int, projection: Projection) -> jax.Array | None:
+    """The blocks of the random matrix for these parameters, if they may be stored whole."""
+    n_rows = size(params)
+    return draw(key, n_rows, dim, projection) if n_rows * dim <= _KEPT else None
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -284,10 +294,10 @@ def attribute(
         checkpoints: `(params, stats)` of independently trained models, at least one.
         train: inputs [n, ...] and labels [n] of the training points.
         targets: inputs [m, ...] and labels [m].
-        key: of the projections; every checkpoint has its own.
+        key: the projections' key; every checkpoint folds its number into it.
         l2: added to the kernel's diagonal, in units of its mean entry there.
         dim: see `features`, as all that follow.
-        output: of the targets; of the training points it is always the margin.
+        output: the targets' output; that of the training points is always the margin.
         projection: distribution.
         hessian: whether the kernel is Phi' R Phi, R = p_y (1 - p_y), instead of TRAK's Phi' Phi.
         chunk: examples at once.
@@ -301,11 +311,10 @@ def attribute(
     for featurise, kernel, root in _kernels(
         model, checkpoints, train, margins, key, hessian, stores, settings
     ):
-        wanted = featurise("targets", *targets, output=output)
-        flat = wanted.reshape(-1, dim)
-        total = total + scores(kernel, flat, weights=1 / root, l2=l2 * _scale(kernel))
-    shape = (-1, len(targets[1]), wanted.shape[1])
-    return (_right(-margins).mean(0)[:, None] * total / len(checkpoints)).reshape(shape)
+        phi = featurise("targets", *targets, output=output)
+        of_pairs = scores(kernel, phi.reshape(-1, dim), weights=1 / root, l2=l2 * _scale(kernel))
+        total = total + of_pairs.reshape(len(kernel), *phi.shape[:2])
+    return _right(-margins).mean(0)[:, None, None] * total / len(checkpoints)
 
 
 def effect(
@@ -333,10 +342,10 @@ def effect(
         train: inputs and labels.
         targets: inputs and labels.
         forget: indices of training points, int [f].
-        key: of the projections.
+        key: the projections' key.
         l2: in units of the mean diagonal entry.
         dim: numbers per feature.
-        output: of the targets.
+        output: the targets' output.
         projection: distribution.
         hessian: see `attribute`.
         chunk: examples at once.
@@ -358,8 +367,8 @@ def effect(
         _kernels(model, checkpoints, train, margins, key, hessian, stores, settings)
     ):
         factor, dual = _factorise(kernel, l2 * _scale(kernel))
-        own = weights / root
-        solved = scipy.linalg.cho_solve(factor, own if dual else kernel.T @ own)
+        scaled = weights / root
+        solved = scipy.linalg.cho_solve(factor, scaled if dual else kernel.T @ scaled)
         direction = kernel.T @ solved if dual else solved
         total = total + featurise("targets", *targets, output=output) @ direction
         if callback is not None:
@@ -393,8 +402,7 @@ def _kernels(
 
 def _featuriser(model: Model, trained: tuple[Tree, Tree], key: Key, store_of, settings):
     """`features` of one checkpoint by name of what is featurised, the projection drawn once."""
-    size, dim = sum(leaf.size for leaf in jax.tree.leaves(trained[0])), settings["dim"]
-    drawn = draw(key, size, dim, settings["projection"]) if size * dim <= _KEPT else None
+    drawn = _drawn_once(trained[0], key, settings["dim"], settings["projection"])
 
     def featurise(name: str, x, y, **output) -> np.ndarray:
         store = store_of(name) if store_of else None

@@ -1,20 +1,37 @@
 """`jaxunlearn compact`: trains a small network; `compact predict` asks it."""
 
 import dataclasses
-import json
-import sys
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxunlearn.cli.console import OK, error
-from jaxunlearn.compact import files, measure
-from jaxunlearn.core.disk import replacing
-from jaxunlearn.data import images as read_images
+from jaxunlearn import compact
+from jaxunlearn.cli import drawing, study
+from jaxunlearn.cli.console import check_json, guarded, printer, write_json
+from jaxunlearn.compact.study import Job, Settings
+
+if TYPE_CHECKING:
+    from jaxunlearn.core.study import Where
+
+
+@dataclasses.dataclass(frozen=True)
+class Compact:
+    """Trains a small network of two branches, fuses and unfreezes it, measures and exports it.
+
+    `jaxunlearn compact predict MODEL IMAGE...` asks a network that was trained.
+
+    Attributes:
+        settings: what is trained.
+        place: where.
+    """
+
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()
+    place: Annotated[study.Place, tyro.conf.arg(name="")] = study.Place()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,40 +50,53 @@ class Predict:
     resize: tyro.conf.FlagCreatePairsOff[bool] = False
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
 
-    def run(self, console: Console) -> Any:
-        """Prints a line for each image."""
-        if not self.images:
-            raise ValueError("images is empty; at least one file is needed")
-        architecture, params = files.load(self.model)
-        x = read_images(self.images, architecture.input_shape, resize=self.resize)
-        logits = measure.logits_of(architecture.model, params, x)
-        names = architecture.classes or tuple(map(str, range(architecture.n_classes)))
-        found = []
-        for file, own in zip(self.images, logits, strict=True):
-            odds = np.exp(own - own.max())
-            odds = odds / odds.sum()
-            best = int(own.argmax())
-            found.append({"file": str(file), "class": names[best], "probabilities": odds.tolist()})
-            line = f"{file}: {names[best]} ({100 * odds[best]:.1f} %)"
-            console.print(line, markup=False, highlight=False)
-        return found
+
+def main(argv: list[str]) -> int:
+    """Runs `jaxunlearn compact`; returns the exit code."""
+    command = ["compact", *argv]
+    if argv[:1] == ["predict"]:
+        wanted = study.parse(Predict, "compact predict", argv[1:])
+        return guarded(lambda: predict(wanted, printer()), study.shell(command))
+    options = study.parse(Compact, "compact", argv)
+    return study.run(command, options, prepare, compact.study.execute, show)
 
 
-def predict(argv: list[str]) -> int:
-    """Runs `jaxunlearn compact predict`; returns the exit code, 0 or 2 (bad input)."""
-    verb = tyro.cli(Predict, args=argv, prog="jaxunlearn compact predict")
-    try:
-        if verb.json is not None and not verb.json.absolute().parent.is_dir():
-            raise ValueError(
-                f"json is {str(verb.json)!r}; a file in a folder that exists is needed"
-            )
-        found = verb.run(Console(width=None if sys.stdout.isatty() else 120))
-        if verb.json is not None:
-            with replacing(verb.json) as file:
-                file.write((json.dumps(found, indent=1) + "\n").encode())
-    except (ValueError, OSError) as failure:
-        return error(str(failure))
-    return OK
+def prepare(options: Compact, where: "Where") -> Job:
+    """Checks everything that can be wrong."""
+    import jax
+
+    if jax.process_count() > 1:
+        raise ValueError("processes: `compact` runs in one process, on as many devices as it has")
+    return compact.study.prepare(options.settings, where)
+
+
+def show(job: Job, results: dict[str, Any], console: Console) -> str:
+    """Draws the figure and prints the table; returns what the folder holds."""
+    draw(results, job.folder.path / "figure.png")
+    console.print(table(results))
+    return "results.json, figure.png, model.safetensors, model-int8.safetensors, model.stablehlo"
+
+
+def predict(wanted: Predict, console: Console) -> None:
+    """Prints a line for each image, and writes the answers where they are wanted."""
+    from jaxunlearn.data import images as read_images
+
+    check_json(wanted.json)
+    if not wanted.images:
+        raise ValueError("images is empty; at least one file is needed")
+    architecture, params = compact.files.load(wanted.model)
+    x = read_images(wanted.images, architecture.input_shape, resize=wanted.resize)
+    names = architecture.classes or tuple(map(str, range(architecture.n_classes)))
+    answers = []
+    all_logits = compact.measure.logits_of(architecture.model, params, x)
+    for file, logits in zip(wanted.images, all_logits, strict=True):
+        odds = np.exp(logits - logits.max())
+        odds = odds / odds.sum()
+        best = int(logits.argmax())
+        answers.append({"file": str(file), "class": names[best], "probabilities": odds.tolist()})
+        line = f"{file}: {names[best]} ({100 * odds[best]:.1f} %)"
+        console.print(line, markup=False, highlight=False)
+    write_json(wanted.json, answers)
 
 
 def table(results: dict[str, Any]) -> Table:
@@ -90,10 +120,72 @@ def table(results: dict[str, Any]) -> Table:
             ("val_above_test", "all"),
             ("unseen_above_test", "not trained on before"),
         ):
-            gaps = [100 * own for own in results["folds"][name] if own is not None]
-            shown = ", ".join(f"{own:+.2f} points" for own in gaps)
+            gaps = [100 * gap for gap in results["folds"][name] if gap is not None]
+            shown = ", ".join(f"{gap:+.2f} points" for gap in gaps)
             rows[f"validation above test, folds 2 to K, {label}"] = shown or "-"
-    found = Table("", "measured")
+    out = Table("", "measured")
     for name, value in rows.items():
-        found.add_row(name, value)
-    return found
+        out.add_row(name, value)
+    return out
+
+
+def draw(results: dict[str, Any], path: str | os.PathLike) -> None:
+    """Draws the training of a small network by epoch, and its confusion matrix.
+
+    Args:
+        results: `results.json` of `compact.study.run`.
+        path: where the PNG goes.
+    """
+    with drawing.figure(path, (13, 5)) as figure:
+        curves, matrix = figure.subplots(1, 2, width_ratios=[3, 2])
+        _draw_folds(curves, results, _draw_stages(curves, results))
+        curves.axhline(
+            results["test_accuracy"], color="0.4", linestyle=":", label="test, in the end"
+        )
+        curves.set(xlabel="epoch", ylabel="validation accuracy")
+        curves.legend(fontsize="small")
+        counts = np.array(results["confusion"])
+        _draw_confusion(
+            matrix, counts, results.get("classes") or list(map(str, range(len(counts))))
+        )
+
+
+def _draw_stages(axes: Any, results: dict[str, Any]) -> int:
+    """The accuracies of what comes before the folds; returns how many epochs that took."""
+    which, at = results["file_is_model"], 0
+    for i in (1, 2) if "dual" in results else ():
+        accuracy = results["dual"][f"accuracy_{i}"][which]
+        at = len(accuracy)
+        axes.plot(range(1, at + 1), accuracy, color=f"C{i - 1}", label=f"branch {i}")
+    for number, stage in enumerate(results.get("unfreezing") or [results["slim"]]):
+        accuracy = stage["accuracy"][which]
+        epochs = range(at + 1, at + len(accuracy) + 1)
+        label = "after each epoch" if number == 0 else None
+        axes.plot(epochs, accuracy, color="C2", marker=".", label=label)
+        axes.axvline(at + 0.5, color="0.8", zorder=0)
+        at += len(accuracy)
+    return at
+
+
+def _draw_folds(axes: Any, results: dict[str, Any], at: int) -> None:
+    """Independent folds lie above each other, continued ones follow on each other."""
+    folds = results.get("folds", {"mode": "none", "curves": []})
+    for number, fold in enumerate(folds["curves"]):
+        accuracy = fold["accuracy"][results["file_is_model"]]
+        epochs = range(at + 1, at + len(accuracy) + 1)
+        label = f"folds, {folds['mode']}" if number == 0 else None
+        axes.plot(epochs, accuracy, color="C3", linewidth=0.8, label=label)
+        if number == 0 or folds["mode"] == "continued":
+            axes.axvline(at + 0.5, color="0.8", zorder=0)
+        at += len(accuracy) if folds["mode"] == "continued" else 0
+
+
+def _draw_confusion(axes: Any, counts: np.ndarray, names: list[str]) -> None:
+    axes.imshow(np.log1p(counts), cmap="Blues")
+    axes.set(xlabel="answer", ylabel="class", title="test images", xticks=range(len(counts)))
+    axes.set_xticks(range(len(counts)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(range(len(counts)), names)
+    if len(counts) <= 12:
+        for (i, j), count in np.ndenumerate(counts):
+            color = "white" if count > counts.max() / 20 else "black"
+            axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=color)

@@ -1,9 +1,17 @@
-"""What verbs share on a terminal: exit codes, errors, a progress bar."""
+"""What verbs share on a terminal: exit codes, errors and how they end a verb, files, a bar.
 
+Nothing heavy is imported here, so that a mistyped verb is answered at once.
+"""
+
+import json
+import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
@@ -14,18 +22,97 @@ def error(message: str) -> int:
     return USAGE
 
 
+def printer() -> "Console":
+    """For results; of a fixed width where they do not go to a terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def check_json(path: Path | None, made: Path | None = None) -> None:
+    """Raises a ValueError if the results cannot be written there.
+
+    Args:
+        path: the option `--json`.
+        made: a folder that the verb makes.
+    """
+    if path is None:
+        return
+    folder = path.absolute().parent
+    is_there = folder.is_dir() and os.access(folder, os.W_OK)
+    if path.is_dir() or not (is_there or (made is not None and folder == made.absolute())):
+        raise ValueError(f"json is {str(path)!r}; a file in a folder that can be written is needed")
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    """Writes what a verb answers, bytes or something JSON-like, at once; None: nowhere."""
+    if path is None:
+        return
+    from jaxunlearn.core.disk import replacing
+
+    if not isinstance(content, bytes):
+        content = (json.dumps(content, indent=1) + "\n").encode()
+    with replacing(path) as file:
+        file.write(content)
+
+
+def guarded(work: Callable[[], Any], again: str, *, bad_input: int = USAGE) -> int:
+    """Does some work of a verb; what goes wrong becomes a message and an exit code, here alone.
+
+    Args:
+        work: is called.
+        again: a command that goes on after an interruption.
+        bad_input: exit code of a ValueError or OSError: USAGE as long as nothing is done, FAILED
+            from then on.
+
+    Returns:
+        The exit code. One of several processes that fails where the others do not ends at once.
+    """
+    from jaxunlearn.core.disk import DamagedError
+    from jaxunlearn.core.errors import NonFiniteError
+
+    try:
+        work()
+    except KeyboardInterrupt:
+        print(f"interrupted; what is finished is kept. Go on with\n  {again}", file=sys.stderr)
+        return _leave(INTERRUPTED)
+    except NonFiniteError as failure:  # in all processes
+        error(str(failure))
+        return FAILED
+    except ConnectionError as failure:  # another of several processes died
+        error(f"{failure}; what is finished is kept. Go on with --resume")
+        return _leave(FAILED)
+    except (DamagedError, ArithmeticError) as failure:
+        error(str(failure))
+        return _leave(FAILED)
+    except (ValueError, OSError) as failure:
+        error(str(failure))
+        return bad_input if bad_input == USAGE else _leave(bad_input)
+    return OK
+
+
+def _leave(code: int) -> int:
+    if "jax" not in sys.modules:
+        return code
+    from jaxunlearn.core import mesh
+
+    return mesh.leave(code)
+
+
 class Bar:
     """One bar over all phases, with the time that is left."""
 
-    def __init__(self, console: Console, phases: dict[str, float]):
+    def __init__(self, console: "Console", phases: dict[str, float]):
         """Takes the phases with their expected shares of the work."""
-        self.progress = Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+        from rich import progress
+
+        self.progress = progress.Progress(
+            progress.TextColumn("{task.description:<24}"),
+            progress.BarColumn(),
+            progress.TextColumn("{task.percentage:>3.0f}%"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
         )
         self.weights = phases

@@ -1,4 +1,7 @@
-"""Small networks: dual-branch training, fusion, unfreezing schedules, folds, export."""
+"""Small networks: dual-branch training, fusion, unfreezing schedules, folds, export.
+
+.. include:: README.md
+"""
 
 from jaxunlearn.compact import (
     architecture,

@@ -2,13 +2,11 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxunlearn import data as datasets
 from jaxunlearn import nn
@@ -18,17 +16,27 @@ from jaxunlearn.compact import phases as training
 from jaxunlearn.compact.architecture import Architecture
 from jaxunlearn.compact.recipe import Recipe
 from jaxunlearn.compact.slim import SlimRecipe
+<<<<<<< HEAD
 from jaxunlearn.core import members, records, tree
+=======
+from jaxunlearn.core import cohort, records, study, tree
+>>>>>>> main
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.keys import Key
+<<<<<<< HEAD
 from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.run_folder import Clock, RunFolder, run_record
+=======
+from jaxunlearn.core.run_folder import Progress, RunFolder, run_record, ticking
+from jaxunlearn.core.study import Where
+>>>>>>> main
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import Dataset
 
-Progress = Callable[[str, int, int], None]
 _DIGITS_SIZE = 28
+# Settings that had other names in folders of earlier runs.
+_RENAMED = {"models": "n_models", "n_test": "n_val"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,27 +47,28 @@ class Settings:
         data: a data set, an `.npz` file or a folder of images, see `data.load`.
         n_train: training images, of which the first 10,000, at most a fifth, validate before the
             folds; by default all. Those of a file or folder are shuffled once, always alike.
-        n_test: test images, which are only looked at in the end; by default all.
+        n_val: images of the data set's second part, which test the finished models and are not
+            looked at before; by default all.
         size: height and width that images, of any size, are scaled to; by default they stay as they
             are, but digits become 28 x 28.
-        models: how many are trained, from different draws. The files hold the one that is best on
+        n_models: how many are trained, from different draws. The files hold the one that is best on
             validation images; with independent folds those are the fold's own, most of which the
             stages before were trained on.
-        seed: of the first model; the next one's is higher by 1.
+        seed: seed of the first model; the next one's is higher by 1.
         network: "dual", the paper's; "slim", separable convolutions with BatchNorm under the same
             budget; or "minimal", the 4,862 parameters of `ruslangrimov/mnist-minimal-model`.
-        filters: of a branch's first convolution, n, of "dual".
-        hidden: units between the branches and the answer, h, of "dual".
-        channels: of the convolutions of "slim".
+        filters: n, filters of a branch's first convolution in "dual".
+        hidden: h, units between the branches and the answer in "dual".
+        channels: channels of the convolutions in "slim".
         recipe: how "dual" is trained.
         slim: how the others are trained.
     """
 
     data: str = "digits"
     n_train: int | None = None
-    n_test: int | None = None
+    n_val: int | None = None
     size: int | None = None
-    models: int = 1
+    n_models: int = 1
     seed: int = 0
     network: networks.Name = "dual"
     filters: int = 10
@@ -70,15 +79,11 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Job(study.Job[Settings]):
     """Work whose settings have been checked and whose folder is ready; see `prepare`."""
 
-    settings: Settings
     dataset: Dataset
     architecture: Architecture
-    record: dict[str, Any]
-    folder: RunFolder
-    mesh: Mesh
 
     @property
     def phases(self) -> dict[str, float]:
@@ -98,62 +103,32 @@ class Job:
         return phases | {"evaluation": 1.0}
 
 
-def run(
-    settings: Settings,
-    *,
-    out: str | os.PathLike,
-    resume: bool = False,
-    mesh: Mesh | None = None,
-    progress: Progress = lambda phase, done, total: None,
-    data_dir: str | os.PathLike | None = None,
-) -> dict[str, Any]:
-    """Runs the job.
-
-    Writes `results.json`, `model.safetensors`, `model-int8.safetensors` (see `files`) and
-    `model.stablehlo`. A run that was stopped goes on from the last epoch to the same bits.
+@study.begins
+def prepare(settings: Settings, where: Where) -> Job:
+    """Checks everything that can be wrong before work starts.
 
     Args:
         settings: what is trained.
-        out: the output folder: new or empty, or (with `resume`) that of the same run.
-        resume: whether to go on with the run in `out`, if there is one.
-        mesh: devices with an axis `models`; by default one.
-        progress: called after each epoch.
-        data_dir: prepared data sets, see `data.load`.
-
-    Returns:
-        The contents of `results.json`.
+        where: where; the devices have an axis `models`.
 
     Raises:
         ValueError: settings, data or a folder that do not fit, before anything is compiled.
     """
-    job = prepare(settings, out=out, resume=resume, mesh=mesh, data_dir=data_dir)
-    return execute(job, progress=progress)
-
-
-def prepare(
-    settings: Settings,
-    *,
-    out: str | os.PathLike,
-    resume: bool = False,
-    mesh: Mesh | None = None,
-    data_dir: str | os.PathLike | None = None,
-) -> Job:
-    """Checks everything that can be wrong before work starts; arguments and errors as for `run`."""
-    if settings.models < 1 or not 0 <= settings.seed <= 2**31 - settings.models:
+    if settings.n_models < 1 or not 0 <= settings.seed <= 2**31 - settings.n_models:
         raise ValueError(
-            f"models is {settings.models} and seed {settings.seed}; at least 1 model "
+            f"n_models is {settings.n_models} and seed {settings.seed}; at least 1 model "
             "is needed, and seeds from 0 to 2^31 - 1"
         )
     dataset = datasets.load(
         settings.data,
         settings.n_train,
-        settings.n_test,
+        settings.n_val,
         size=_size(settings),
-        data_dir=data_dir,
+        data_dir=where.data_dir,
     )
     if dataset.n_classes < 2:
         raise ValueError(f"data is {settings.data!r} with one class; at least 2 are needed")
-    dataset = _mixed(dataset, settings, data_dir)
+    dataset = _mixed(dataset, settings, where.data_dir)
     architecture = Architecture(
         dataset.x_train.shape[1:],
         dataset.n_classes,
@@ -170,24 +145,51 @@ def prepare(
     if n_train < least:
         raise ValueError(f"n_train is {n_train}; at least {least} are needed for this recipe")
     record = run_record(settings, data=dataset.arrays)
-    folder = RunFolder(out, record, {}, resume)
-    folder.begin()
-    return Job(settings, dataset, architecture, record, folder, mesh or meshes.make({"models": 1}))
+    return Job(
+        settings=settings,
+        record=record,
+        folder=RunFolder(where.out, record, {}, where.resume, _RENAMED),
+        mesh=where.mesh or meshes.make({"models": 1}),
+        dataset=dataset,
+        architecture=architecture,
+    )
 
 
-def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -> dict[str, Any]:
-    """Does the work of a prepared job; see `run`."""
+def execute(job: Job, progress: Progress = study.quiet) -> dict[str, Any]:
+    """Does the work of a prepared job.
+
+    Writes `results.json`, `model.safetensors`, `model-int8.safetensors` (see `files`) and
+    `model.stablehlo`. A run that was stopped goes on from the last epoch to the same bits.
+
+    Args:
+        job: from `prepare`.
+        progress: called after each epoch.
+
+    Returns:
+        The contents of `results.json`.
+
+    Raises:
+        NonFiniteError: a model diverged; it is named.
+    """
     data = job.dataset
     n_val = min(10_000, len(data.x_train) // 5)
     images = fitting.Images(jnp.asarray(data.x_train), jnp.asarray(data.y_train), n_val)
+<<<<<<< HEAD
     keys = jax.vmap(jax.random.key)(job.settings.seed + jnp.arange(job.settings.models))
     where = fitting.Placement(job.mesh, lambda phase: _point(job, phase), _ticking(job, progress))
+=======
+    keys = jax.vmap(jax.random.key)(job.settings.seed + jnp.arange(job.settings.n_models))
+    where = fitting.Where(job.mesh, lambda phase: _store(job, phase), _ticking(job, progress))
+>>>>>>> main
     train = _train_dual if job.settings.network == "dual" else _train_slim
     finals, val, report = train(job, images, keys, where)
     progress("evaluation", 0, 1)
     job.folder.write_json("results.json", _judged(job, finals, val) | report)
     progress("evaluation", 1, 1)
     return records.read(job.folder.path / "results.json")
+
+
+run = study.runner(prepare, execute)
 
 
 # The final parameters of all models, their validation accuracies, and what else is reported.
@@ -222,32 +224,41 @@ def _train_dual(job: Job, images: fitting.Images, keys: Key, where: fitting.Plac
     if recipe.fold_mode == "none":
         return last.state.params, _best(last), report
     folds = training.fine_tune(pair, recipe, last.state, images, keys, where)
-    fold_val = np.stack([_best(fold) for fold in folds])  # [K, N]
-    fold_test = np.stack([_test_accuracies(job, fold.state.params) for fold in folds])
-    unseen = training.unseen_accuracies(pair, folds, images)
+    finals, val, report["folds"] = _of_folds(job, folds, images)
+    # What continued folds say of themselves is not fit to choose by.
+    return finals, _best(last) if val is None else val, report
+
+
+def _of_folds(
+    job: Job, folds: list[cohort.Trained], images: fitting.Images
+) -> tuple[Tree, np.ndarray | None, dict[str, Any]]:
+    """The models of the best or the last fold, their accuracies if fit to choose by, a report."""
+    recipe, n_models = job.settings.recipe, job.settings.n_models
+    val = np.stack([_best(fold) for fold in folds])  # [K, N]
+    test = np.stack([_test_accuracies(job, fold.state.params) for fold in folds])
+    unseen = training.unseen_accuracies(job.architecture.pair, folds, images)
     is_honest = recipe.fold_mode == "independent"
-    chosen = fold_val.argmax(0) if is_honest else np.full(len(keys), len(folds) - 1)
+    chosen = val.argmax(0) if is_honest else np.full(n_models, len(folds) - 1)
     finals = jax.tree.map(
         lambda *leaves: np.stack([leaves[k][i] for i, k in enumerate(chosen)]),
         *(fold.state.params for fold in folds),
     )
-    report["folds"] = {
+    report = {
         "mode": recipe.fold_mode,
-        "val": fold_val.T.tolist(),
-        "test": fold_test.T.tolist(),
+        "val": val.T.tolist(),
+        "test": test.T.tolist(),
         "of_model": chosen.tolist(),
         # Of images that no stage before the folds has trained on.
-        "val_unseen": [[_known(value) for value in own] for own in unseen.T],
+        "val_unseen": [[_known(value) for value in of_model] for of_model in unseen.T],
         # Above 0 where the images that judge a fold have been trained on.
-        "val_above_test": (fold_val[1:] - fold_test[1:]).mean(0).tolist(),
+        "val_above_test": (val[1:] - test[1:]).mean(0).tolist(),
         "unseen_above_test": [
-            _known(own[~np.isnan(own)].mean()) if (~np.isnan(own)).any() else None
-            for own in (unseen[1:] - fold_test[1:]).T
+            _known(gaps[~np.isnan(gaps)].mean()) if (~np.isnan(gaps)).any() else None
+            for gaps in (unseen[1:] - test[1:]).T
         ],
         "curves": [_curves(fold) for fold in folds],
     }
-    # What continued folds say of themselves is not fit to choose by.
-    return finals, fold_val.max(0) if is_honest else _best(last), report
+    return finals, val.max(0) if is_honest else None, report
 
 
 def _point(job: Job, phase: str) -> ResumePoint:
@@ -255,12 +266,12 @@ def _point(job: Job, phase: str) -> ResumePoint:
 
 
 def _ticking(job: Job, progress: Progress) -> Progress:
-    clocks: dict[str, Clock] = {}
+    ticks: dict[str, Any] = {}
 
     def tell(phase: str, done: int, most: int) -> None:
-        clock = clocks.setdefault(phase, Clock(job.folder, phase))
-        clock.tick(done)
-        progress(phase, done, most)
+        if phase not in ticks:
+            ticks[phase] = ticking(job.folder, phase, most, progress)
+        ticks[phase](done)
 
     return tell
 
@@ -268,9 +279,9 @@ def _ticking(job: Job, progress: Progress) -> Progress:
 def _judged(job: Job, finals: Tree, val: np.ndarray) -> dict[str, Any]:
     """All models on test images; the files of the best one and what it costs."""
     model, y = job.architecture.model, job.dataset.y_val
-    n_models = job.settings.models
+    n_models = job.settings.n_models
     logits = [measure.logits_of(model, _of(finals, i), job.dataset.x_val) for i in range(n_models)]
-    accuracies = [float((own.argmax(-1) == y).mean()) for own in logits]
+    accuracies = [float((of_model.argmax(-1) == y).mean()) for of_model in logits]
     best = int(val.argmax())
     return _written(job, _of(finals, best)) | {
         "schema": 1,
@@ -281,7 +292,7 @@ def _judged(job: Job, finals: Tree, val: np.ndarray) -> dict[str, Any]:
         "classes": list(job.architecture.classes),
         "confusion": measure.confusion(logits[best], y).tolist(),
         # By phase, compilation included.
-        "seconds": {phase: sum(own.values()) for phase, own in job.folder.seconds.items()},
+        "seconds": {phase: sum(kinds.values()) for phase, kinds in job.folder.seconds.items()},
         **job.record,
     }
 
@@ -298,8 +309,8 @@ def _best(trained: members.Fitted) -> np.ndarray:
 
 def _test_accuracies(job: Job, params: Tree) -> np.ndarray:
     """Of each model."""
-    found = measure.correct(job.architecture.model, params, job.dataset.x_val, job.dataset.y_val)
-    return found.mean(1)
+    right = measure.correct(job.architecture.model, params, job.dataset.x_val, job.dataset.y_val)
+    return right.mean(1)
 
 
 def _known(value: np.floating) -> float | None:
@@ -309,9 +320,9 @@ def _known(value: np.floating) -> float | None:
 
 def _curves(trained: members.Fitted) -> dict[str, Any]:
     """Losses and checks by epoch, of each model as long as it trained."""
-    histories = trained.checks | {f"train_{name}": own for name, own in trained.metrics.items()}
+    histories = trained.checks | {f"train_{name}": a for name, a in trained.metrics.items()}
     return {
-        name: [own[~np.isnan(own)].tolist() for own in history]
+        name: [of_model[~np.isnan(of_model)].tolist() for of_model in history]
         for name, history in histories.items()
     }
 

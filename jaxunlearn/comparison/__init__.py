@@ -1,24 +1,35 @@
 """The main job: many models forget by several methods, and retrained oracles judge them.
 
-`attribute` is its sister: which training points a model's answers depend on.
+.. include:: README.md
 """
 
-from jaxunlearn.comparison import attribute, estimates, judging, models
-from jaxunlearn.comparison.settings import Estimates, Settings
-from jaxunlearn.comparison.study import Job, Methods, devices, execute, forget_set, prepare, run
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Estimates",
-    "Job",
-    "Methods",
-    "Settings",
-    "attribute",
-    "devices",
-    "estimates",
-    "execute",
-    "forget_set",
-    "judging",
-    "models",
-    "prepare",
-    "run",
-]
+from jaxunlearn.lazy import exports
+
+if TYPE_CHECKING:
+    from jaxunlearn.comparison.models import Job as Job
+    from jaxunlearn.comparison.models import Methods as Methods
+    from jaxunlearn.comparison.settings import Estimates as Estimates
+    from jaxunlearn.comparison.settings import Settings as Settings
+    from jaxunlearn.comparison.study import devices as devices
+    from jaxunlearn.comparison.study import execute as execute
+    from jaxunlearn.comparison.study import forget_set as forget_set
+    from jaxunlearn.comparison.study import prepare as prepare
+    from jaxunlearn.comparison.study import run as run
+
+__getattr__, __dir__ = exports(
+    __name__,
+    ("attribute", "estimates", "judging", "models", "settings", "study"),
+    {
+        "Estimates": "settings",
+        "Job": "models",
+        "Methods": "models",
+        "Settings": "settings",
+        "devices": "study",
+        "execute": "study",
+        "forget_set": "study",
+        "prepare": "study",
+        "run": "study",
+    },
+)

@@ -5,86 +5,40 @@ judged on held-out members; TRAK, which needs a few full models only, stands bes
 """
 
 import dataclasses
-import os
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxunlearn import data as datasets
 from jaxunlearn import evaluate
 from jaxunlearn.attribution import datamodels, members, trak
 from jaxunlearn.comparison import estimates
-from jaxunlearn.comparison.models import Progress, check_finite, keys_of, ticking, training_of_one
-from jaxunlearn.comparison.settings import check_run
-from jaxunlearn.comparison.study import build_model
-from jaxunlearn.core import ensemble, keys, losses, records
+from jaxunlearn.comparison.models import check_finite, keys_of, ticking, training_of_one
+from jaxunlearn.comparison.settings import ATTRIBUTE_RENAMED, check_run
+from jaxunlearn.comparison.settings import AttributeSettings as Settings
+from jaxunlearn.comparison.study import network_for
+from jaxunlearn.core import ensemble, keys, losses, records, study
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.model import Model
-from jaxunlearn.core.run_folder import RunFolder, run_record
+from jaxunlearn.core.run_folder import Progress, RunFolder, run_record
+from jaxunlearn.core.study import Where
 from jaxunlearn.data import Dataset
 from jaxunlearn.unlearn import Problem
 from jaxunlearn.unlearn.methods import check_settings
-from jaxunlearn.unlearn.scratch import Training
+
+# What is only read off finished models, and may change when a run is resumed.
+_READ_OFF = ("targets", "shown", "method")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is attributed, and how.
-
-    Attributes:
-        data: the data set, see the settings of a comparison, as `model` to `n_val`.
-        model: the network.
-        budget: multiply-adds per image of a "small_cnn".
-        n_train: training examples.
-        n_val: validation examples; their margins are what is attributed.
-        members: models on random subsets that datamodels are regressed on.
-        held_out: further ones, which only judge.
-        alpha: the fraction of the training set that each of them is trained on.
-        method: the regression, see `attribution.datamodels`.
-        checkpoints: models on all data whose gradients TRAK uses; 0 leaves TRAK out.
-        features: of TRAK, numbers that a gradient is projected to.
-        l2: of TRAK, its penalty, in units of the mean diagonal entry.
-        targets: validation examples that are drawn with their most helpful and harmful training
-            examples.
-        shown: how many of these on each side.
-        lane_width: models computed together; part of what decides the bits.
-        seed: of all models.
-        training: how all models are trained.
-    """
-
-    data: str = "digits"
-    model: str = "mlp"
-    budget: int = 1_000_000
-    n_train: int | None = None
-    n_val: int | None = None
-    members: int = 2000
-    held_out: int = 100
-    alpha: float = 0.5
-    method: Literal["ridge", "lasso", "difference"] = "ridge"
-    checkpoints: int = 5
-    features: int = 512
-    l2: float = 0.1
-    targets: tuple[int, ...] = (0, 1, 2, 3, 4)
-    shown: int = 5
-    lane_width: int = 25
-    seed: int = 0
-    training: Training = Training()
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
+class Job(study.Job[Settings]):
     """Work whose settings have been checked and whose folder is ready; see `prepare`."""
 
-    settings: Settings
     dataset: Dataset
     model: Model
-    record: dict[str, Any]
-    folder: RunFolder
-    mesh: Mesh
 
     @property
     def problem(self) -> Problem:
@@ -95,79 +49,51 @@ class Job:
     @property
     def phases(self) -> dict[str, float]:
         """The phases in their order, with their expected shares of the work."""
-        own = self.settings
-        phases = {"members": own.alpha * own.members, "held_out": own.alpha * own.held_out}
-        if own.checkpoints:
-            phases |= {"checkpoints": own.checkpoints, "trak": own.checkpoints}
-        return phases | {"regression": 0.05 * own.members}
+        settings = self.settings
+        subset, checkpoints = settings.subset_fraction, settings.checkpoints
+        phases = {"members": subset * settings.members, "held_out": subset * settings.held_out}
+        if checkpoints:
+            phases |= {"checkpoints": checkpoints, "trak": checkpoints}
+        return phases | {"regression": 0.05 * settings.members}
 
 
-def run(
-    settings: Settings,
-    *,
-    out: str | os.PathLike,
-    resume: bool = False,
-    mesh: Mesh | None = None,
-    progress: Progress = lambda phase, done, total: None,
-    data_dir: str | os.PathLike | None = None,
-) -> dict[str, Any]:
-    """Runs the job; writes `results.json`, `datamodel.npz` and, with TRAK, `trak.npz`.
-
-    `datamodel.npz` holds `weights` [n, m], `intercept` [m] and `penalty` [m] of the validation
-    points' margins; `trak.npz` holds `scores` [n, m]. A run that was stopped goes on from its
-    finished models to the same bits.
+@study.begins
+def prepare(settings: Settings, where: Where) -> Job:
+    """Checks everything that can be wrong before work starts.
 
     Args:
         settings: what is attributed.
-        out: the output folder: new or empty, or (with `resume`) that of the same run.
-        resume: whether to go on with the run in `out`, if there is one.
-        mesh: devices with an axis `models`; by default one.
-        progress: called as models finish.
-        data_dir: prepared data sets, see `data.load`.
-
-    Returns:
-        The contents of `results.json`: `lds` by kind of attribution, summarised over validation
-        points; `targets` with the most helpful and harmful training points; seconds by phase.
+        where: where; the devices have an axis `models`.
 
     Raises:
         ValueError: bad settings or a folder that does not fit; nothing has been written then.
-        NonFiniteError: a member diverged (it is named); those before it are kept.
     """
-    job = prepare(settings, out=out, resume=resume, mesh=mesh, data_dir=data_dir)
-    return execute(job, progress=progress)
-
-
-def prepare(
-    settings: Settings,
-    *,
-    out: str | os.PathLike,
-    resume: bool = False,
-    mesh: Mesh | None = None,
-    data_dir: str | os.PathLike | None = None,
-) -> Job:
-    """Checks everything that can be wrong before work starts; arguments and errors as for `run`."""
-    with meshes.together():
-        _check(settings)
-        dataset = datasets.load(settings.data, settings.n_train, settings.n_val, data_dir=data_dir)
-        n, m = len(dataset.x_train), len(dataset.x_val)
-        settings = dataclasses.replace(settings, n_train=n, n_val=m)
-        estimates.check_members(settings.members, settings.alpha, n, settings.training)
-        n_members = settings.members + settings.held_out
-        estimates.check_space(out, n_members, n + m, dataset.n_classes)
-        outside = [at for at in settings.targets if not 0 <= at < m]
-        if outside:
-            raise ValueError(f"targets has {outside[0]}; there are validation points 0 to {m - 1}")
-        if not 1 <= settings.shown <= n // 2:
-            raise ValueError(f"shown is {settings.shown}; it must lie in 1 to {n // 2}")
-        model = build_model(settings.model, settings.budget, dataset)
-        # What is only read off finished models may change when the run is resumed.
-        record = run_record(settings, data=dataset.arrays)
-        for name in ("targets", "shown", "method"):
-            del record["settings"][name]
-        folder = RunFolder(out, record, {}, resume)
-    with meshes.together():
-        folder.begin()
-    return Job(settings, dataset, model, record, folder, mesh or meshes.make({"models": 1}))
+    _check(settings)
+    dataset = datasets.load(
+        settings.data, settings.n_train, settings.n_val, data_dir=where.data_dir
+    )
+    n, m = len(dataset.x_train), len(dataset.x_val)
+    settings = dataclasses.replace(settings, n_train=n, n_val=m)
+    estimates.check_members(settings.members, settings.subset_fraction, n, settings.training)
+    n_members = settings.members + settings.held_out
+    estimates.check_space(where.out, n_members, n + m, dataset.n_classes)
+    outside = [at for at in settings.targets if not 0 <= at < m]
+    if outside:
+        raise ValueError(f"targets has {outside[0]}; there are validation points 0 to {m - 1}")
+    if not 1 <= settings.shown <= n // 2:
+        raise ValueError(f"shown is {settings.shown}; it must lie in 1 to {n // 2}")
+    model = network_for(settings.model, settings.multiply_adds, dataset)
+    record = run_record(settings, data=dataset.arrays)
+    for name in _READ_OFF:
+        del record["settings"][name]
+    return Job(
+        settings=settings,
+        record=record,
+        folder=RunFolder(where.out, record, {}, where.resume, ATTRIBUTE_RENAMED),
+        mesh=where.mesh or meshes.make({"models": 1}),
+        dataset=dataset,
+        model=model,
+    )
 
 
 def _check(settings: Settings) -> None:
@@ -184,8 +110,24 @@ def _check(settings: Settings) -> None:
         raise ValueError("targets is empty; at least one validation point is needed")
 
 
-def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -> dict[str, Any]:
-    """Does the work of a prepared job; see `run`."""
+def execute(job: Job, progress: Progress = study.quiet) -> dict[str, Any]:
+    """Does the work; writes `results.json`, `datamodel.npz` and, with TRAK, `trak.npz`.
+
+    `datamodel.npz` holds `weights` [n, m], `intercept` [m] and `penalty` [m] of the validation
+    points' margins; `trak.npz` holds `scores` [n, m]. A run that was stopped goes on from its
+    finished models to the same bits.
+
+    Args:
+        job: from `prepare`.
+        progress: called as models finish.
+
+    Returns:
+        The contents of `results.json`: `lds` by kind of attribution, summarised over validation
+        points; `targets` with the most helpful and harmful training points; seconds by phase.
+
+    Raises:
+        NonFiniteError: a member diverged (it is named); those before it are kept.
+    """
     fitted = _members(job, "members", job.settings.members, progress)
     judges = _members(job, "held_out", job.settings.held_out, progress)
     full = _checkpoints(job, progress) if job.settings.checkpoints else None
@@ -193,6 +135,9 @@ def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -
         if meshes.is_first():
             _conclude(job, fitted, judges, full, progress)
     return records.read(job.folder.path / "results.json")
+
+
+run = study.runner(prepare, execute)
 
 
 def _conclude(
@@ -203,26 +148,26 @@ def _conclude(
     progress: Progress,
 ) -> None:
     """From all models to the results, in one process."""
-    own = job.settings
+    settings = job.settings
     masks, margins = _margins(job, fitted)
-    found = {} if full is None else {"trak": _trak(job, full, progress)}
+    others = {} if full is None else {"trak": _trak(job, full, progress)}
     progress("regression", 0, 1)
     alone = job.mesh if jax.process_count() == 1 else None
-    datamodel = datamodels.fit(masks, margins, method=own.method, mesh=alone)
+    datamodel = datamodels.fit(masks, margins, method=settings.method, mesh=alone)
     held_out = _margins(job, judges)
-    kinds = {"datamodel": datamodel.weights} | found
+    kinds = {"datamodel": datamodel.weights} | others
     job.folder.write_arrays("datamodel.npz", vars(datamodel))
-    if found:
-        job.folder.write_arrays("trak.npz", {"scores": found["trak"]})
+    if others:
+        job.folder.write_arrays("trak.npz", {"scores": others["trak"]})
     results = {
         "schema": 1,
         "lds": {name: _lds(weights, *held_out) for name, weights in kinds.items()},
-        "targets": [_extremes(job, at, datamodel.weights[:, at]) for at in own.targets],
+        "targets": [_extremes(job, at, datamodel.weights[:, at]) for at in settings.targets],
         "seconds": job.folder.seconds,
         **job.record,
     }
     results["settings"] = results["settings"] | {
-        name: getattr(own, name) for name in ("targets", "shown", "method")
+        name: getattr(settings, name) for name in _READ_OFF
     }
     job.folder.write_json("results.json", results)
     progress("regression", 1, 1)
@@ -230,20 +175,23 @@ def _conclude(
 
 def _members(job: Job, phase: str, n_members: int, progress: Progress) -> members.Outputs:
     """Trains the members of a phase; their logits on all points."""
-    own, data = job.settings, job.dataset
-    n, offset = len(data.x_train), {"members": 0, "held_out": own.members}[phase]
+    settings, data = job.settings, job.dataset
+    first = {"members": 0, "held_out": settings.members}[phase]
+    masks = estimates.member_masks(
+        settings.seed, first + n_members, len(data.x_train), settings.subset_fraction
+    )
     return estimates.train_members(
         job.folder.path / "lanes" / phase,
         job.model,
-        own.training,
+        settings.training,
         job.problem,
         data.x_val,
-        estimates.member_masks(own.seed, offset + n_members, n, own.alpha)[offset:],
-        seed=own.seed,
-        first=offset,
-        width=own.lane_width,
-        record=estimates.member_record(own, job.record),
-        mode=ensemble.pick_mode(own.model != "mlp"),
+        masks[first:],
+        seed=settings.seed,
+        first=first,
+        width=settings.lane_width,
+        record=estimates.member_record(settings, job.record),
+        mode=ensemble.pick_mode(settings.model != "mlp"),
         mesh=job.mesh,
         callback=ticking(job.folder, phase, n_members, progress),
     )
@@ -261,44 +209,43 @@ def _margins(job: Job, sink: members.Outputs) -> tuple[np.ndarray, np.ndarray]:
 
 def _checkpoints(job: Job, progress: Progress) -> dict[str, Any]:
     """Models on all data: parameters and statistics, leading axis the models."""
-    own, data = job.settings, job.dataset
-
+    settings, data = job.settings, job.dataset
     return ensemble.run(
-        training_of_one(job.model, own.training),
+        training_of_one(job.model, settings.training),
         {
             "problem": job.problem,
             "x_val": jnp.asarray(data.x_val),
             "indices": jnp.arange(len(data.x_train)),
         },
-        keys_of(own.seed, "full", own.checkpoints),
-        width=min(own.lane_width, own.checkpoints),
-        mode=ensemble.pick_mode(own.model != "mlp"),
+        keys_of(settings.seed, "full", settings.checkpoints),
+        width=min(settings.lane_width, settings.checkpoints),
+        mode=ensemble.pick_mode(settings.model != "mlp"),
         mesh=job.mesh,
         store=job.folder.lanes("checkpoints"),
         check=lambda lane, first: check_finite("checkpoints", lane, first),
-        callback=ticking(job.folder, "checkpoints", own.checkpoints, progress),
+        callback=ticking(job.folder, "checkpoints", settings.checkpoints, progress),
     )
 
 
 def _trak(job: Job, full: dict[str, Any], progress: Progress) -> np.ndarray:
     """Scores of the training points on the margins of the validation points, [n, m]."""
-    own, data = job.settings, job.dataset
-    progress("trak", 0, own.checkpoints)
+    settings, data = job.settings, job.dataset
+    progress("trak", 0, settings.checkpoints)
     checkpoints = [
         jax.tree.map(lambda a, i=i: jnp.asarray(a[i]), (full["params"], full.get("stats", {})))
-        for i in range(own.checkpoints)
+        for i in range(settings.checkpoints)
     ]
     scores = trak.attribute(
         job.model,
         checkpoints,
         (data.x_train, data.y_train),
         (data.x_val, data.y_val),
-        keys.fold(jax.random.key(own.seed), "trak"),
-        l2=own.l2,
-        dim=own.features,
+        keys.fold(jax.random.key(settings.seed), "trak"),
+        l2=settings.l2,
+        dim=settings.features,
         stores=lambda name: BlockStore(job.folder.path / "lanes" / "trak" / name),
     )
-    progress("trak", own.checkpoints, own.checkpoints)
+    progress("trak", settings.checkpoints, settings.checkpoints)
     return scores[..., 0]
 
 

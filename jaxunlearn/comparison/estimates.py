@@ -21,7 +21,8 @@ from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.model import Model
 from jaxunlearn.unlearn import Problem
-from jaxunlearn.unlearn.scratch import Training, train
+from jaxunlearn.unlearn.method_settings import Training
+from jaxunlearn.unlearn.scratch import train
 
 
 def check(estimates: Estimates, needs: set[str], n: int, n_models: int, training: Training) -> None:
@@ -46,24 +47,25 @@ def check(estimates: Estimates, needs: set[str], n: int, n_models: int, training
                 "at least 1 and a positive number are needed"
             )
         return
-    check_members(estimates.members, estimates.alpha, n, training, "estimates.")
+    check_members(estimates.members, estimates.subset_fraction, n, training, "estimates.")
 
 
 def check_members(
-    n_members: int, alpha: float, n: int, training: Training, prefix: str = ""
+    n_members: int, subset_fraction: float, n: int, training: Training, prefix: str = ""
 ) -> None:
     """Raises a ValueError for members that cannot be trained; `prefix` is of settings' names."""
     if n_members < 10:
         raise ValueError(f"{prefix}members is {n_members}; at least 10 are needed")
-    size = int(alpha * n + 1e-9) if 0 < alpha < 1 else 0
+    size = int(subset_fraction * n + 1e-9) if 0 < subset_fraction < 1 else 0
     if not 0 < size < n:
         raise ValueError(
-            f"{prefix}alpha is {alpha}: a part of the {n} points is needed, not {size}"
+            f"{prefix}subset_fraction is {subset_fraction}: a part of the {n} points is needed, "
+            f"not {size}"
         )
     if size < training.batch_size:
         raise ValueError(
-            f"{prefix}alpha is {alpha}: subsets of {size} of {n} points, fewer than the batch_size "
-            f"{training.batch_size} of the training"
+            f"{prefix}subset_fraction is {subset_fraction}: subsets of {size} of {n} points, fewer "
+            f"than the batch_size {training.batch_size} of the training"
         )
 
 
@@ -89,31 +91,31 @@ class Estimated:
 
     Attributes:
         problem: the job's, with what all models share.
-        own: fields of the problem that differ by model, leading axis the models.
+        by_model: fields of the problem that differ by model, leading axis the models.
         gradients: that each field took, by name.
     """
 
     problem: Problem
-    own: dict[str, np.ndarray]
+    by_model: dict[str, np.ndarray]
     gradients: dict[str, int]
 
 
 def estimate(job: Job, full: dict[str, Any], progress: Progress) -> Estimated:
     """Trains and computes what the job's methods need."""
-    problem, own, gradients = job.problem, {}, {}
+    problem, by_model, gradients = job.problem, {}, {}
     if "oracle_logits" in job.needs:
         store, n = job.folder.lanes("targets"), job.settings.estimates.oracles
         n_oracles = n or job.settings.n_models
-        found = train_phase(job, "targets", problem.retain, store, progress, n_oracles)
+        targets = train_phase(job, "targets", problem.retain, store, progress, n_oracles)
         if n:
-            problem = dataclasses.replace(problem, oracle_logits=found["logits"].mean(0))
+            problem = dataclasses.replace(problem, oracle_logits=targets["logits"].mean(0))
         else:
-            own["oracle_logits"] = found["logits"]
-        gradients["oracle_logits"] = int(found["n_gradients"].sum())
+            by_model["oracle_logits"] = targets["logits"]
+        gradients["oracle_logits"] = int(targets["n_gradients"].sum())
     if "effect" in job.needs:
         effect, gradients["effect"] = _effect(job, full, progress)
         problem = dataclasses.replace(problem, effect=effect)
-    return Estimated(problem, own, gradients)
+    return Estimated(problem, by_model, gradients)
 
 
 def _effect(job: Job, full: dict[str, Any], progress: Progress) -> tuple[np.ndarray, int]:
@@ -140,7 +142,7 @@ def _n_gradients(job: Job) -> int:
     n, m = len(job.dataset.x_train), len(job.dataset.x_val)
     if estimates.attribution == "trak":  # the margin of the training points, all logits of all
         return estimates.checkpoints * (n + job.problem.n_classes * (n + m))
-    batches = int(estimates.alpha * n + 1e-9) // training.batch_size
+    batches = int(estimates.subset_fraction * n + 1e-9) // training.batch_size
     return estimates.members * training.epochs * batches * training.batch_size
 
 
@@ -152,7 +154,12 @@ def _train_members(job: Job, progress: Progress) -> members.Outputs:
         settings.training,
         job.problem,
         job.dataset.x_val,
-        member_masks(settings.seed, estimates.members, len(job.dataset.x_train), estimates.alpha),
+        member_masks(
+            settings.seed,
+            estimates.members,
+            len(job.dataset.x_train),
+            estimates.subset_fraction,
+        ),
         seed=settings.seed,
         width=settings.lane_width,
         record=member_record(settings, job.record),
@@ -162,16 +169,17 @@ def _train_members(job: Job, progress: Progress) -> members.Outputs:
     )
 
 
-def member_masks(seed: int, n_members: int, n: int, alpha: float) -> np.ndarray:
+def member_masks(seed: int, n_members: int, n: int, subset_fraction: float) -> np.ndarray:
     """The subsets of a run's members, bool [M, n]; more members have the same ones first."""
-    return attribution.masks.exact(keys.fold(jax.random.key(seed), "masks"), n_members, n, alpha)
+    key = keys.fold(jax.random.key(seed), "masks")
+    return attribution.masks.exact(key, n_members, n, subset_fraction)
 
 
 def member_record(settings: Any, record: dict[str, Any]) -> dict[str, Any]:
     """What decides the outputs of a run's members beside their training, subsets and keys."""
     return {
         "data_sha256": record["settings"]["data_sha256"],
-        "model": [settings.model, settings.budget],
+        "model": [settings.model, settings.multiply_adds],
     }
 
 
@@ -206,9 +214,9 @@ def train_members(
     """
     shape = (len(problem.x) + len(x_val), problem.n_classes)
     record = record | {"training": dataclasses.asdict(training)}
-    own = keys_of(seed, "members", first + len(masks))[first:]
+    seeds = keys_of(seed, "members", first + len(masks))[first:]
     width = min(width, len(masks))
-    sink = members.Outputs(path, masks, own, shape, width=width, record=record)
+    sink = members.Outputs(path, masks, seeds, shape, width=width, record=record)
     # The forget set is no part of it, so that the program is that of every forget set.
     shared = {"x": problem.x, "y": problem.y, "x_val": jnp.asarray(x_val)}
     members.run(_member(model, training, problem.n_classes), shared, sink, **how)

@@ -5,8 +5,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from rich import box
-from rich.table import Table
 from scipy.special import logsumexp
 
 from jaxunlearn import evaluate
@@ -128,43 +126,3 @@ class Judge:
             floor[group] = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
             floor[group]["stderr"] = float(error)
         return floor
-
-
-def table(results: dict[str, Any]) -> Table:
-    """The results as a table, one row per method and one for the floor."""
-    title = f"{results['n_models']} models a side, means over points and models"
-    out = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
-    out.add_column("method", no_wrap=True)
-    headers = [f"KLOM\n{group}" for group in GROUPS] + [f"acc %\n{group}" for group in GROUPS]
-    for header in [*headers, "MIA", "epsilon", "seconds", "cost", "shared"]:
-        out.add_column(header, justify="right", no_wrap=True)
-    for name, row in results["methods"].items():
-        out.add_row(
-            name,
-            *(f"{row['klom'][group]['mean']:.2f}" for group in GROUPS),
-            *(f"{100 * row['accuracy'][group]:.1f}" for group in GROUPS),
-            f"{row['mia']:.3f}",
-            f"{row['epsilon']:.2f}",
-            f"{row['seconds']:.2f}",
-            f"{row['cost']:.3f}",
-            f"{row['cost_shared']:.1f}",
-        )
-    out.add_section()
-    out.add_row("floor", *(f"{results['floor'][group]['mean']:.2f}" for group in GROUPS))
-    return out
-
-
-def lds_table(results: dict[str, Any]) -> Table:
-    """The linear datamodeling scores of an attribution job, one row per kind."""
-    settings = results["settings"]
-    title = (
-        f"LDS on {settings['held_out']} held-out subsets; datamodels: {settings['method']} on "
-        f"{settings['members']} members"
-    )
-    out = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
-    for header in ("attribution", "mean", "+-", "median", "points"):
-        out.add_column(header, justify="left" if header == "attribution" else "right")
-    for name, row in results["lds"].items():
-        numbers = [f"{row[key]:.3f}" if key in row else "-" for key in ("mean", "stderr", "p50")]
-        out.add_row(name, *numbers, str(row["points"]))
-    return out

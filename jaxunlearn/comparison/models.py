@@ -2,38 +2,37 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxunlearn.comparison.settings import Settings
-from jaxunlearn.core import ensemble, keys
+from jaxunlearn.core import ensemble, keys, study
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.errors import NonFiniteError
 from jaxunlearn.core.model import Model, predict
-from jaxunlearn.core.run_folder import Progress, RunFolder, ticking
+from jaxunlearn.core.run_folder import Progress, ticking
 from jaxunlearn.data import Dataset
 from jaxunlearn.unlearn import Problem, Unlearned, baselines
+from jaxunlearn.unlearn.method_settings import Training
 from jaxunlearn.unlearn.methods import bind
-from jaxunlearn.unlearn.scratch import Training, train
+from jaxunlearn.unlearn.scratch import train
+
+# {name: (method, its settings)}, see `unlearn.METHODS`.
+Methods: TypeAlias = Mapping[str, tuple[Callable[..., Unlearned], Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Job(study.Job[Settings]):
     """A comparison whose settings have been checked and whose folder is ready; see `prepare`."""
 
-    settings: Settings
-    methods: dict[str, tuple[Callable[..., Unlearned], Any]]
+    methods: Methods
     dataset: Dataset
     problem: Problem
     model: Model
-    record: dict[str, Any]
-    folder: RunFolder
-    mesh: Mesh
 
     @property
     def mode(self) -> ensemble.Mode:
@@ -43,7 +42,7 @@ class Job:
     @property
     def needs(self) -> set[str]:
         """The fields of the problem that some method needs to be estimated."""
-        return {own.needs for _, own in self.methods.values() if hasattr(own, "needs")}
+        return {config.needs for _, config in self.methods.values() if hasattr(config, "needs")}
 
     @property
     def phases(self) -> dict[str, float]:
@@ -55,7 +54,9 @@ class Job:
             phases["targets"] = training * (estimates.oracles or n_models) / n_models
         if "effect" in self.needs:
             if estimates.attribution != "trak":
-                phases["members"] = training * estimates.alpha * estimates.members / n_models
+                phases["members"] = (
+                    training * estimates.subset_fraction * estimates.members / n_models
+                )
             phases["effect"] = 1.0
         phases |= {name: training if name == "retrain" else 1.0 for name in self.methods}
         return phases | {"evaluation": 1.0}
@@ -77,7 +78,7 @@ def forget_phase(
     progress: Progress,
     *,
     problem: Problem | None = None,
-    own: dict[str, np.ndarray] | None = None,
+    by_model: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Lets all full models forget; returns logits, and the gradients it took.
 
@@ -87,14 +88,14 @@ def forget_phase(
         full: parameters and statistics of the full models.
         progress: called as models finish.
         problem: with estimates, for a method that needs them; by default the job's.
-        own: fields of the problem that differ by model, leading axis the models.
+        by_model: fields of the problem that differ by model, leading axis the models.
     """
     (method, settings), n_models = job.methods[name], job.settings.n_models
     store = job.folder.method_lanes(name, dataclasses.asdict(settings))
     if method is baselines.retrain:  # the program of the oracles, which is compiled already
         return train_phase(job, name, job.problem.retain, store, progress, n_models)
-    own_keys = keys_of(job.settings.seed, name.partition("@")[0], n_models)
-    members = (full["params"], full.get("stats", {}), own_keys, own or {})
+    seeds = keys_of(job.settings.seed, name.partition("@")[0], n_models)
+    members = (full["params"], full.get("stats", {}), seeds, by_model or {})
     one = _forgetting_of_one(job.model, method, settings)
     return _run_lanes(job, name, one, members, store, progress, problem or job.problem)
 
@@ -117,8 +118,8 @@ def training_of_one(model: Model, training: Training) -> Callable:
 
 
 @functools.lru_cache(maxsize=64)
-def _forgetting_of_one(model: Model, method: Callable, own: Any) -> Callable:
-    forget = bind(method, own)
+def _forgetting_of_one(model: Model, method: Callable, settings: Any) -> Callable:
+    forget = bind(method, settings)
 
     def one(shared, member):
         params, stats, key, fields = member

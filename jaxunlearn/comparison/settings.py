@@ -1,9 +1,9 @@
-"""What a comparison is made of."""
+"""What a comparison and an attribution are made of; nothing heavy is imported here."""
 
 import dataclasses
 from typing import Literal
 
-from jaxunlearn.unlearn.scratch import Training
+from jaxunlearn.unlearn.method_settings import Training
 
 Attribution = Literal["ridge", "lasso", "difference", "trak"]
 
@@ -15,19 +15,19 @@ class Estimates:
     Attributes:
         members: models on random subsets that datamodels are regressed on; a ridge on fewer than
             about four per training point underestimates the effect of a coherent forget set.
-        alpha: the fraction of the training set that each of them is trained on.
+        subset_fraction: the part of the training set that each of them is trained on.
         attribution: how the effect of the forget set is estimated: a regression on the members (see
             `attribution.datamodels`), or "trak", which needs no members.
         oracles: retrained models whose mean logits Oracle Matching takes as targets for all models;
             others than those that judge. 0: each model matches an oracle of its own instead, which
             keeps the spread that KLOM sees.
-        checkpoints: of "trak", full models whose gradients are used.
-        features: of "trak", numbers that a gradient is projected to.
-        l2: of "trak", its penalty, in units of the mean diagonal entry.
+        checkpoints: full models whose gradients "trak" uses.
+        features: numbers that "trak" projects a gradient to.
+        l2: penalty of "trak", in units of the mean diagonal entry.
     """
 
     members: int = 2000
-    alpha: float = 0.5
+    subset_fraction: float = 0.5
     attribution: Attribution = "ridge"
     oracles: int = 10
     checkpoints: int = 5
@@ -42,11 +42,10 @@ class Settings:
     Attributes:
         data: the data set: "digits" is embedded; a prepared set of tensorflow_datasets such as
             "cifar10", an `.npz` file or a folder of images; see `data.load`.
-        model: "mlp" (one hidden layer of 64), "cnn" (two 3x3 convolutions), "cnn_bn", the same with
-            BatchNorm, "small_cnn" (the largest within `budget`), "resnet9", or "wrn-16-1" and other
-            wide residual networks by depth and width. Images of integers are normalised by the
+        model: "mlp", "cnn", "cnn_bn", "small_cnn", "resnet9", or "wrn-16-1" and other wide
+            residual networks; see `nn.by_name`. Images of integers are normalised by the
             training set's mean and deviation.
-        budget: multiply-adds per image of a "small_cnn".
+        multiply_adds: most multiply-adds per image of a "small_cnn".
         n_train: training examples; by default 1,200 of "digits" and all of another set.
         n_val: validation examples; by default all.
         forget: "random", "class" (random within a class), "cluster" (an outlying example of a class
@@ -59,14 +58,14 @@ class Settings:
         lane_width: models computed together; part of what decides the bits.
         batch_shards: devices that share each batch (of those that they divide); part of what
             decides the bits.
-        seed: of all models; data and forget set are the same for every seed.
+        seed: where all randomness comes from; data and forget set are the same for every seed.
         training: how full models and oracles are trained.
         estimates: what the matching methods are given.
     """
 
     data: str = "digits"
     model: str = "mlp"
-    budget: int = 1_000_000
+    multiply_adds: int = 1_000_000
     n_train: int | None = None
     n_val: int | None = None
     forget: Literal["random", "class", "cluster", "pc", "file"] = "cluster"
@@ -81,9 +80,58 @@ class Settings:
     estimates: Estimates = Estimates()
 
 
+@dataclasses.dataclass(frozen=True)
+class AttributeSettings:
+    """What is attributed, and how.
+
+    Attributes:
+        data: the data set, see the settings of a comparison, as `model` to `n_val`.
+        model: the network.
+        multiply_adds: most multiply-adds per image of a "small_cnn".
+        n_train: training examples.
+        n_val: validation examples; their margins are what is attributed.
+        members: models on random subsets that datamodels are regressed on.
+        held_out: further ones, which only judge.
+        subset_fraction: the part of the training set that each of them is trained on.
+        method: regression, see `attribution.datamodels`.
+        checkpoints: models on all data whose gradients TRAK uses; 0 leaves TRAK out.
+        features: numbers that TRAK projects a gradient to.
+        l2: penalty of TRAK, in units of the mean diagonal entry.
+        targets: validation examples that are drawn with their most helpful and harmful training
+            examples.
+        shown: how many of these on each side.
+        lane_width: models computed together; part of what decides the bits.
+        seed: where all randomness comes from.
+        training: how all models are trained.
+    """
+
+    data: str = "digits"
+    model: str = "mlp"
+    multiply_adds: int = 1_000_000
+    n_train: int | None = None
+    n_val: int | None = None
+    members: int = 2000
+    held_out: int = 100
+    subset_fraction: float = 0.5
+    method: Literal["ridge", "lasso", "difference"] = "ridge"
+    checkpoints: int = 5
+    features: int = 512
+    l2: float = 0.1
+    targets: tuple[int, ...] = (0, 1, 2, 3, 4)
+    shown: int = 5
+    lane_width: int = 25
+    seed: int = 0
+    training: Training = Training()
+
+
 def check_run(seed: int, lane_width: int) -> None:
     """Raises a ValueError for a seed or a lane that no run can have."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; it must lie in 0 to 2**32 - 1")
     if lane_width < 1:
         raise ValueError(f"lane_width is {lane_width}; it must be at least 1")
+
+
+# Settings that had other names in folders of earlier runs: {then: now}.
+RENAMED = {"budget": "multiply_adds", "estimates.alpha": "estimates.subset_fraction"}
+ATTRIBUTE_RENAMED = {"budget": "multiply_adds", "alpha": "subset_fraction"}

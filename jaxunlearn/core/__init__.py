@@ -3,9 +3,11 @@
 The contract (every other package builds on it; whoever changes it changes every caller too):
 
 - `Model`: `init(key) -> (params, stats)`, `apply(params, stats, *inputs, train=False, key=None,
-  **static) -> (outputs, stats)`; `static` are hashable switches. `params` and `stats` (BatchNorm
-  statistics and the like) are plain nested dicts with string keys. Flax NNX defines networks and is
-  split once, in `model.from_nnx`; nothing below that border sees NNX.
+  **static) -> (outputs, stats)`; `static` are hashable switches. `train` sets three of them, which
+  may be given apart: `statistics` of normalisation layers ("running", "batch" or a mixture), their
+  update (`update_statistics`), and whether layers draw `random` numbers. `params` and `stats`
+  (BatchNorm statistics and the like) are plain nested dicts with string keys. Flax NNX defines
+  networks and is split once, in `model.from_nnx`; nothing below that border sees NNX.
 - `Objective`: `objective(params, stats, shared, batch, key) -> (loss, (stats, metrics))`, pure.
   `step.weighted_sum({name: (weight, objective)})` composes objectives: the batch is a dict by the
   same names, keys are folded by name, stats are threaded in order, metrics are prefixed.
@@ -33,17 +35,17 @@ The contract (every other package builds on it; whoever changes it changes every
 
 What "equal" means:
 
-| situation                                                            | promise                |
-|----------------------------------------------------------------------|------------------------|
-| same program and lane width: resume, 1 or 8 devices, 1 or 2          | bit-equal              |
-| processes, shared prefixes                                           |                        |
-| other lane width, or a model trained alone                           | 1e-5 for one step from |
-|                                                                      | an equal state, 1e-3   |
-|                                                                      | on final logits        |
-| another implementation, same arithmetic                              | stated with each test  |
-| another number of devices that share each batch (mesh axis `data`)    | the same               |
-| metrics with bins (KLOM)                                             | margins and means are  |
-|                                                                      | compared, not points   |
+| what differs                                                                         | promise  |
+|--------------------------------------------------------------------------------------|----------|
+| resumed or not, 1 or 8 devices, 1 or 2 processes, shared prefixes, lane width alike  | the bits |
+| lane width; a model trained alone; devices that share each batch (mesh axis `data`)  | close    |
+| another implementation of the same arithmetic                                        | per test |
+| metrics with bins (KLOM)                                                             | see next |
+
+Close is 1e-5 for one step from an equal state and 1e-3 on final logits. Of metrics with bins the
+margins and means are compared, not the points.
+
+.. include:: README.md
 """
 
 from typing import TYPE_CHECKING
@@ -51,12 +53,10 @@ from typing import TYPE_CHECKING
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
-    from jaxunlearn.core.loop import EarlyStop
-    from jaxunlearn.core.model import Model
-    from jaxunlearn.core.stages import Stage
-    from jaxunlearn.core.step import TrainState
-
-__all__ = ["EarlyStop", "Model", "Stage", "TrainState"]
+    from jaxunlearn.core.loop import EarlyStop as EarlyStop
+    from jaxunlearn.core.model import Model as Model
+    from jaxunlearn.core.stages import Stage as Stage
+    from jaxunlearn.core.step import TrainState as TrainState
 
 __getattr__, __dir__ = exports(
     __name__,
@@ -68,6 +68,7 @@ __getattr__, __dir__ = exports(
         "disk",
         "ema",
         "ensemble",
+        "errors",
         "finite",
         "keys",
         "loop",
@@ -76,12 +77,18 @@ __getattr__, __dir__ = exports(
         "mesh",
         "model",
         "optimizers",
+        "pixels",
         "products",
         "records",
+<<<<<<< HEAD
         "resume",
+=======
+        "run_folder",
+>>>>>>> main
         "sources",
         "stages",
         "step",
+        "study",
         "tree",
     ),
     {"EarlyStop": "loop", "Model": "model", "Stage": "stages", "TrainState": "step"},

@@ -15,15 +15,118 @@ from jaxunlearn.core.tree import Tree
 class Model(NamedTuple):
     """A network as pure functions.
 
+    `apply` has three static switches, which `train` sets where they are None:
+
+    - `statistics`: what normalisation layers (BatchNorm) divide by: "running" (False) or "batch"
+      (True), or a mixture, see `Statistics`.
+    - `update_statistics`: whether those of the batch enter the running ones, in the `stats` that
+      come back: False, or True (True, unless `statistics` is "running").
+    - `random`: whether layers draw random numbers (dropout) from `key`: False or True.
+
+    A network without such layers ignores them.
+
     Attributes:
         init: `init(key) -> (params, stats)`, plain nested dicts with string keys.
-        apply: `apply(params, stats, *inputs, train=False, key=None, **static) -> (outputs, stats)`.
-            `train=True` uses batch statistics in BatchNorm and returns updated `stats`; layers that
-            draw random numbers take `key`.
+        apply: `apply(params, stats, *inputs, train=False, key=None, statistics=None,
+            update_statistics=None, random=None, **static) -> (outputs, stats)`.
     """
 
     init: Callable[[Key], tuple[Tree, Tree]]
     apply: Callable[..., tuple[Any, Tree]]
+
+
+class Statistics(NamedTuple):
+    """How a normalisation layer gets its statistics and keeps them.
+
+    Attributes:
+        source: "running"; "batch"; or a number alpha from 0 to 1, with which mean and (biased)
+            variance are each `alpha * batch + (1 - alpha) * running` (Schneider et al. 2020).
+        update: whether the running statistics move towards the batch's, by the layer's momentum.
+    """
+
+    source: str | float = "running"
+    update: bool = False
+
+
+RUNNING = Statistics()
+
+
+class Switches(NamedTuple):
+    """What a call of `Model.apply` asks for; see `Model`.
+
+    Attributes:
+        train: the switch that sets the others.
+        statistics: source and update of the statistics of normalisation layers.
+        random: whether layers draw random numbers.
+    """
+
+    train: bool
+    statistics: Statistics
+    random: bool
+
+
+def switches(
+    train: bool = False,
+    statistics: str | float | None = None,
+    update_statistics: bool | None = None,
+    random: bool | None = None,
+) -> Switches:
+    """The switches, those that are None set by `train`.
+
+    Raises:
+        ValueError: a value that is none of a switch, or an update without statistics of the batch.
+    """
+    source = ("batch" if train else "running") if statistics is None else statistics
+    if isinstance(source, str):
+        is_allowed = source in ("running", "batch")
+    else:
+        is_number = isinstance(source, int | float) and not isinstance(source, bool)
+        is_allowed = is_number and 0 <= source <= 1
+    if not is_allowed:
+        raise ValueError(
+            f"statistics is {statistics!r}; 'running', 'batch' or a number from 0 to 1 (the share "
+            "of the batch) is needed"
+        )
+    for name, value in {"update_statistics": update_statistics, "random": random}.items():
+        if not (value is None or isinstance(value, bool)):
+            raise ValueError(f"{name} is {value!r}; True, False or None is needed")
+    if update_statistics and source == "running":
+        raise ValueError(
+            "update_statistics is True with statistics 'running', for which none are computed of "
+            "the batch; 'batch' or a number from 0 to 1 is needed (0 divides by the running ones)"
+        )
+    usual = bool(train) and source != "running"
+    update = usual if update_statistics is None else update_statistics
+    draws = bool(train) if random is None else random
+    return Switches(bool(train), Statistics(source, update), draws)
+
+
+def stateless(
+    init: Callable[[Key], tuple[Tree, Tree]], apply: Callable[..., tuple[Any, Tree]]
+) -> Model:
+    """A `Model` of pure functions that know neither statistics nor random numbers.
+
+    Args:
+        init: see `Model`.
+        apply: `apply(params, stats, *inputs, **static)`; the contract's switches do not reach it.
+    """
+
+    def switched(
+        params: Tree,
+        stats: Tree,
+        *inputs: Any,
+        train: bool = False,
+        key: Key | None = None,
+        statistics: str | float | None = None,
+        update_statistics: bool | None = None,
+        random: bool | None = None,
+        **static: Any,
+    ) -> tuple[Any, Tree]:
+        del key
+        switches(train, statistics, update_statistics, random)
+        return apply(params, stats, *inputs, **static)
+
+    return Model(init, switched)
 
 
 def predict(model: Model, params: Tree, stats: Tree, x: jax.Array, chunk: int = 500) -> jax.Array:
@@ -31,8 +134,8 @@ def predict(model: Model, params: Tree, stats: Tree, x: jax.Array, chunk: int = 
 
     Args:
         model: a network with one input and one array of outputs.
-        params: its parameters.
-        stats: its statistics.
+        params: parameters of the network.
+        stats: statistics of the network.
         x: inputs, [n, ...].
         chunk: inputs computed together.
 
@@ -45,29 +148,33 @@ def predict(model: Model, params: Tree, stats: Tree, x: jax.Array, chunk: int = 
 def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """Makes a `Model` of a Flax NNX module.
 
-    The module's `__call__(*inputs, **static)` may also take `train: bool` and `key`; they are
-    passed on if it names them. Indices of `nnx.List` become zero-padded strings
-    (`layers/002/kernel`), so that the order of names is the order of layers, also after a
-    checkpoint.
+    The module's `__call__(*inputs, **static)` gets what it names of these:
+
+    - `statistics: Statistics`, for its BatchNorms;
+    - `random: bool`, whether it shall draw random numbers, and `key` to draw them from;
+    - `train: bool`, the plain form: of a module that names neither of the first two it stands for
+      both, and a call that wants them apart is an error.
+
+    Indices of `nnx.List` become zero-padded strings (`layers/002/kernel`), so that the order of
+    names is the order of layers, also after a checkpoint.
 
     Args:
         build: constructor, `build(rngs) -> module`.
 
     Raises:
         ValueError: the module holds state other than parameters and BatchNorm statistics (such as
-            an `nnx.Dropout` built with `rngs`); or, at `apply`, `train=True` without a key for a
-            module that takes one.
+            an `nnx.Dropout` built with `rngs`); or, at `apply`, random numbers without a key for
+            a module that takes one, or a bad switch.
     """
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graphdef, *states = nnx.split(abstract, nnx.Param, nnx.BatchStat, ...)
     like_params, like_stats, rest = (nnx.to_pure_dict(state) for state in states)
-    if jax.tree.leaves(rest):
-        names = sorted(jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(rest))
-        raise ValueError(
-            f"{type(abstract).__name__} holds state that is neither parameter nor BatchNorm "
-            f"statistic: {', '.join(names)}. Layers must take their key at call, not hold rngs."
-        )
-    accepted = inspect.signature(type(abstract).__call__).parameters
+    _check_no_rest(abstract, rest)
+    border = _Border(
+        type(abstract).__name__,
+        frozenset(inspect.signature(type(abstract).__call__).parameters),
+        bool(jax.tree.leaves(like_stats)),
+    )
 
     @jax.jit  # one program; layer by layer a deep network would take a minute to compile
     def init(key: Key) -> tuple[Tree, Tree]:
@@ -80,17 +187,13 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         *inputs: Any,
         train: bool = False,
         key: Key | None = None,
+        statistics: str | float | None = None,
+        update_statistics: bool | None = None,
+        random: bool | None = None,
         **static: Any,
     ) -> tuple[Any, Tree]:
-        if "train" in accepted:
-            static["train"] = train
-        if "key" in accepted:
-            if train and key is None:
-                raise ValueError(
-                    f"{type(abstract).__name__} draws random numbers in training: "
-                    "apply(..., train=True) needs key=..."
-                )
-            static["key"] = key
+        asked = switches(train, statistics, update_statistics, random)
+        static |= border.arguments(asked, key, "random" if random else "train")
         module = nnx.merge(
             graphdef, _to_original(params, like_params), _to_original(stats, like_stats)
         )
@@ -98,6 +201,52 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         return outputs, _to_strings(nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)))
 
     return Model(init, apply)
+
+
+def _check_no_rest(module: nnx.Module, rest: Tree) -> None:
+    if jax.tree.leaves(rest):
+        names = sorted(jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(rest))
+        raise ValueError(
+            f"{type(module).__name__} holds state that is neither parameter nor BatchNorm "
+            f"statistic: {', '.join(names)}. Layers must take their key at call, not hold rngs: "
+            "build `nnx.Dropout(rate)` without rngs, let the module's `__call__` take `random` and "
+            "`key`, and call the layer with `deterministic=not random, rngs=key`."
+        )
+
+
+class _Border(NamedTuple):
+    """What a module's `__call__` takes of the switches."""
+
+    name: str
+    accepted: frozenset[str]
+    has_statistics: bool
+
+    def arguments(self, asked: Switches, key: Key | None, by: str) -> dict[str, Any]:
+        """Those of the call; random numbers were asked for `by` an argument of that name."""
+        given: dict[str, Any] = {"statistics": asked.statistics, "random": asked.random, "key": key}
+        if "key" in self.accepted and asked.random and key is None:
+            raise ValueError(
+                f"{self.name} draws random numbers in training: apply(..., {by}=True) needs key=..."
+            )
+        if "train" in self.accepted:
+            given["train"] = self._train(asked)
+        return {name: value for name, value in given.items() if name in self.accepted}
+
+    def _train(self, asked: Switches) -> bool:
+        """The `train` that says the same as the switches that the module does not name."""
+        meant = {}
+        if self.has_statistics and "statistics" not in self.accepted:
+            usual = {Statistics("batch", True): True, RUNNING: False}
+            meant["statistics"] = usual.get(asked.statistics)
+        if "key" in self.accepted and "random" not in self.accepted:
+            meant["random"] = asked.random
+        values = set(meant.values())
+        if len(values) > 1 or None in values:
+            raise ValueError(
+                f"{self.name}.__call__ takes train, which stands for {' and '.join(meant)}; for "
+                f"{asked.statistics} with random={asked.random} it must take statistics and random"
+            )
+        return values.pop() if values else asked.train
 
 
 def _to_strings(tree: Tree) -> Tree:

@@ -1,6 +1,7 @@
 """Small JSON records beside results: what a run was made with, and whether it is still that run."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,24 @@ def write(path: Path, content: Any) -> None:
     """Writes a record at once; a number that JSON does not know is an error."""
     with replacing(path) as file:
         file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def renamed(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A record with the names that its settings have today.
+
+    Args:
+        record: as it was read.
+        names: `{then: now}`, dots between the levels.
+    """
+    changed = json.loads(json.dumps(record))
+    for then, now in names.items():
+        *path, last = then.split(".")
+        level = changed
+        for name in path:
+            level = level.get(name, {})
+        if last in level:
+            level[now.rpartition(".")[2]] = level.pop(last)
+    return changed
 
 
 def check_same(before: Any, now: Any, place: str) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class RunFolder:
         record: dict[str, Any],
         methods: dict[str, dict[str, Any]],
         resume: bool,
+        renamed: Mapping[str, str] | None = None,
     ):
         """Looks at a folder.
 
@@ -47,6 +48,7 @@ class RunFolder:
             record: what decides a run's numbers: settings and versions, JSON-like.
             methods: the methods' own settings, by name; compared where lanes are finished.
             resume: whether to go on with a run that is there; without one it begins.
+            renamed: settings that had other names in earlier runs, see `records.renamed`.
 
         Raises:
             ValueError: the folder does not fit.
@@ -66,11 +68,14 @@ class RunFolder:
                 f"out is {name!r}, which holds a run; resume it, or choose another folder"
             )
         if occupied:
-            records.check_same(records.read(begun), record, name)
-            for method, own in methods.items():
+            before = records.read(begun)
+            if "settings" in before:
+                before["settings"] = records.renamed(before["settings"], renamed or {})
+            records.check_same(before, record, name)
+            for method, settings in methods.items():
                 if list(self._method_path(method).glob("*.npz")):
                     before = records.read(self._method_path(method) / "settings.json")
-                    records.check_same({method: before}, {method: own}, name)
+                    records.check_same({method: before}, {method: settings}, name)
         self._record = None if occupied else record
         times = self.path / "seconds.json"
         self.seconds = records.read(times) if times.exists() else {}
@@ -94,10 +99,10 @@ class RunFolder:
         """The finished lanes of a training phase."""
         return BlockStore(self.path / "lanes" / phase)
 
-    def method_lanes(self, method: str, own: dict[str, Any]) -> BlockStore:
+    def method_lanes(self, method: str, settings: dict[str, Any]) -> BlockStore:
         """The finished lanes of a method; its settings are recorded beside them."""
         store = BlockStore(self._method_path(method))
-        self.write_json(store.path.relative_to(self.path) / "settings.json", own)
+        self.write_json(store.path.relative_to(self.path) / "settings.json", settings)
         return store
 
     def _method_path(self, method: str) -> Path:
@@ -123,8 +128,8 @@ class RunFolder:
 
     def add_seconds(self, phase: str, kind: str, seconds: float) -> None:
         """Adds to the time of a phase."""
-        own = self.seconds.setdefault(phase, {"compile": 0.0, "run": 0.0})
-        own[kind] += seconds
+        of_phase = self.seconds.setdefault(phase, {"compile": 0.0, "run": 0.0})
+        of_phase[kind] += seconds
         self.write_json("seconds.json", self.seconds)
 
 

@@ -1,9 +1,12 @@
-"""Data sets as arrays, text as tokens, batches in compiled programs, augmentation, forget sets."""
+"""Data sets as arrays, text as tokens, batches in compiled programs, augmentation, forget sets.
+
+.. include:: README.md
+"""
 
 from jaxunlearn.data import augment, forget_sets, text
 from jaxunlearn.data._batches import Batches, Interleaved, Joined, batches, interleaved
 from jaxunlearn.data._datasets import Dataset, load, local_path
-from jaxunlearn.data._own import images
+from jaxunlearn.data._user_files import images
 
 __all__ = [
     "Batches",

@@ -111,9 +111,9 @@ class Interleaved:
         for name, used in zip(("first", "second"), self.used, strict=True):
             position = self.position[name][steps]
             length = min(used, steps.shape[0])
-            own = self.sources[name].plan(fold(key, name), position[0] + jnp.arange(length))
+            planned = self.sources[name].plan(fold(key, name), position[0] + jnp.arange(length))
             ahead = jnp.minimum(position - position[0], length - 1)
-            rows[name] = jax.tree.map(lambda x, ahead=ahead: x[ahead], own)
+            rows[name] = jax.tree.map(lambda x, ahead=ahead: x[ahead], planned)
         return rows
 
     gather = Joined.gather

@@ -58,9 +58,9 @@ def load(encoded: Encoded, cache_dir: str | os.PathLike | None) -> Arrays:
 
 
 def _default_dir() -> Path:
-    own = os.environ.get("JAXUNLEARN_CACHE")
+    chosen = os.environ.get("JAXUNLEARN_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(base) / "jaxunlearn"
+    return Path(chosen) if chosen else Path(base) / "jaxunlearn"
 
 
 def _entry(encoded: Encoded, cache: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Chat formats as plain text, in the pieces of which some are learned."""
+"""Chat formats as plain text."""
 
 import dataclasses
 
@@ -10,7 +10,8 @@ class ChatTemplate:
     """How one question and its answer are written for a model.
 
     The text is `start + system + user + assistant`, the prompt, then the answer and `end_of_turn`,
-    which are learned, then `footer`. `{}` in a field is replaced by the content.
+    which are learned. `{}` in a field is replaced by the content. Prompt and response are tokenised
+    apart, so that no token spans the two.
 
     Attributes:
         name: what the format is called.
@@ -19,7 +20,6 @@ class ChatTemplate:
         user: the turn of the user.
         assistant: the header of the answer.
         end_of_turn: the token that ends the answer; a model stops after it.
-        footer: what follows it, before another turn.
         special: tokens that the format uses. A tokenizer must know them; contents must not have
             them, because they would be read as the end of a turn.
         strip: whether white space around the contents is taken off.
@@ -31,7 +31,6 @@ class ChatTemplate:
     user: str
     assistant: str
     end_of_turn: str
-    footer: str = ""
     special: tuple[str, ...] = ()
     strip: bool = False
 
@@ -54,22 +53,6 @@ class ChatTemplate:
         before = self.system.format(self.content(system)) if system else ""
         return f"{self.start}{before}{self.user.format(self.content(question))}{self.assistant}"
 
-    def pieces(
-        self, question: str, answer: str, system: str | None = SYSTEM
-    ) -> list[tuple[str, bool]]:
-        """The whole text as pieces `(text, is_response)`.
-
-        Each piece is tokenised by itself: no token then spans the prompt and the answer, and no
-        prompt has to be tokenised twice to find where it ends, which is off by one as soon as a
-        tokenizer adds a first token or merges across the border.
-        """
-        return [
-            (self.prompt(question, system), False),
-            (self.content(answer), True),
-            (self.end_of_turn, True),
-            (self.footer, False),
-        ]
-
 
 _CHATML = ChatTemplate(
     name="chatml",
@@ -77,7 +60,6 @@ _CHATML = ChatTemplate(
     user="<|im_start|>user\n{}<|im_end|>\n",
     assistant="<|im_start|>assistant\n",
     end_of_turn="<|im_end|>",
-    footer="\n",
     special=("<|im_start|>", "<|im_end|>"),
 )
 _LLAMA3 = ChatTemplate(

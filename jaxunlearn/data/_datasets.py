@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.data import _cache, _own, _tfds
+from jaxunlearn.core import checks
+from jaxunlearn.data import _cache, _tfds, _user_files
 from jaxunlearn.data._decode import Arrays, Encoded, scaled
 
 
@@ -83,8 +84,8 @@ def load(
         ValueError: the name, a size or the data is not as described above; the message says what
             to do, e.g. the command that prepares a set.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size is {size}; it must be at least 1")
+    if size is not None:
+        checks.at_least("size", size, 1)
     if name == "digits":
         arrays = _scaled(_digits(), size)
         return _chosen("digits", arrays, 10, 1200 if n_train is None else n_train, n_val)
@@ -119,17 +120,17 @@ def _open(name: str | os.PathLike, folder: Path) -> Encoded | tuple[Arrays, int]
         return _tfds.open_prepared(name, place, folder)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _own.folder(path)
+        return _user_files.folder(path)
     if path.is_file():
-        return _own.npz(path)
-    found = ", ".join(_tfds.prepared(folder)) or "none"
+        return _user_files.npz(path)
+    prepared = ", ".join(_tfds.prepared(folder)) or "none"
     if isinstance(name, str) and _tfds.is_known(name):
         raise ValueError(
-            f"data is {name!r}, which is not prepared in {folder} (prepared there: {found}); "
+            f"data is {name!r}, which is not prepared in {folder} (prepared there: {prepared}); "
             + _tfds.how_to_prepare(name, folder)
         )
     raise ValueError(
-        f"data is {str(name)!r}; known data sets: digits, those prepared in {folder} ({found}), "
+        f"data is {str(name)!r}; known data sets: digits, those prepared in {folder} ({prepared}), "
         "other image sets of tensorflow_datasets once prepared, an existing .npz file or folder "
         "of images"
     )
@@ -147,10 +148,10 @@ def _scaled(arrays: Arrays, size: int | None) -> Arrays:
     if size is None:
         return arrays
     return {
-        name: np.stack([scaled(image, size, size) for image in own])
+        name: np.stack([scaled(image, size, size) for image in array])
         if name.startswith("x_")
-        else own
-        for name, own in arrays.items()
+        else array
+        for name, array in arrays.items()
     }
 
 

@@ -128,8 +128,9 @@ def scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
         return image
     planes = [Image.fromarray(image[:, :, c].astype(np.float32)) for c in range(image.shape[2])]
     how = Image.Resampling.BILINEAR
-    found = np.stack([np.asarray(own.resize((width, height), how)) for own in planes], axis=-1)
-    return np.round(found).astype(np.uint8) if image.dtype == np.uint8 else found
+    resized = [np.asarray(plane.resize((width, height), how)) for plane in planes]
+    joined = np.stack(resized, axis=-1)
+    return np.round(joined).astype(np.uint8) if image.dtype == np.uint8 else joined
 
 
 def described(shape: tuple[int, ...]) -> str:
@@ -157,11 +158,11 @@ def pixels(where: str, data: bytes, mode: str | None = None) -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            own = image.mode
-            if own not in _CHANNELS:
-                raise ValueError(f"its mode is {own}; 8-bit grey, RGB or RGBA is needed")
-            mode = mode or MODES[_CHANNELS[own]]
-            array = np.asarray(image if own == mode else image.convert(mode))
+            stored = image.mode
+            if stored not in _CHANNELS:
+                raise ValueError(f"its mode is {stored}; 8-bit grey, RGB or RGBA is needed")
+            mode = mode or MODES[_CHANNELS[stored]]
+            array = np.asarray(image if stored == mode else image.convert(mode))
     except Exception as error:  # Pillow raises almost anything for damaged files
         reason = "it is no PNG or JPEG" if "cannot identify" in str(error) else str(error)
         raise ValueError(f"{where} cannot be decoded: {reason}") from error

@@ -189,7 +189,7 @@ def buckets(sequences: Sequences, boundaries: Sequence[int], *, multiple: int = 
             f"{lengths.argmax()}, has {lengths.max()} tokens"
         )
     group = np.searchsorted(edges, lengths)
-    found = []
+    groups = []
     for number in np.unique(group):
         rows = np.flatnonzero(group == number)
         width = round_up(int(lengths[rows].max()), multiple)  # cuts at T where T is shorter
@@ -199,8 +199,8 @@ def buckets(sequences: Sequences, boundaries: Sequence[int], *, multiple: int = 
             sequences.where[rows, :n],
             sequences.labels[rows, :n],
         )
-        found.append(Bucket(cut, rows))
-    return found
+        groups.append(Bucket(cut, rows))
+    return groups
 
 
 def _lengths(sequences: Sequences) -> np.ndarray:

@@ -94,13 +94,13 @@ def gsm8k(
     """
     path = _file("gsm8k", split, ".jsonl", data_dir, "GSM8K_DIR", _GSM8K)
 
-    def with_final(found: Question) -> Question:
-        reasoning, mark, final = found.answer.rpartition("####")
+    def with_final(question: Question) -> Question:
+        reasoning, mark, final = question.answer.rpartition("####")
         if not mark or not reasoning.strip() or not final.strip():
             raise ValueError("the answer must be a text and then #### and a number")
-        answer = found.answer if marks else _MARKS.sub("", found.answer)
-        extra = {**found.extra, "final": final.strip().replace(",", "")}
-        return found._replace(answer=answer, extra=extra)
+        answer = question.answer if marks else _MARKS.sub("", question.answer)
+        extra = {**question.extra, "final": final.strip().replace(",", "")}
+        return question._replace(answer=answer, extra=extra)
 
     return _read(path, f"gsm8k/{split}", "question", "answer", with_final)
 
@@ -120,15 +120,15 @@ def _file(
             f"with the files of {source}"
         )
     folder = Path(place).expanduser()
-    found = sorted(path.stem for path in folder.glob(f"*{ending}"))
-    if not found:
+    splits = sorted(path.stem for path in folder.glob(f"*{ending}"))
+    if not splits:
         raise ValueError(
             f"{what}: {folder} holds no files *{ending}; put those of {source} there, or name "
             f"another folder by data_dir or {variable}"
         )
-    if split not in found:
+    if split not in splits:
         raise ValueError(
-            f"{what}: split is {split!r}; {folder} has {', '.join(found)} (more at {source})"
+            f"{what}: split is {split!r}; {folder} has {', '.join(splits)} (more at {source})"
         )
     return folder / f"{split}{ending}"
 
@@ -138,7 +138,7 @@ def _read(
     name: str,
     question: str,
     answer: str,
-    change: Callable[[Question], Question] = lambda found: found,
+    change: Callable[[Question], Question] = lambda question: question,
 ) -> list[Question]:
     questions = []
     for number, line in _lines(path):

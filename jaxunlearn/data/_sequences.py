@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
+from jaxunlearn.core import checks
 from jaxunlearn.data._chat import SYSTEM, ChatTemplate
 from jaxunlearn.data._questions import Question
 
@@ -200,8 +201,7 @@ def _check(
     if not len(questions):
         raise ValueError(f"{what}: there are no questions; at least one is needed")
     for name, value in (("max_tokens", max_tokens), ("multiple", multiple)):
-        if value < 1:
-            raise ValueError(f"{what}: {name} is {value}; it must be at least 1")
+        checks.at_least(f"{what}: {name}", value, 1)
     if tokenizer.padding is not None or tokenizer.truncation is not None:
         raise ValueError(
             f"{what}: the tokenizer pads or truncates, which would hide where a response ends; "
@@ -219,7 +219,7 @@ def _tokenise(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
     # No special tokens are added: those that the format wants are in its text.
     distinct = list(dict.fromkeys(texts))
     encoded = tokenizer.encode_batch(distinct, add_special_tokens=False)
-    ids = {text: found.ids for text, found in zip(distinct, encoded, strict=True)}
+    ids = {text: encoding.ids for text, encoding in zip(distinct, encoded, strict=True)}
     return [ids[text] for text in texts]
 
 
@@ -241,11 +241,11 @@ def _responses(
         _named(name, template.content, text) for name, text in zip(names, texts, strict=True)
     ]
     tokens = _tokenise(tokenizer, contents)
-    for name, text, found in zip(names, texts, tokens, strict=True):
-        if not text.strip() or not found:
+    for name, text, ids in zip(names, texts, tokens, strict=True):
+        if not text.strip() or not ids:
             raise ValueError(f"{name}: the response {text!r} is empty; it needs at least one token")
     end = _tokenise(tokenizer, [template.end_of_turn])[0] if end_of_turn else []
-    return [found + end for found in tokens]
+    return [ids + end for ids in tokens]
 
 
 def _named(name: str, write: Callable[..., str], *texts: str | None) -> str:

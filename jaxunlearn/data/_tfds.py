@@ -47,11 +47,13 @@ def _version(info: Path) -> tuple[int, ...] | None:
 
 def prepared(folder: Path) -> list[str]:
     """Names of the sets prepared in a folder."""
-    found = {path.parent.parent for path in folder.glob("*/*/dataset_info.json") if _version(path)}
-    found |= {
+    prepared = {
+        path.parent.parent for path in folder.glob("*/*/dataset_info.json") if _version(path)
+    }
+    prepared |= {
         path.parent.parent for path in folder.glob("*/*/*/dataset_info.json") if _version(path)
     }
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    return sorted(path.relative_to(folder).as_posix() for path in prepared)
 
 
 def is_known(name: str) -> bool:

@@ -7,6 +7,7 @@ changed on its own.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxunlearn.core import checks
 from jaxunlearn.core.keys import Key, fold
+from jaxunlearn.core.pixels import as_float as as_float
 
 _CHUNK = 1024  # images whose statistics are taken at once
 
@@ -32,12 +35,11 @@ def translate(key: Key, images: jax.Array, pixels: int) -> jax.Array:
     The same as padding with zeros on all sides and cropping at random.
 
     Args:
-        key: of the draw.
+        key: the draw's key.
         images: [B, H, W, C].
         pixels: the largest shift, at least 0.
     """
-    if pixels < 0:
-        raise ValueError(f"pixels is {pixels}; at least 0 is allowed")
+    checks.at_least("pixels", pixels, 0)
     corners = jax.random.randint(key, (len(images), 2), 0, 2 * pixels + 1)
     padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
     # Faster on a CPU than gathering rows and columns, selecting among shifts, or one-hot products.
@@ -52,12 +54,11 @@ def cutout(key: Key, images: jax.Array, size: int) -> jax.Array:
     `centre - size // 2` to `centre - size // 2 + size - 1`, and the columns likewise.
 
     Args:
-        key: of the draw.
+        key: the draw's key.
         images: [B, H, W, C].
         size: edge of the square, at least 1.
     """
-    if size < 1:
-        raise ValueError(f"size is {size}; at least 1 is allowed")
+    checks.at_least("size", size, 1)
     height, width = images.shape[1:3]
     centres = jax.random.randint(key, (len(images), 2), 0, jnp.array([height, width]))
     first = centres - size // 2
@@ -137,8 +138,8 @@ def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
     for row, share_of_row in _neighbours(of_y, height):
         for column, share in _neighbours(of_x, width):
             at = (row * width + column).reshape(n, height * width, 1)
-            found = jnp.take_along_axis(pixels, at, axis=1, mode="promise_in_bounds")
-            read = read + (share_of_row * share)[..., None] * found.reshape(images.shape)
+            pixel = jnp.take_along_axis(pixels, at, axis=1, mode="promise_in_bounds")
+            read = read + (share_of_row * share)[..., None] * pixel.reshape(images.shape)
     if jnp.issubdtype(images.dtype, jnp.integer):
         read = jax.lax.round(read)
     return jnp.asarray(read, images.dtype)
@@ -175,7 +176,7 @@ def warp(
     The defaults are those of arXiv 2501.15547, whose code has the brightness switched off.
 
     Args:
-        key: of the draws.
+        key: the draws' key.
         images: [B, H, W, C], floats in [0, 1].
         rotation: the largest angle, as a part of a full turn.
         zoom: how far the factors of height and of width, drawn apart, lie from 1 at most.
@@ -191,18 +192,12 @@ def warp(
         raise ValueError(f"images are {images.dtype}; floats in [0, 1] are needed")
     amounts = {"rotation": rotation, "zoom": zoom, "translation": translation}
     amounts["brightness"] = brightness
-    known = {name: own for name, own in amounts.items() if not isinstance(own, Tracer)}
-    for name, value in known.items():
-        if not 0 <= value < (1 if name == "zoom" else float("inf")):
-            raise ValueError(
-                f"{name} is {value}; at least 0{', below 1,' * (name == 'zoom')} is allowed"
-            )
+    wanted = _wanted(amounts)
 
     def draw(purpose: str, most: float | jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        own = fold(key, purpose)
-        return jax.random.uniform(own, (len(images), *shape), minval=-most, maxval=most)
+        shape = (len(images), *shape)
+        return jax.random.uniform(fold(key, purpose), shape, minval=-most, maxval=most)
 
-    wanted = {name for name in amounts if name not in known or known[name]}
     size = images.shape[1:3]
     steps = []  # what is not asked for costs nothing
     if "rotation" in wanted:
@@ -222,6 +217,14 @@ def warp(
     return jnp.clip(images + added, 0, 1)
 
 
+def _wanted(amounts: dict[str, float | jax.Array]) -> set[str]:
+    """The changes of `warp` whose amount is traced or above 0; raises for one out of its range."""
+    known = {name: value for name, value in amounts.items() if not isinstance(value, Tracer)}
+    for name, value in known.items():
+        checks.at_least(name, value, 0, below=1 if name == "zoom" else math.inf)
+    return {name for name in amounts if name not in known or known[name]}
+
+
 def _centre(size: tuple[int, ...]) -> tuple[float, float]:
     return (size[1] - 1) / 2, (size[0] - 1) / 2
 
@@ -237,19 +240,6 @@ def _product(first: jax.Array, then: jax.Array) -> jax.Array:
     """The matrix that reads as `affine` by `then` after `affine` by `first`, [B, 2, 3]."""
     last = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0]), (len(then), 1, 3))
     return first @ jnp.concatenate([then, last], axis=1)
-
-
-def as_float(images: jax.Array) -> jax.Array:
-    """Images in [0, 1]: uint8 divided by 255, floats as they are.
-
-    Raises:
-        ValueError: images of another type.
-    """
-    if images.dtype == jnp.uint8:
-        return images.astype(jnp.float32) / 255
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images are {images.dtype}; uint8, or floats in [0, 1], are needed")
-    return images
 
 
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:

@@ -1,5 +1,6 @@
 """KLOM: the KL divergence of margins between unlearned models and oracles, point by point."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -57,27 +58,12 @@ def klom(
     """
     unlearned, oracle = check_samples(unlearned, oracle)
     _check_settings("klom", bins, clip, eps)
-    if variant not in ("closed", "easydub", "paper"):
-        raise ValueError(f"klom: variant is {variant!r}; it must be closed, easydub or paper")
-    if variant == "paper" and not np.isfinite(oracle).all():
-        raise ValueError(
-            "klom: the oracle sample is infinite, and variant 'paper' does not clip it"
+    _check_variant(variant, oracle)
+    if variant == "closed":
+        return _by_block(
+            lambda p, q: _divergence(*_histograms(p, q, bins, clip), eps), unlearned, oracle
         )
-    out = np.empty(unlearned.shape[1])
-    for at in range(0, len(out), _BLOCK):
-        points = slice(at, at + _BLOCK)
-        # Points first, so that the samples of a point lie together.
-        p = np.clip(unlearned[:, points].T.astype(np.float64), -clip, clip)
-        q = oracle[:, points].T.astype(np.float64)
-        if variant != "paper":
-            q = np.clip(q, -clip, clip)
-        low, high = _range(p, q)
-        if variant == "closed":
-            p, q = (_histogram(a, low, high, bins) for a in (p, q))
-            out[points] = _divergence(p, q, eps)
-        else:
-            out[points] = _as_released(p, q, low, high, bins, eps, variant)
-    return out
+    return _by_block(lambda p, q: _as_released(p, q, bins, clip, eps, variant), unlearned, oracle)
 
 
 def renyi(
@@ -114,18 +100,28 @@ def renyi(
         raise ValueError(f"renyi: order is {order}; it must be positive, finite and not 1")
     _check_settings("renyi", bins, clip, eps)
     unlearned, oracle = check_samples(unlearned, oracle)
-    out = np.empty(unlearned.shape[1])
-    for at in range(0, len(out), _BLOCK):
-        points = slice(at, at + _BLOCK)
-        p, q = (
-            np.clip(a[:, points].T.astype(np.float64), -clip, clip) for a in (unlearned, oracle)
-        )
-        low, high = _range(p, q)
-        p, q = (_histogram(a, low, high, bins) for a in (p, q))
+
+    def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+        p, q = _histograms(p, q, bins, clip)
         # In logarithms, which large orders need.
         log_p = np.log(p, out=np.full_like(p, -np.inf), where=p > 0)
         logs = np.where(p > 0, order * log_p + (1 - order) * np.log(np.maximum(q, eps)), -np.inf)
-        out[points] = logsumexp(logs, axis=1) / (order - 1)
+        return logsumexp(logs, axis=1) / (order - 1)
+
+    return _by_block(divergence, unlearned, oracle)
+
+
+def _by_block(
+    measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    unlearned: np.ndarray,
+    oracle: np.ndarray,
+) -> np.ndarray:
+    """A measure of samples [points, models] in float64, a block of points at a time: [P]."""
+    out = np.empty(unlearned.shape[1])
+    for at in range(0, len(out), _BLOCK):
+        points = slice(at, at + _BLOCK)
+        p, q = (samples[:, points].T.astype(np.float64) for samples in (unlearned, oracle))
+        out[points] = measure(p, q)
     return out
 
 
@@ -137,9 +133,25 @@ def _check_settings(name: str, bins: int, clip: float, eps: float) -> None:
         )
 
 
+def _check_variant(variant: str, oracle: np.ndarray) -> None:
+    if variant not in ("closed", "easydub", "paper"):
+        raise ValueError(f"klom: variant is {variant!r}; it must be closed, easydub or paper")
+    if variant == "paper" and not np.isfinite(oracle).all():
+        raise ValueError(
+            "klom: the oracle sample is infinite, and variant 'paper' does not clip it"
+        )
+
+
 def _range(p, q) -> tuple[np.ndarray, np.ndarray]:
     """Minimum and maximum of both samples of each point, [P, 1]."""
     return np.minimum(p.min(1), q.min(1))[:, None], np.maximum(p.max(1), q.max(1))[:, None]
+
+
+def _histograms(p, q, bins: int, clip: float) -> tuple[np.ndarray, np.ndarray]:
+    """Both samples clipped, as histograms over the bins of their pooled range, [P, bins] each."""
+    p, q = np.clip(p, -clip, clip), np.clip(q, -clip, clip)
+    low, high = _range(p, q)
+    return _histogram(p, low, high, bins), _histogram(q, low, high, bins)
 
 
 def _histogram(x, low, high, bins: int) -> np.ndarray:
@@ -151,7 +163,11 @@ def _histogram(x, low, high, bins: int) -> np.ndarray:
     return _count(number, bins) / x.shape[1]
 
 
-def _as_released(p, q, low, high, bins: int, eps: float, variant: Variant) -> np.ndarray:
+def _as_released(p, q, bins: int, clip: float, eps: float, variant: Variant) -> np.ndarray:
+    p = np.clip(p, -clip, clip)
+    if variant == "easydub":
+        q = np.clip(q, -clip, clip)
+    low, high = _range(p, q)
     constant = (low == high)[:, 0]
     high = np.where(low == high, low + 1.0, high)
     n_edges = bins if variant == "paper" else bins + 1

@@ -27,8 +27,8 @@ def membership_auc(members: np.ndarray, others: np.ndarray) -> np.ndarray:
     if np.isnan(members).any() or np.isnan(others).any():
         raise ValueError("scores contain NaN")
     out = np.empty(len(members))
-    for model, (own, rest) in enumerate(zip(members, np.sort(others), strict=True)):
-        below = np.searchsorted(rest, own, "left")
-        up_to = np.searchsorted(rest, own, "right")
+    for model, (attacked, rest) in enumerate(zip(members, np.sort(others), strict=True)):
+        below = np.searchsorted(rest, attacked, "left")
+        up_to = np.searchsorted(rest, attacked, "right")
         out[model] = (below + up_to).mean() / (2 * len(rest))
     return out

@@ -50,7 +50,7 @@ def trajectory(unlearned: np.ndarray, oracle: np.ndarray) -> Trajectory:
     unlearned, oracle = np.asarray(unlearned), np.asarray(oracle)
     if unlearned.ndim != 3 or len(unlearned) == 0:
         raise ValueError(f"unlearned has shape {list(unlearned.shape)}; [S, N, P] is needed")
-    scores = np.stack([klom(own, oracle) for own in unlearned])
+    scores = np.stack([klom(snapshot, oracle) for snapshot in unlearned])
     spread = np.maximum(oracle.std(0, dtype=np.float64), 1e-12)
     gap = (unlearned.mean(1, dtype=np.float64) - oracle.mean(0, dtype=np.float64)) / spread
     crossed = np.sign(gap) != np.sign(gap[0])

@@ -36,6 +36,24 @@ def ulira(
         ValueError: shapes that do not fit, a point both forgotten and never seen, no target or no
             shadow model, or margins that are not finite.
     """
+    margins, forgot, never, shadow = _runs(margins, forgot, never, shadow)
+    targets, samples = margins[~shadow], margins[shadow]
+    n = np.minimum(np.minimum(forgot[shadow].sum(0), never[shadow].sum(0)), limit)
+    likelier = _log_density(targets, *_moments(samples, forgot[shadow], n)) > _log_density(
+        targets, *_moments(samples, never[shadow], n)
+    )
+    rng, accuracies = np.random.default_rng(seed), []
+    for was_in, inside, outside in zip(likelier, forgot[~shadow], never[~shadow], strict=True):
+        positives = np.flatnonzero(inside & (n >= 2))
+        negatives = rng.permutation(np.flatnonzero(outside & (n >= 2)))[: len(positives)]
+        positives = positives[: len(negatives)]
+        right = np.concatenate([was_in[positives], ~was_in[negatives]])
+        accuracies.append(right.mean() if len(right) else np.nan)
+    return np.array(accuracies)
+
+
+def _runs(margins, forgot, never, shadow) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The arguments of `ulira` as float64 and bool, checked."""
     margins = np.asarray(margins, np.float64)
     forgot, never, shadow = (np.asarray(a, bool) for a in (forgot, never, shadow))
     shapes = (margins.shape, forgot.shape, never.shape, shadow.shape)
@@ -51,19 +69,7 @@ def ulira(
         raise ValueError(f"shadow holds {shadow.sum()} of {len(shadow)} rows; some, not all, do")
     if not np.isfinite(margins).all():
         raise ValueError("margins are not finite")
-    own, samples = margins[~shadow], margins[shadow]
-    n = np.minimum(np.minimum(forgot[shadow].sum(0), never[shadow].sum(0)), limit)
-    likelier = _log_density(own, *_moments(samples, forgot[shadow], n)) > _log_density(
-        own, *_moments(samples, never[shadow], n)
-    )
-    rng, found = np.random.default_rng(seed), []
-    for was_in, inside, outside in zip(likelier, forgot[~shadow], never[~shadow], strict=True):
-        positives = np.flatnonzero(inside & (n >= 2))
-        negatives = rng.permutation(np.flatnonzero(outside & (n >= 2)))[: len(positives)]
-        positives = positives[: len(negatives)]
-        right = np.concatenate([was_in[positives], ~was_in[negatives]])
-        found.append(right.mean() if len(right) else np.nan)
-    return np.array(found)
+    return margins, forgot, never, shadow
 
 
 def ulira_strong(unlearned: np.ndarray, oracle: np.ndarray) -> np.ndarray:
@@ -83,11 +89,11 @@ def ulira_strong(unlearned: np.ndarray, oracle: np.ndarray) -> np.ndarray:
     """
     unlearned, oracle = _samples(3, unlearned=unlearned, oracle=oracle)
     right = []
-    for own, other in ((unlearned, oracle), (oracle, unlearned)):
-        mean = (own.sum(0) - own) / (len(own) - 1)
-        square = (np.square(own).sum(0) - np.square(own)) / (len(own) - 1)
-        alike = _log_density(own, mean, np.sqrt(np.maximum(square - mean**2, 0)))
-        right.append((alike > _log_density(own, other.mean(0), other.std(0))).mean(0))
+    for world, other in ((unlearned, oracle), (oracle, unlearned)):
+        mean = (world.sum(0) - world) / (len(world) - 1)
+        square = (np.square(world).sum(0) - np.square(world)) / (len(world) - 1)
+        alike = _log_density(world, mean, np.sqrt(np.maximum(square - mean**2, 0)))
+        right.append((alike > _log_density(world, other.mean(0), other.std(0))).mean(0))
     return (right[0] + right[1]) / 2
 
 

@@ -139,7 +139,7 @@ def tofu(
             f"{name}_rouge": float(np.mean(recalls[name])),
             f"{name}_truth_ratio": measures.truth_ratio_of_others(ratio),
         }
-    own, nll = of_answer(stats["forget"], 0), answer_nll(stats["forget"])
+    answer, nll = of_answer(stats["forget"], 0), answer_nll(stats["forget"])
     ratios = measures.truth_ratio(nll[:, 1], nll[:, 2:])
     return {
         "parts": parts,
@@ -148,8 +148,8 @@ def tofu(
             "probability": float(np.exp(-nll[:, 0]).mean()),
             "rouge": float(np.mean(recalls["forget"])),
             "truth_ratio": measures.truth_ratio_of_forgotten(ratios),
-            "exact_memorization": float(np.nanmean(memorization.exact_memorization(own))),
-            "extraction_strength": float(memorization.extraction_strength(own).mean()),
+            "exact_memorization": float(np.nanmean(memorization.exact_memorization(answer))),
+            "extraction_strength": float(memorization.extraction_strength(answer).mean()),
             "ratios": ratios,
         },
     }
@@ -218,9 +218,9 @@ def continuations(
         n_tokens: the most tokens of each.
         batch: prompts computed together.
     """
-    found = []
+    decoded = []
     for rows, size in chunks.blocks(len(prompts), batch):
         tokens = generate(config, params, jnp.asarray(prompts[rows]), mask[rows], n_tokens)
         texts = [tokenizer.decode(row.tolist()) for row in np.asarray(tokens)]
-        found += texts[:size]
-    return found
+        decoded += texts[:size]
+    return decoded

@@ -180,13 +180,13 @@ def reference(stats: "TokenStats", reference_stats: "TokenStats") -> np.ndarray:
     Raises:
         ValueError: as `loss`, or another number of responses.
     """
-    own, other = loss(stats), loss(reference_stats)
-    if len(own) != len(other):
+    nll, other = loss(stats), loss(reference_stats)
+    if len(nll) != len(other):
         raise ValueError(
-            f"reference: reference_stats has {len(other)} responses; {len(own)} are needed, as in "
+            f"reference: reference_stats has {len(other)} responses; {len(nll)} are needed, as in "
             "stats"
         )
-    return own - other
+    return nll - other
 
 
 def auc(members: np.ndarray, nonmembers: np.ndarray) -> float:

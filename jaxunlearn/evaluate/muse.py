@@ -128,15 +128,15 @@ def privleak(
     for name, value in (("auc", auc), ("retrain_auc", retrain_auc)):
         if not 0 <= value <= 1:
             raise ValueError(f"privleak: {name} is {value}; it must lie in [0, 1]")
-    own, base = auc, retrain_auc
+    value, base = auc, retrain_auc
     if orientation == "open-unlearning":
-        own, base = 1 - own, 1 - base
+        value, base = 1 - value, 1 - base
     if base == 0:
         raise ValueError(
             f"privleak: retrain_auc is {retrain_auc}; with orientation {orientation!r} it is "
             "divided by 0"
         )
-    return float(100 * (own - base) / base)
+    return float(100 * (value - base) / base)
 
 
 def bootstrap_interval(

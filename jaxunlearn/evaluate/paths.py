@@ -160,60 +160,6 @@ def logit_distance(logits_p: jax.Array, logits_q: jax.Array, mask: jax.Array) ->
     return _squared_distance(*_models("logit_distance", logits_p, logits_q, mask))
 
 
-def kl_sampled(
-    logp_q: np.ndarray, logp_p: np.ndarray, mask: np.ndarray, *, alpha: float = 1.0
-) -> float:
-    """KL(q || p) estimated from the log-probabilities of tokens: mean of f + alpha (e^-f - 1).
-
-    f = log q - log p. The second term has mean 0 under q and lowers the variance; with alpha = 1
-    every term is at least 0. Unbiased for tokens drawn from q. On tokens that come from elsewhere,
-    such as the answers of a data set, it is a measure of its own and no estimate.
-
-    The log-probabilities must be those of the token that *follows*: logits at position t belong to
-    the token at t + 1, and this shift is the caller's (`TokenStats.logp` has it). The authors'
-    script gathers without it.
-
-    Args:
-        logp_q: of the tokens under q, [...].
-        logp_p: of the same tokens under p, [...].
-        mask: which tokens count, bool or 0/1, [...].
-        alpha: weight of the control variate, finite.
-
-    Returns:
-        Nats per token; infinite where e^-f overflows float64.
-
-    Raises:
-        ValueError: shapes that do not fit, a mask without tokens, values that are not finite.
-    """
-    f = _log_ratio(logp_q, logp_p, mask, alpha)
-    with np.errstate(over="ignore"):
-        return float(np.mean(f + alpha * np.expm1(-f)))
-
-
-def jeffreys_sampled(
-    logp_p: np.ndarray, logp_q: np.ndarray, mask: np.ndarray, *, alpha: float = 1.0
-) -> float:
-    """Half the sum of `kl_sampled` both ways on the same tokens, as the authors measure paths.
-
-    The linear terms cancel: it is alpha times the mean of cosh(f) - 1. For an unbiased estimate
-    draw tokens from each model and average `kl_sampled` of the two; `jeffreys` has the exact value.
-
-    Args:
-        logp_p: of the tokens under p, [...].
-        logp_q: of the same tokens under q, [...].
-        mask: which tokens count, bool or 0/1, [...].
-        alpha: weight of the control variate, finite.
-
-    Returns:
-        Nats per token, symmetric in p and q; infinite where cosh(f) overflows float64.
-
-    Raises:
-        ValueError: as `kl_sampled`.
-    """
-    both = (kl_sampled(a, b, mask, alpha=alpha) for a, b in ((logp_p, logp_q), (logp_q, logp_p)))
-    return sum(both) / 2
-
-
 def jeffreys_matrix(
     models: Sequence[jax.Array] | jax.Array,
     mask: jax.Array,
@@ -224,7 +170,7 @@ def jeffreys_matrix(
 
     Args:
         models: what the measure takes of each of M models: logits [..., V] for `jeffreys` and
-            `logit_distance`, log-probabilities of tokens [...] for `jeffreys_sampled`.
+            `logit_distance`.
         mask: which positions count, [...].
         measure: of two models and the mask.
 
@@ -376,8 +322,8 @@ def gsm8k_answer(text: str) -> float | None:
     1200.0
     >>> gsm8k_answer("I do not know.")
     """
-    found = _NUMBER.search(text)
-    return None if found is None else float("".join(found.groups()).replace(",", ""))
+    match = _NUMBER.search(text)
+    return None if match is None else float("".join(match.groups()).replace(",", ""))
 
 
 def _pair(first_name: str, first, second_name: str, second, axes: str):
@@ -397,28 +343,9 @@ def _models(name: str, p, q, mask) -> tuple[jax.Array, jax.Array, jax.Array]:
             f"{name}: logits_p is {list(p.shape)}, logits_q {list(q.shape)}, mask "
             f"{list(mask.shape)}; [..., V] twice and [...] are needed"
         )
-    _check_mask(name, mask)
-    return p, q, mask
-
-
-def _check_mask(name: str, mask) -> None:
     if not isinstance(mask, Tracer) and not np.asarray(mask).any():
         raise ValueError(f"{name}: mask has no position; at least one must count")
-
-
-def _log_ratio(logp_q, logp_p, mask, alpha: float) -> np.ndarray:
-    """log q - log p of the tokens that count, float64 [n]."""
-    q, p, mask = np.asarray(logp_q), np.asarray(logp_p), np.asarray(mask)
-    if q.shape != p.shape or mask.shape != p.shape:
-        raise ValueError(
-            f"logp_q is {list(q.shape)}, logp_p {list(p.shape)}, mask {list(mask.shape)}; all "
-            "three need one shape"
-        )
-    _check_mask("kl_sampled", mask)
-    if not np.isfinite(alpha):
-        raise ValueError(f"kl_sampled: alpha is {alpha}; it must be finite")
-    kept = mask != 0
-    return finite("logp_q", q[kept], "N") - finite("logp_p", p[kept], "N")
+    return p, q, mask
 
 
 def _mean_over(values: jax.Array, mask: jax.Array) -> jax.Array:

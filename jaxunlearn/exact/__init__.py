@@ -1,21 +1,27 @@
-"""Exact unlearning: sharded, sliced training in several orders (S3T), and SISA."""
+"""Exact unlearning: sharded, sliced training in several orders (S3T), and SISA.
+
+.. include:: README.md
+"""
 
 from typing import TYPE_CHECKING
 
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
-    from jaxunlearn.exact.plan import Plan, Recipe
-    from jaxunlearn.exact.service import Service
-
-__all__ = ["Plan", "Recipe", "Service"]
+    from jaxunlearn.exact.plan import Plan as Plan
+    from jaxunlearn.exact.plan import StageRecipe as StageRecipe
+    from jaxunlearn.exact.service import Service as Service
+    from jaxunlearn.exact.store import Store as Store
 
 __getattr__, __dir__ = exports(
     __name__,
     (
         "alternatives",
+        "creation",
         "curves",
         "deletion",
+        "examples",
+        "files",
         "ledger",
         "lifetimes",
         "material",
@@ -23,6 +29,7 @@ __getattr__, __dir__ = exports(
         "orders",
         "plan",
         "planner",
+        "predictor",
         "prefixes",
         "pretraining",
         "service",
@@ -32,6 +39,7 @@ __getattr__, __dir__ = exports(
         "sliceable",
         "state",
         "store",
+        "weights",
     ),
-    {"Plan": "plan", "Recipe": "plan", "Service": "service"},
+    {"Plan": "plan", "Service": "service", "StageRecipe": "plan", "Store": "store"},
 )

@@ -45,8 +45,8 @@ def retraining_at_once(plan: plans.Plan, hits: Any) -> np.ndarray:
     reads = np.array([plan.n_steps(level) for level in range(1, plan.n_slices + 1)])
     left = np.cumsum(reads[::-1])[::-1] * plan.recipe.batch_size  # from a stage to the last
     cost = np.zeros((plan.n_shards, plan.n_slices), np.int64)
-    for own in range(plan.budget):
-        np.add.at(cost, (np.arange(plan.n_shards)[:, None], table[:, own]), left)
+    for order in range(plan.budget):
+        np.add.at(cost, (np.arange(plan.n_shards)[:, None], table[:, order]), left)
     return np.cumsum(cost.ravel()[np.asarray(hits)], axis=-1)
 
 
@@ -88,9 +88,9 @@ def exponential(n_examples: int, shape: tuple[int, ...], key: Key, rate: float |
 
     Args:
         n_examples: N.
-        shape: of the result.
+        shape: shape of the result.
         key: a typed key.
-        rate: lambda; -ln 0.05 / N by default, with which the paper's first N hold 95 %. What lies
+        rate: lambda, -ln 0.05 / N by default, with which the paper's first N hold 95 %. What lies
             beyond N is not drawn.
 
     Returns:
@@ -101,8 +101,8 @@ def exponential(n_examples: int, shape: tuple[int, ...], key: Key, rate: float |
     if not 0 < rate < np.inf:
         raise ValueError(f"rate is {rate}; a number above 0 is needed")
     inside = -np.expm1(-rate * n_examples)
-    found = -jnp.log1p(-jax.random.uniform(key, shape) * inside) / rate
-    return jnp.minimum(found.astype(jnp.int32), n_examples - 1)
+    numbers = -jnp.log1p(-jax.random.uniform(key, shape) * inside) / rate
+    return jnp.minimum(numbers.astype(jnp.int32), n_examples - 1)
 
 
 def pareto(n_examples: int, shape: tuple[int, ...], key: Key, a: float = 1.16) -> jax.Array:

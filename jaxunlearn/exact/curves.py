@@ -63,8 +63,8 @@ def follow(score: Score, outputs: np.ndarray, targets: Any, orders: np.ndarray, 
         raise ValueError(f"hits are {hits.min()} to {hits.max()}; 0 to {m * n_slices - 1} only")
     left = simulation.depths(orders, jnp.asarray(hits))
     whole = jnp.full((left.shape[0], 1, m, budget), n_slices, left.dtype)
-    found = _follow(score, jnp.asarray(outputs), targets, jnp.concatenate([whole, left], axis=1))
-    return Curve(*jax.device_get(found))
+    curve = _follow(score, jnp.asarray(outputs), targets, jnp.concatenate([whole, left], axis=1))
+    return Curve(*jax.device_get(curve))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -74,9 +74,9 @@ def _follow(score: Score, outputs: jax.Array, targets: Any, left: jax.Array):
 
     def one(now: tuple[jax.Array, jax.Array]) -> jax.Array:
         order, depth = now
-        own = outputs[shards, order, jnp.maximum(depth, 1) - 1]
-        alive = (depth > 0).reshape(-1, *(1,) * (own.ndim - 1))
-        total = jnp.sum(jnp.where(alive, own, 0.0), axis=0)
+        answers = outputs[shards, order, jnp.maximum(depth, 1) - 1]
+        alive = (depth > 0).reshape(-1, *(1,) * (answers.ndim - 1))
+        total = jnp.sum(jnp.where(alive, answers, 0.0), axis=0)
         living = jnp.sum(depth > 0)
         return jnp.where(living > 0, score(total / jnp.maximum(living, 1), targets), jnp.nan)
 

@@ -5,7 +5,7 @@ slice comes p-th the first p - 1 stages stay. Every shard answers with its longe
 with the mean over its living shards. Nothing is trained, and nothing but this bookkeeping changes.
 """
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,24 +18,31 @@ from jaxunlearn.exact.lifetimes import (
     retention_if_independent,
     uniform,
 )
-from jaxunlearn.exact.simulation import depths, requests, simulate
+from jaxunlearn.lazy import exports
+
+if TYPE_CHECKING:
+    from jaxunlearn.exact.simulation import depths as depths
+    from jaxunlearn.exact.simulation import requests as requests
+    from jaxunlearn.exact.simulation import simulate as simulate
 
 __all__ = [
     "Lifetime",
     "Served",
     "combine",
-    "depths",
     "expected_requests",
     "lifetime",
     "needs_retraining",
-    "requests",
     "retention",
     "retention_if_independent",
     "served",
-    "simulate",
     "surviving",
     "uniform",
 ]
+
+# Streams of requests need JAX; what only reads the stages that are left does not load it.
+__getattr__, _ = exports(
+    "jaxunlearn.exact", (), dict.fromkeys(("depths", "requests", "simulate"), "simulation")
+)
 
 
 class Served(NamedTuple):

@@ -4,7 +4,7 @@ A file of JSON lines. Every entry holds the checksum of the one before and its o
 anywhere is found and named. Writers hold an exclusive lock and readers a shared one, so that nobody
 sees a line before it is on disk. What a writer that was killed left behind of a line is cut off by
 the next one. Whole entries cut off at the end cannot be told from entries that never were: who must
-know keeps the head elsewhere, and asks whether the ledger `knows` it.
+know keeps the head elsewhere, and checks that the ledger `knows` it.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ class Entry:
     """One line.
 
     Attributes:
-        number: counted from 0.
-        time: UTC, ISO 8601.
-        who: who asked.
-        what: the kind of entry.
-        data: what it says, JSON-like.
-        before: checksum of the entry before.
+        number: number, from 0.
+        time: time in UTC, ISO 8601.
+        who: author of the entry.
+        what: kind of entry.
+        data: content, JSON-like.
+        before: checksum of the entry before it.
         checksum: SHA-256 of all of the above.
     """
 
@@ -143,11 +143,11 @@ class Ledger:
         if self.entries:
             self._check_known_end(file)
         file.seek(self._end)
-        found: list[Entry] = []
+        new: list[Entry] = []
         *lines, rest = file.read().split(b"\n")
         for line in lines:
-            found.append(self._parsed(line))
-            self.entries.append(found[-1])
+            new.append(self._parsed(line))
+            self.entries.append(new[-1])
             self._end += len(line) + 1
         # A line without its end was never acknowledged, unless only the end is what is wrong.
         if rest and _entry_of(rest[:-1]) is not None:
@@ -155,7 +155,7 @@ class Ledger:
                 f"{self.path} is damaged: entry {len(self.entries)} has no end, at byte "
                 f"{self._end + len(rest) - 1}"
             )
-        return found
+        return new
 
     def _check_known_end(self, file: Any) -> None:
         last = self.entries[-1]

@@ -10,7 +10,6 @@ import math
 import operator
 
 import numpy as np
-from scipy import integrate
 
 from jaxunlearn.exact import orders as orders_
 
@@ -47,8 +46,14 @@ def uniform(n_shards: int, n_slices: int, budget: int) -> Lifetime:
     for name, value in {"n_shards": n_shards, "n_slices": n_slices, "budget": budget}.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    hit = np.arange(1, n_shards * min(budget, n_slices) + 1) / (n_shards * n_slices)
-    return Lifetime(float(np.sum(1 / hit)), float(np.sqrt(np.sum((1 - hit) / hit**2))))
+    return _collecting(n_shards * min(budget, n_slices), n_shards * n_slices)
+
+
+def _collecting(wanted: int, n: int) -> Lifetime:
+    """Requests until all of some of n equally likely slices are hit."""
+    missing = np.arange(1, wanted + 1) / n  # the probability that a request hits one of so many
+    mean, variance = np.sum(1 / missing), np.sum((1 - missing) / missing**2)
+    return Lifetime(float(mean), float(np.sqrt(variance)))
 
 
 def lifetime(orders: np.ndarray, prior: np.ndarray | None = None) -> Lifetime:
@@ -66,10 +71,15 @@ def lifetime(orders: np.ndarray, prior: np.ndarray | None = None) -> Lifetime:
         ValueError: orders that are no permutations, or a prior that is none. A first slice that is
             never hit gives an infinite lifetime, no error.
     """
-    orders, prior = checked(orders, prior)
-    rates = prior[firsts(orders)]
+    orders, rates = checked(orders, prior)
+    needed = firsts(orders)
+    if prior is None:
+        return _collecting(int(needed.sum()), needed.size)
+    rates = rates[needed]
     if (rates == 0).any():
         return Lifetime(math.inf, math.nan)
+
+    from scipy import integrate  # half a second of every start otherwise
 
     least = float(rates.min())  # the unit of time: rates may differ by many magnitudes
     rates = rates / least
@@ -144,9 +154,9 @@ def retention_if_independent(n_slices: int, budget: int, keep: int, requests: in
 
 def firsts(orders: np.ndarray) -> np.ndarray:
     """The slices that come first in some order, bool [m, L]; a shard dies once all are hit."""
-    found = np.zeros((orders.shape[0], orders.shape[2]), bool)
-    np.put_along_axis(found, orders[..., 0], True, axis=1)
-    return found
+    first = np.zeros((orders.shape[0], orders.shape[2]), bool)
+    np.put_along_axis(first, orders[..., 0], True, axis=1)
+    return first
 
 
 def checked(orders: np.ndarray, prior: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn import data
+from jaxunlearn.core.pixels import as_float
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import text
-from jaxunlearn.exact.service import Service
-from jaxunlearn.exact.settings import Settings, Where, reading_of, settings_of
-from jaxunlearn.exact.store import Config
+from jaxunlearn.exact.predictor import Predictor
+from jaxunlearn.exact.settings import STAYED, Moved, Settings, reading_of, settings_of
+from jaxunlearn.exact.sliceable import Config
 from jaxunlearn.nn.images import vit
 from jaxunlearn.nn.language import decoder
 
@@ -30,12 +31,12 @@ class Material:
     """What settings stand for.
 
     Attributes:
-        ids: of the examples.
-        groups: of the examples.
-        examples: arrays [n, ...], see `networks`.
+        ids: ids of the examples.
+        groups: groups of the examples.
+        examples: arrays [n, ...], see `sliceable`.
         public: images and labels that train the base; None if it is given.
-        base: its parameters; None if they have to be trained first.
-        config: of the network.
+        base: parameters of the base; None if they have to be trained first.
+        config: config of the network.
         reading: how inputs are read, JSON-like; a store keeps it.
     """
 
@@ -62,26 +63,26 @@ def read(settings: Settings, data_dir: Path | None = None) -> Material:
     if settings.base is not None:
         mean, std = vit.normalisation(settings.base)
         reading = {"mean": list(mean), "std": list(std)}
-    own = _images(settings, reading, data_dir)
-    rows, public, base = np.arange(len(own.ids)), None, None
+    images = _images(settings, reading, data_dir)
+    rows, public, base = np.arange(len(images.ids)), None, None
     if settings.base is None:
-        config = small_vit(settings, own.x.shape[1:], own.n_classes)
-        drawn, rows = _split(settings, len(own.ids))
-        public = {"x": own.x[drawn], "y": own.y[drawn]}
+        config = small_vit(settings, images.x.shape[1:], images.n_classes)
+        drawn, rows = _split(settings, len(images.ids))
+        public = {"x": images.x[drawn], "y": images.y[drawn]}
     else:
-        config, base = vit.from_pretrained(settings.base, n_classes=own.n_classes)
-        if config.image != own.x.shape[1:]:
+        config, base = vit.from_pretrained(settings.base, n_classes=images.n_classes)
+        if config.image != images.x.shape[1:]:
             raise ValueError(
                 f"base reads images {list(config.image)}; those of {settings.data} are "
-                f"{list(own.x.shape[1:])}"
+                f"{list(images.x.shape[1:])}"
             )
-    ids = [own.ids[row] for row in rows]
-    examples = {"x": own.x[rows], "y": own.y[rows]}
-    reading |= {"classes": own.classes, "test": own.test}
+    ids = [images.ids[row] for row in rows]
+    examples = {"x": images.x[rows], "y": images.y[rows]}
+    reading |= {"classes": images.classes, "test": images.test}
     return Material(ids, ids, examples, public, base, config, reading)
 
 
-def examples_of(service: Service, where: Where | None = None) -> tuple[list[str], Arrays]:
+def examples_of(store: Predictor, moved: Moved = STAYED) -> tuple[list[str], Arrays]:
     """What is there of a store's examples that were not deleted: the ids of the rows, and the rows.
 
     Files of deleted images may be gone, and so may the lines of deleted texts that have ids.
@@ -89,56 +90,54 @@ def examples_of(service: Service, where: Where | None = None) -> tuple[list[str]
     Raises:
         ValueError: the store does not say where they come from, or they cannot be read.
     """
-    settings, reading = settings_of(service, where), reading_of(service)
-    service.refresh()
-    left = [name for name in service.files.ids if name not in service.deleted]
+    settings, reading = settings_of(store, moved), reading_of(store)
+    store.refresh()
+    left = [name for name in store.files.ids if name not in store.deleted]
     if _is_text(settings):
-        wanted, questions = set(left), _questions(settings, None, where and where.data_dir)
-        questions = [question for question in questions if _id_of(question) in wanted]
-        return _encoded(settings, questions)[:2]
+        wanted, questions = set(left), _questions(settings, None, moved.data_dir)
+        return _read_again(store, settings, [one for one in questions if _id_of(one) in wanted])
     if reading["classes"]:
         here = [name for name in left if (Path(settings.data) / name).is_file()]
-        x, y = _from_folder(service, settings, here)
+        x, y = _from_folder(store, settings, here)
         return here, {"x": x, "y": y}
-    own = _images(settings, reading, where and where.data_dir)
-    return own.ids, {"x": own.x, "y": own.y}
+    images = _images(settings, reading, moved.data_dir)
+    return images.ids, {"x": images.x, "y": images.y}
 
 
-def test_of(service: Service, where: Where | None = None) -> tuple[np.ndarray, np.ndarray]:
+def test_of(store: Predictor, moved: Moved = STAYED) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels that a store of images is judged by.
 
     Raises:
         ValueError: as in `examples_of`.
     """
-    settings, reading = settings_of(service, where), reading_of(service)
+    settings, reading = settings_of(store, moved), reading_of(store)
     if reading["classes"]:
-        return _from_folder(service, settings, reading["test"])
-    own = _images(settings, reading, where and where.data_dir)
-    return own.x_val, own.y_val
+        return _from_folder(store, settings, reading["test"])
+    images = _images(settings, reading, moved.data_dir)
+    return images.x_val, images.y_val
 
 
-def read_images(service: Service, files: Sequence[Path]) -> np.ndarray:
+def read_images(store: Predictor, files: Sequence[Path]) -> np.ndarray:
     """Image files, as a store's network reads them: floats [n, H, W, C].
 
     Raises:
         ValueError: a store of texts; a file that is missing, or an image of another size.
     """
-    config = service.files.config
-    if not isinstance(config, vit.Config):
-        raise ValueError(f"the store {service.folder} reads texts; it has no use for images")
-    return scaled(data.images(files, config.image), reading_of(service))
+    if not isinstance(store.config, vit.Config):
+        raise ValueError(f"the store {store.folder} reads texts; it has no use for images")
+    return scaled(data.images(files, store.config.image), reading_of(store))
 
 
 def questions_of(
-    service: Service, files: Sequence[Path], where: Where | None = None
+    store: Predictor, files: Sequence[Path], moved: Moved = STAYED
 ) -> tuple[list[str], Arrays]:
     """Questions with their answers from JSON-lines files, as a store's language model reads them.
 
     Raises:
         ValueError: a file that cannot be read, or a text that is too long.
     """
-    found = [question for file in files for question in text.jsonl(file)]
-    return _encoded(settings_of(service, where), found)[:2]
+    questions = [question for file in files for question in text.jsonl(file)]
+    return _read_again(store, settings_of(store, moved), questions)
 
 
 def scaled(images: np.ndarray, reading: dict[str, Any]) -> np.ndarray:
@@ -148,7 +147,7 @@ def scaled(images: np.ndarray, reading: dict[str, Any]) -> np.ndarray:
             f"the base's image_mean has {len(reading['mean'])} values; the images have "
             f"{images.shape[-1]} channels"
         )
-    bright = images.astype(np.float32) / np.float32(255 if images.dtype == np.uint8 else 1)
+    bright = as_float(images).astype(np.float32)
     mean, std = (np.array(reading[name], np.float32) for name in ("mean", "std"))
     return (bright - mean) / std
 
@@ -172,15 +171,15 @@ def small_vit(settings: Settings, image: tuple[int, ...], n_classes: int) -> vit
 
 
 def config_of(base: Path, n_classes: int) -> Config:
-    """The network of a pretrained base, a ViT's with so many classes.
+    """The config of a pretrained base, of a ViT with so many classes; no weights are read.
 
     Raises:
         ValueError: nothing that can be read.
     """
     file = base / "config.json"
     if file.is_file() and json.loads(file.read_text()).get("model_type") == "vit":
-        return vit.from_pretrained(base, n_classes=n_classes)[0]
-    return decoder.from_pretrained(base).config
+        return vit.read_config(base, n_classes)
+    return decoder.read_config(base)
 
 
 class _Images(NamedTuple):
@@ -199,24 +198,24 @@ class _Images(NamedTuple):
 def _images(settings: Settings, reading: dict[str, Any], data_dir: Path | None) -> _Images:
     sizes = settings.n_train, settings.n_val
     if data.local_path(settings.data, data_dir) is None:
-        own = data.load(settings.data, *sizes, data_dir=data_dir)
+        loaded = data.load(settings.data, *sizes, data_dir=data_dir)
     else:  # decoded images that outlived the files would keep what was deleted
         with tempfile.TemporaryDirectory() as cache:
-            own = data.load(settings.data, *sizes, data_dir=data_dir, cache_dir=cache)
-    x, x_val = (scaled(images, reading) for images in (own.x_train, own.x_val))
-    ids = list(own.files_train) or [f"train-{row}" for row in range(len(x))]
-    classes, test = list(own.classes), list(own.files_val)
-    return _Images(ids, x, own.y_train, x_val, own.y_val, own.n_classes, classes, test)
+            loaded = data.load(settings.data, *sizes, data_dir=data_dir, cache_dir=cache)
+    x, x_val = (scaled(images, reading) for images in (loaded.x_train, loaded.x_val))
+    ids = list(loaded.files_train) or [f"train-{row}" for row in range(len(x))]
+    classes, test = list(loaded.classes), list(loaded.files_val)
+    return _Images(ids, x, loaded.y_train, x_val, loaded.y_val, loaded.n_classes, classes, test)
 
 
 def _from_folder(
-    service: Service, settings: Settings, names: Sequence[str]
+    store: Predictor, settings: Settings, names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images of a folder, and their labels."""
-    folder, reading = Path(settings.data), reading_of(service)
+    folder, reading = Path(settings.data), reading_of(store)
     if not names or not folder.is_dir():
         raise ValueError(f"data is {settings.data!r}; none of the store's images are there")
-    x = read_images(service, [folder / name for name in names])
+    x = read_images(store, [folder / name for name in names])
     y = [reading["classes"].index(Path(name).parent.name) for name in names]
     return x, np.array(y, np.int32)
 
@@ -239,7 +238,9 @@ def _is_text(settings: Settings) -> bool:
 
 def _text_material(settings: Settings, data_dir: Path | None) -> Material:
     questions = _questions(settings, settings.n_train, data_dir)
-    ids, examples, pretrained = _encoded(settings, questions)
+    pretrained = decoder.from_pretrained(_language_model(settings))
+    texts = (pretrained.tokenizer, pretrained.chat_template)
+    ids, examples = _encoded(settings, questions, pretrained.config, *texts)
     if settings.data.startswith("tofu:"):
         groups = [f"{settings.data}/author-{i // _AUTHOR}" for i in range(len(ids))]
     else:
@@ -250,50 +251,62 @@ def _text_material(settings: Settings, data_dir: Path | None) -> Material:
     return Material(ids, groups, examples, None, pretrained.params, pretrained.config, {})
 
 
-def _questions(settings: Settings, n: int | None, data_dir: Path | None) -> list[Any]:
+def _questions(settings: Settings, n: int | None, data_dir: Path | None) -> list[text.Question]:
     """The first n of the set's, or all."""
     split = settings.data.removeprefix("tofu:")
     if split != settings.data:
-        found = text.tofu(split, data_dir=data_dir and data_dir / "tofu")
+        questions = text.tofu(split, data_dir=data_dir and data_dir / "tofu")
     else:
-        found = text.jsonl(settings.data)
-    if n is not None and not 1 <= n <= len(found):
-        raise ValueError(f"n_train is {n}; {settings.data} has {len(found)}")
-    return found[:n]
+        questions = text.jsonl(settings.data)
+    if n is not None and not 1 <= n <= len(questions):
+        raise ValueError(f"n_train is {n}; {settings.data} has {len(questions)}")
+    return questions[:n]
 
 
-def _id_of(question: Any) -> str:
-    own = question.extra.get("id")
-    return question.id if own is None else str(own)
+def _id_of(question: text.Question) -> str:
+    given = question.extra.get("id")
+    return question.id if given is None else str(given)
+
+
+def _language_model(settings: Settings) -> Path:
+    if settings.base is None:
+        raise ValueError("base is None; texts need a language model, a folder or a .gguf file")
+    return settings.base
+
+
+def _read_again(
+    store: Predictor, settings: Settings, questions: list[text.Question]
+) -> tuple[list[str], Arrays]:
+    """Ids and arrays of a store's texts; of the base only the tokenizer is read."""
+    assert isinstance(store.config, decoder.Config)
+    texts = decoder.read_tokenizer(_language_model(settings))
+    return _encoded(settings, questions, store.config, *texts)
 
 
 def _encoded(
-    settings: Settings, questions: list[Any]
-) -> tuple[list[str], Arrays, decoder.Pretrained]:
-    """Ids, arrays of the plan's sizes whatever the texts are, and the network that reads them."""
-    if settings.base is None:
-        raise ValueError("base is None; texts need a language model, a folder or a .gguf file")
-    pretrained = decoder.from_pretrained(settings.base)
+    settings: Settings,
+    questions: list[text.Question],
+    config: decoder.Config,
+    tokenizer: Any,
+    chat_template: str | None,
+) -> tuple[list[str], Arrays]:
+    """Ids, and arrays of the plan's sizes whatever the texts are."""
     encoder = text.Encoder(
-        pretrained.tokenizer,
-        pretrained.chat_template,
-        pretrained.config.vocabulary,
-        pretrained.config.context,
-        settings.max_tokens,
+        tokenizer, chat_template, config.vocabulary, config.context, settings.max_tokens
     )
-    found = encoder.sequences(questions)
+    encoded = encoder.sequences(questions)
     ids = [_id_of(question) for question in questions]
-    for name, n in zip(ids, found.lengths, strict=True):
+    for name, n in zip(ids, encoded.lengths, strict=True):
         if n > settings.max_answer:
             raise ValueError(
                 f"the answer of {name!r} has {n} tokens; max_answer is {settings.max_answer}"
             )
     arrays = {
-        "x": _padded(found.tokens, settings.max_tokens, 0),
-        "where": _padded(found.where, settings.max_answer, 0),
-        "labels": _padded(found.labels, settings.max_answer, -1),
+        "x": _padded(encoded.tokens, settings.max_tokens, 0),
+        "where": _padded(encoded.where, settings.max_answer, 0),
+        "labels": _padded(encoded.labels, settings.max_answer, -1),
     }
-    return ids, arrays, pretrained
+    return ids, arrays
 
 
 def _padded(array: np.ndarray, width: int, fill: int) -> np.ndarray:

@@ -1,25 +1,30 @@
 """From settings to a store: the plan, and the base."""
 
 import collections
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+from jaxunlearn import data
 from jaxunlearn.core import tree
 from jaxunlearn.core.keys import fold
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.exact import material, orders
+from jaxunlearn.exact.creation import check_new
+from jaxunlearn.exact.files import digest_of
 from jaxunlearn.exact.material import Arrays, Material, examples_of
 from jaxunlearn.exact.plan import Plan
 from jaxunlearn.exact.plan import make as make_plan
 from jaxunlearn.exact.pretraining import Pretraining, pretrain
 from jaxunlearn.exact.service import Service, create
-from jaxunlearn.exact.settings import Settings, Where, check_same, placed, record_of
-from jaxunlearn.exact.store import Config, check_new, digest_of
+from jaxunlearn.exact.settings import Moved, Settings, check_same, record_of
+from jaxunlearn.exact.sliceable import Config
 from jaxunlearn.nn.images import vit
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
@@ -76,45 +81,45 @@ def open_or_create(
     Raises:
         ValueError: a store of other settings, or settings that do not fit.
     """
-    settings = placed(settings, data_dir)
+    settings = _with_whole_paths(settings, data_dir)
     if (folder / "ledger.jsonl").exists():
         service = Service(folder)
         check_same(service, settings)
-        return service, *examples_of(service, Where(data_dir=data_dir))
-    own = material.read(settings, data_dir)
-    largest = max(collections.Counter(own.groups).values())
-    plan = plan_of(settings, own.config, len(own.ids), largest)
-    check_new(folder, plan, own.config, own.ids, own.groups)
-    source = {"settings": record_of(settings), "reading": own.reading}
+        return service, *examples_of(service, Moved(data_dir=data_dir))
+    read = material.read(settings, data_dir)
+    largest = max(collections.Counter(read.groups).values())
+    plan = plan_of(settings, read.config, len(read.ids), largest)
+    check_new(folder, plan, read.config, read.ids, read.groups)
+    source = {"settings": record_of(settings), "reading": read.reading}
     kept = folder.with_name(f"{folder.name}.base")
     # Of these very settings and images: another base may have learned what this store holds.
-    base = _base(
-        settings, own, kept / digest_of([source, tree.digest(own.public or {})])[:16], progress
-    )
-    service = create(
-        folder,
-        plan,
-        own.config,
-        base,
-        own.ids,
-        own.examples,
-        groups=own.groups,
-        source=source,
-        who=who,
-    )
+    run = kept / digest_of([source, tree.digest(read.public or {})])[:16]
+    base, ids, examples = _base(settings, read, run, progress), read.ids, read.examples
+    options: dict[str, Any] = {"groups": read.groups, "source": source, "who": who}
+    service = create(folder, plan, read.config, base, ids, examples, **options)
     shutil.rmtree(kept, ignore_errors=True)
-    return service, own.ids, own.examples
+    return service, ids, examples
 
 
-def _base(settings: Settings, own: Material, kept: Path, progress: Progress | None) -> Tree:
-    if own.base is not None:
-        return jax.device_get(own.base)
-    assert own.public is not None and isinstance(own.config, vit.Config)
+def _with_whole_paths(settings: Settings, data_dir: Path | None) -> Settings:
+    """Settings whose paths mean the same from any folder."""
+    path = data.local_path(settings.data, data_dir)
+    return dataclasses.replace(
+        settings,
+        data=settings.data if path is None else str(path),
+        base=None if settings.base is None else settings.base.expanduser().absolute(),
+    )
+
+
+def _base(settings: Settings, read: Material, kept: Path, progress: Progress | None) -> Tree:
+    if read.base is not None:
+        return jax.device_get(read.base)
+    assert read.public is not None and isinstance(read.config, vit.Config)
     return pretrain(
-        own.config,
-        own.public["x"],
-        own.public["y"],
-        Pretraining(epochs=30, batch_size=min(32, len(own.public["x"]))),
+        read.config,
+        read.public["x"],
+        read.public["y"],
+        Pretraining(epochs=30, batch_size=min(32, len(read.public["x"]))),
         fold(jax.random.key(settings.seed), "base"),
         folder=kept,
         progress=progress and functools.partial(progress, "base"),

@@ -27,18 +27,18 @@ def cyclic(n_slices: int, budget: int) -> np.ndarray:
         ValueError: fewer than one slice or order, or more orders than there are.
     """
     _check(n_slices, budget)
-    found = [tuple(range(n_slices))]
+    orders = [tuple(range(n_slices))]
     for kept in range(n_slices):
         # Parent by parent and not rotation by rotation: their first slices take turns, and so are
         # evenly used at any budget.
-        parents = list(found)
+        parents = list(orders)
         for by in range(1, n_slices - kept):
             for parent in parents:
-                if len(found) == budget:
+                if len(orders) == budget:
                     break
                 head, tail = parent[:kept], parent[kept:]
-                found.append(head + tail[-by:] + tail[:-by])
-    return np.array(found, np.int64).reshape(budget, n_slices)
+                orders.append(head + tail[-by:] + tail[:-by])
+    return np.array(orders, np.int64).reshape(budget, n_slices)
 
 
 def matching(prior: Sequence[float] | np.ndarray, budget: int, *, horizon: float) -> np.ndarray:
@@ -149,13 +149,13 @@ def check(orders: np.ndarray, n_slices: int | None = None) -> np.ndarray:
 
 
 def _distinct(draw, budget: int, otherwise) -> np.ndarray:
-    found: dict[tuple[int, ...], None] = {}
+    orders: dict[tuple[int, ...], None] = {}
     in_vain = 0
-    while len(found) < budget:
-        n = len(found)
-        found[tuple((draw if in_vain < 1000 else otherwise)().tolist())] = None
-        in_vain = 0 if len(found) > n and in_vain < 1000 else in_vain + 1
-    return np.array(list(found), np.int64)
+    while len(orders) < budget:
+        n = len(orders)
+        orders[tuple((draw if in_vain < 1000 else otherwise)().tolist())] = None
+        in_vain = 0 if len(orders) > n and in_vain < 1000 else in_vain + 1
+    return np.array(list(orders), np.int64)
 
 
 def _log_survival(lost: np.ndarray) -> np.ndarray:

@@ -16,18 +16,20 @@ Prefix = tuple[int, tuple[int, ...]]  # a shard, and the first slices of one of 
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class StageRecipe:
     """How one stage trains; defaults are those of S3T for ViT-base (official code).
 
     Attributes:
-        rank: of the adapters.
-        alpha: their scale is alpha / sqrt(rank), "rank-stabilised".
-        learning_rate: of AdamW without weight decay; falls linearly to 0 in every stage.
-        epochs: of a stage, over all slices it has read so far.
+        rank: rank of the adapters.
+        alpha: numerator of their scale alpha / sqrt(rank), "rank-stabilised".
+        learning_rate: first learning rate of AdamW without weight decay; it falls linearly to 0 in
+            every stage.
+        epochs: epochs of a stage, over all slices it has read so far.
         batch_size: rows of a step, places that a slice leaves empty included.
-        dropout: of what adapters read while a stage trains, those of earlier stages included.
-        augment: of images, fresh in every step, in this order: "crop" (shifted by up to an eighth
-            of the side, zeros move in) and "flip" (mirrored, with probability 1/2).
+        dropout: dropout rate of what adapters read while a stage trains, those of earlier stages
+            included.
+        augment: augmentations of images, fresh in every step, in this order: "crop" (shifted by up
+            to an eighth of the side, zeros move in) and "flip" (mirrored, with probability 1/2).
     """
 
     rank: int = 16
@@ -52,10 +54,10 @@ class Recipe:
             raise ValueError(f"augment has {sorted(unknown)}; crop and flip are allowed")
 
 
-def recipe_of(record: dict[str, Any]) -> Recipe:
+def recipe_of(record: dict[str, Any]) -> StageRecipe:
     """A recipe from its JSON-like form."""
     fields: dict[str, Any] = record | {"augment": tuple(record["augment"])}
-    return Recipe(**fields)
+    return StageRecipe(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,21 +65,21 @@ class Plan:
     """Shards, slices, orders, and everything that fixes the arithmetic.
 
     Attributes:
-        orders: of every shard B permutations of its L slices, nested tuples [m][B][L].
+        orders: B permutations of its L slices for every shard, nested tuples [m][B][L].
         capacity: examples that a slice has room for; what it does not fill is masked.
-        recipe: of all stages.
+        recipe: how each stage trains.
         layers_per_slice: layers that a stage trains.
         direction: which of the adapted layers, always the topmost of the network, the first stage
             trains: the uppermost ("top_down", the paper's) or the lowest ("bottom_up").
         lane_width: prefixes that train together as one program.
         cached: whether the layers below a stage's are evaluated once, or in every step, as they
             must be with augmentation.
-        seed: of adapters and batches.
+        seed: seed of adapters and batches.
     """
 
     orders: tuple[tuple[tuple[int, ...], ...], ...]
     capacity: int
-    recipe: Recipe = Recipe()
+    recipe: StageRecipe = StageRecipe()
     layers_per_slice: int = 1
     direction: Literal["top_down", "bottom_up"] = "top_down"
     lane_width: int = 1
@@ -89,8 +91,8 @@ class Plan:
         if orders.ndim != 3:
             raise ValueError(f"orders have shape {list(orders.shape)}; [m, B, L] is needed")
         orders_.check(orders)
-        for shard, own in enumerate(self.orders):
-            if len(set(own)) < len(own):
+        for shard, of_shard in enumerate(self.orders):
+            if len(set(of_shard)) < len(of_shard):
                 raise ValueError(f"orders of shard {shard} have one twice")
         for name in ("capacity", "layers_per_slice", "lane_width"):
             if getattr(self, name) < 1:
@@ -151,12 +153,14 @@ class Plan:
         """The different prefixes of `level` slices of all orders: each is trained once."""
         return list(
             dict.fromkeys(
-                (shard, order[:level]) for shard, own in enumerate(self.orders) for order in own
+                (shard, order[:level])
+                for shard, of_shard in enumerate(self.orders)
+                for order in of_shard
             )
         )
 
 
 def make(n_shards: int, orders: np.ndarray, capacity: int, **settings) -> Plan:
     """A plan whose shards all have the same orders [B, L]."""
-    own = tuple(tuple(map(int, order)) for order in orders_.check(orders))
-    return Plan((own,) * n_shards, capacity, **settings)
+    of_shard = tuple(tuple(map(int, order)) for order in orders_.check(orders))
+    return Plan((of_shard,) * n_shards, capacity, **settings)

@@ -54,17 +54,17 @@ def outlook(plan: Plan, network: Network, base: Any) -> Outlook:
         ValueError: more layers than the network has.
     """
     check_plan(network, plan)
-    own = lifetimes.lifetime(plan.table)
-    one = lifetimes.lifetime(plan.table[:, :1])
+    all_orders = lifetimes.lifetime(plan.table)
+    one_order = lifetimes.lifetime(plan.table[:, :1])
     by_level = [len(plan.prefixes(level)) for level in range(1, plan.n_slices + 1)]
     reads = sum(n * level for level, n in enumerate(by_level, 1))
     return Outlook(
         plan.n_shards,
         plan.n_slices,
         plan.budget,
-        own.mean,
-        own.std,
-        own.mean / one.mean,
+        all_orders.mean,
+        all_orders.std,
+        all_orders.mean / one_order.mean,
         sum(by_level),
         reads / (plan.n_shards * plan.n_slices),
         plan.n_shards * plan.budget * _bytes(plan, network, base),

@@ -25,7 +25,7 @@ from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.step import Objective, TrainState
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import augment, batches
-from jaxunlearn.exact.plan import Plan, Prefix, Recipe
+from jaxunlearn.exact.plan import Plan, Prefix, StageRecipe
 from jaxunlearn.exact.sliceable import Network
 
 Weights = dict[
@@ -171,7 +171,7 @@ def stage_of(plan: Plan, order: Weights, level: int) -> Weights:
     return stage
 
 
-def augmentation(recipe: Recipe) -> Callable[[Key, jax.Array], jax.Array]:
+def augmentation(recipe: StageRecipe) -> Callable[[Key, jax.Array], jax.Array]:
     """A function of a key and images [n, H, W, C]."""
 
     def crop(key: Key, x: jax.Array) -> jax.Array:

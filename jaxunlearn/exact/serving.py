@@ -21,7 +21,7 @@ from jaxunlearn.exact.sliceable import Network
 
 def stacked(stages: list[list[Weights]]) -> Tree:
     """Assembled orders [m][B] (see `training.assembled`) as one tree, leading axes [m, B]."""
-    rows = [jax.tree.map(lambda *leaves: np.stack(leaves), *own) for own in stages]
+    rows = [jax.tree.map(lambda *leaves: np.stack(leaves), *shard) for shard in stages]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
@@ -38,15 +38,17 @@ def chosen(plan: Plan, network: Network, weights: Tree, served: Served) -> Tree:
         A tree with leading axis m, for `outputs`.
     """
     shards = np.arange(plan.n_shards)
-    own: dict[str, Any] = {
+    picked: dict[str, Any] = {
         "adapter": jax.tree.map(lambda leaf: leaf[shards, served.order], weights["adapter"]),
         "on": mask(plan, served.depth),
     }
     if network.trains_head:
         # A dead shard's head is not read; that of stage 1 stands in.
         stage = np.maximum(served.depth, 1) - 1
-        own["head"] = jax.tree.map(lambda leaf: leaf[shards, served.order, stage], weights["heads"])
-    return own
+        picked["head"] = jax.tree.map(
+            lambda leaf: leaf[shards, served.order, stage], weights["heads"]
+        )
+    return picked
 
 
 def mask(plan: Plan, depth: np.ndarray) -> np.ndarray:
@@ -62,18 +64,18 @@ def outputs(network: Network, plan: Plan) -> Callable[[Tree, Tree, Any], jax.Arr
     first, last = network.n_layers - plan.n_adapted, network.n_layers
 
     @jax.jit
-    def run(base: Tree, own: Tree, examples: dict[str, Any]) -> jax.Array:
+    def run(base: Tree, chosen: Tree, examples: dict[str, Any]) -> jax.Array:
         hidden = network.layers(base, examples["x"], 0, first)  # what all shards share
         rest = {name: leaf for name, leaf in examples.items() if name != "x"}
         fresh = window(network, base, plan, first, last, jax.random.key(0))
 
-        def one(own: Tree) -> jax.Array:
-            layers = adapters.switch(adapters.load(fresh, own["adapter"]), own["on"])
-            head = {"head": own["head"]} if network.trains_head else {}
+        def one(chosen: Tree) -> jax.Array:
+            layers = adapters.switch(adapters.load(fresh, chosen["adapter"]), chosen["on"])
+            head = {"head": chosen["head"]} if network.trains_head else {}
             after = network.layers(layers, hidden, first, last)
             return network.outputs(base | head, after, rest)
 
-        return jax.vmap(one)(own)
+        return jax.vmap(one)(chosen)
 
     return run
 
@@ -82,7 +84,7 @@ def predict(
     network: Network,
     plan: Plan,
     base: Tree,
-    own: Tree,
+    chosen: Tree,
     examples: dict[str, Any],
     alive: np.ndarray,
     chunk: int = 256,
@@ -93,8 +95,8 @@ def predict(
         network: the network.
         plan: the plan.
         base: the frozen base.
-        own: see `chosen`.
-        examples: what the network's outputs need, see `networks`.
+        chosen: see `chosen`.
+        examples: what the network's outputs need, see `sliceable`.
         alive: bool [m], shards that answer.
         chunk: examples of one call.
 
@@ -104,7 +106,7 @@ def predict(
     if not alive.any():
         raise ValueError("no shard is alive: the ensemble must be trained again")
     return np.concatenate(
-        [part[alive].mean(0) for part in _parts(network, plan, base, own, examples, chunk)]
+        [part[alive].mean(0) for part in _parts(network, plan, base, chosen, examples, chunk)]
     )
 
 
@@ -120,24 +122,24 @@ def all_outputs(
 
     A study of deletions then is an index into this array, see `curves`.
     """
-    found = []
+    by_order = []
     for order in range(plan.budget):
         by_depth = []
         for depth in range(1, plan.n_slices + 1):
             served = Served(*(np.full(plan.n_shards, value) for value in (order, depth)))
-            own = chosen(plan, network, weights, served)
-            parts = list(_parts(network, plan, base, own, examples, chunk))
+            picked = chosen(plan, network, weights, served)
+            parts = list(_parts(network, plan, base, picked, examples, chunk))
             by_depth.append(np.concatenate(parts, axis=1))
-        found.append(np.stack(by_depth, axis=1))
-    return np.stack(found, axis=1)
+        by_order.append(np.stack(by_depth, axis=1))
+    return np.stack(by_order, axis=1)
 
 
 def _parts(
-    network: Network, plan: Plan, base: Tree, own: Tree, examples: dict[str, Any], chunk: int
+    network: Network, plan: Plan, base: Tree, chosen: Tree, examples: dict[str, Any], chunk: int
 ) -> Iterator[np.ndarray]:
     """Outputs [m, n, ...] of one chunk after the other."""
     run, n = outputs(network, plan.program), len(examples["x"])
-    base, own = jax.device_put((base, own))
+    base, chosen = jax.device_put((base, chosen))
     for rows, size in chunks.blocks(n, chunk):
-        part = run(base, own, {name: np.asarray(leaf)[rows] for name, leaf in examples.items()})
+        part = run(base, chosen, {name: np.asarray(leaf)[rows] for name, leaf in examples.items()})
         yield np.asarray(part)[:, :size]

@@ -36,7 +36,7 @@ def simulate(
         orders: [m, B, L].
         prior: [m, L], the probability that a request hits each slice, sum 1 over all; uniform if
             None. Kept to 2^-24.
-        n_streams: how many.
+        n_streams: number of streams.
         key: a key, typed or raw.
         mesh: devices that share the streams; the counts do not depend on it.
 
@@ -86,7 +86,7 @@ def _lifetimes(n_slices: int):
 
         def alive(deleted: list[jax.Array]) -> jax.Array:
             missing = [
-                (own & all_of) != all_of for own, all_of in zip(deleted, needed, strict=True)
+                (word & all_of) != all_of for word, all_of in zip(deleted, needed, strict=True)
             ]
             return functools.reduce(jnp.logical_or, missing)
 
@@ -96,7 +96,7 @@ def _lifetimes(n_slices: int):
                 requests = requests + alive(deleted)
                 word = _mixed(start + number * (step | 1))
                 hits = _bits(_draw(word, n_slices, shared), n_slices)
-                deleted = [own | hit for own, hit in zip(deleted, hits, strict=True)]
+                deleted = [word | hit for word, hit in zip(deleted, hits, strict=True)]
                 number = number + 1
             return deleted, requests, number
 
@@ -116,7 +116,7 @@ def requests(
         n_shards: m.
         n_slices: L.
         prior: [m, L] with sum 1; uniform if None.
-        shape: of the result.
+        shape: shape of the result.
         key: a typed key.
     """
     anyhow = np.broadcast_to(np.arange(n_slices), (n_shards, 1, n_slices))
@@ -145,14 +145,14 @@ def depths(orders: np.ndarray, hits: jax.Array) -> jax.Array:
 
     def request(deleted: jax.Array, hit: jax.Array) -> tuple[jax.Array, jax.Array]:
         shard, bit = hit // n_slices, jnp.uint32(1) << (hit % n_slices).astype(jnp.uint32)
-        own = jnp.arange(n_shards) == shard[..., None]
-        deleted = jnp.where(own, deleted | bit[..., None], deleted)
+        is_hit = jnp.arange(n_shards) == shard[..., None]
+        deleted = jnp.where(is_hit, deleted | bit[..., None], deleted)
         left = (prefixes & deleted[..., None, None]) == 0
         return deleted, left.sum(-1, dtype=jnp.int32)
 
     start = jnp.zeros((*hits.shape[:-1], n_shards), jnp.uint32)
-    _, found = jax.lax.scan(request, start, jnp.moveaxis(hits, -1, 0))
-    return jnp.moveaxis(found, 0, -3)
+    _, left = jax.lax.scan(request, start, jnp.moveaxis(hits, -1, 0))
+    return jnp.moveaxis(left, 0, -3)
 
 
 def _mixed(counter: jax.Array) -> jax.Array:
@@ -172,8 +172,8 @@ def _draw(bits: jax.Array, n: int, table: dict[str, Any]) -> jax.Array:
     column = place.astype(jnp.int32)
     if "threshold" not in table:
         return column
-    own = place - column < table["threshold"][column]
-    return jnp.where(own, column, table["alias"][column])
+    keeps = place - column < table["threshold"][column]
+    return jnp.where(keeps, column, table["alias"][column])
 
 
 def _alias(rates: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,11 @@ from jaxunlearn.data.text import Sequences
 from jaxunlearn.nn.images import vit
 from jaxunlearn.nn.language import decoder, likelihood
 
+Config: TypeAlias = vit.Config | decoder.Config
 Read = Callable[[Tree, jax.Array, Any], Any]  # (params, residual stream, examples without x)
 
 LANGUAGE_TARGETS = r"layers/(q|k|v|o|gate|up|down)/kernel"  # what S3T adapts in Llama
+IMAGE_TARGETS = r"layers/(q|v)/kernel"  # what S3T adapts in a ViT
 
 _UNROLL = 8  # layers in one turn of a loop: a third faster on a CPU than one, gradients included
 
@@ -34,7 +36,7 @@ class Network:
         n_layers: N.
         targets: the kernels that get adapters, among `layers/...`.
         arrays: names of what examples hold beside `x`.
-        asked: those of them that `outputs` needs, too.
+        output_arrays: those of them that `outputs` needs, too.
         trains_head: whether `head` trains in every stage (a new classifier), or stays the base's.
         losses: `losses(params, hidden, rest) -> (sums [n], counts [n])`, from the residual stream
             after all layers; the loss of a batch is the sum of the sums over that of the counts.
@@ -45,7 +47,7 @@ class Network:
     n_layers: int
     targets: tree.Pattern
     arrays: tuple[str, ...]
-    asked: tuple[str, ...]
+    output_arrays: tuple[str, ...]
     trains_head: bool
     losses: Read
     outputs: Read
@@ -70,10 +72,10 @@ def of_vit(config: vit.Config) -> Network:
         return model.apply(params, {}, hidden, start_at=config.n_layers)[0]
 
     def nll(params: Tree, hidden: jax.Array, rest: Any) -> tuple[jax.Array, jax.Array]:
-        own = losses.cross_entropy(logits(params, hidden, rest), rest["y"])
-        return own, jnp.ones_like(own)
+        by_row = losses.cross_entropy(logits(params, hidden, rest), rest["y"])
+        return by_row, jnp.ones_like(by_row)
 
-    return Network(model, config.n_layers, vit.LORA_TARGETS, ("y",), (), True, nll, logits)
+    return Network(model, config.n_layers, IMAGE_TARGETS, ("y",), (), True, nll, logits)
 
 
 @functools.cache
@@ -91,8 +93,8 @@ def of_decoder(config: decoder.Config) -> Network:
         return likelihood.token_nll(model, params, sequences, start_at=config.n_layers)
 
     def sums(params: Tree, hidden: jax.Array, rest: Any) -> tuple[jax.Array, jax.Array]:
-        own = nll(params, hidden, rest)
-        return own.sum(-1), (rest["labels"] >= 0).sum(-1).astype(own.dtype)
+        by_label = nll(params, hidden, rest)
+        return by_label.sum(-1), (rest["labels"] >= 0).sum(-1).astype(by_label.dtype)
 
     def probabilities(params: Tree, hidden: jax.Array, rest: Any) -> jax.Array:
         return jnp.where(rest["labels"] >= 0, jnp.exp(-nll(params, hidden, rest)), 0.0)
@@ -101,3 +103,26 @@ def of_decoder(config: decoder.Config) -> Network:
     return Network(
         model, config.n_layers, LANGUAGE_TARGETS, arrays, arrays, False, sums, probabilities
     )
+
+
+def network_of(config: Config) -> Network:
+    """The network that a config describes."""
+    return of_vit(config) if isinstance(config, vit.Config) else of_decoder(config)
+
+
+def record_of(config: Config) -> dict[str, Any]:
+    """A config, JSON-like, as a store keeps it."""
+    kind = "vit" if isinstance(config, vit.Config) else "decoder"
+    return {"kind": kind} | dataclasses.asdict(config)
+
+
+def config_of(record: dict[str, Any]) -> Config:
+    """A config from its JSON-like form."""
+    fields: dict[str, Any] = dict(record)
+    if fields.pop("kind") == "vit":
+        fields["image"] = tuple(fields["image"])
+        return vit.Config(**fields)
+    if fields["rope_scaling"] is not None:
+        fields["rope_scaling"] = decoder.RopeScaling(**fields["rope_scaling"])
+    fields["eos"] = tuple(fields["eos"])
+    return decoder.Config(**fields)

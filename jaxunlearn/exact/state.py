@@ -5,20 +5,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxunlearn.exact.files import Files
 from jaxunlearn.exact.ledger import Entry
-from jaxunlearn.exact.store import Files
 
 
-class Trained(NamedTuple):
+class Generation(NamedTuple):
     """The last training of an order.
 
     Attributes:
-        generation: its number, from 0.
+        number: its number, from 0.
         seen: number of the last entry that it knew; later deletions count against it.
-        sha256: of its file.
+        sha256: hash of its file.
     """
 
-    generation: int
+    number: int
     seen: int
     sha256: str
 
@@ -27,14 +27,14 @@ class State:
     """The sum of all entries taken so far.
 
     Attributes:
-        deleted: by id, the number of the entry that deleted it.
-        trained: by shard and order.
+        deleted: number of the entry that deleted an example, by id.
+        trained: last generation of every order that was trained, by (shard, order).
     """
 
     def __init__(self, files: Files):
         self._files = files
         self.deleted: dict[str, int] = {}
-        self.trained: dict[tuple[int, int], Trained] = {}
+        self.trained: dict[tuple[int, int], Generation] = {}
         n_places = files.plan.n_shards * files.plan.n_slices
         self._held = np.bincount(files.places, minlength=n_places)  # examples not deleted, by place
         self._hit = np.full(n_places, -1)  # the last entry that deleted from a place
@@ -47,9 +47,9 @@ class State:
                 for name in entry.data["ids"]:
                     self._delete(name, entry.number)
             elif entry.what in ("train", "repair"):
-                for own in entry.data["orders"]:
-                    self.trained[own["shard"], own["order"]] = Trained(
-                        own["generation"], entry.data["seen"], own["sha256"]
+                for order in entry.data["orders"]:
+                    self.trained[order["shard"], order["order"]] = Generation(
+                        order["generation"], entry.data["seen"], order["sha256"]
                     )
         self._taken = len(entries)
 
@@ -67,8 +67,8 @@ class State:
         plan = self._files.plan
         hit = self._hit.reshape(plan.n_shards, plan.n_slices)
         left = np.zeros((plan.n_shards, plan.budget), np.int64)
-        for (shard, order), trained in self.trained.items():
-            gone = hit[shard, list(plan.orders[shard][order])] > trained.seen
+        for (shard, order), generation in self.trained.items():
+            gone = hit[shard, list(plan.orders[shard][order])] > generation.seen
             left[shard, order] = gone.argmax() if gone.any() else plan.n_slices
         return left
 

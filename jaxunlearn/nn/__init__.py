@@ -1,8 +1,13 @@
-"""Networks (Flax NNX behind the common contract) and their weights; no training code."""
+"""Networks (Flax NNX behind the common contract) and their weights; no training code.
 
+.. include:: README.md
+"""
+
+from jaxunlearn.nn import cost, files, images, language, layers
 from jaxunlearn.nn.cost import multiply_adds
 from jaxunlearn.nn.images import (
     SLIM_CHANNELS,
+    by_name,
     cnn,
     dual_cnn,
     fold_batch_norm,
@@ -18,18 +23,25 @@ from jaxunlearn.nn.images import (
 from jaxunlearn.nn.language import decoder, likelihood, weights
 from jaxunlearn.nn.language.generation import generate
 from jaxunlearn.nn.layers.batch_norm import BatchNorm
-from jaxunlearn.nn.layers.convolution import Conv, conv, plain_convolutions
+from jaxunlearn.nn.layers.convolution import Conv, conv
+from jaxunlearn.nn.layers.lowering import plain_convolutions
 
 __all__ = [
     "SLIM_CHANNELS",
     "BatchNorm",
     "Conv",
+    "by_name",
     "cnn",
     "conv",
+    "cost",
     "decoder",
     "dual_cnn",
+    "files",
     "fold_batch_norm",
     "generate",
+    "images",
+    "language",
+    "layers",
     "likelihood",
     "minimal_cnn",
     "mlp",

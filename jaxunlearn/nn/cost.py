@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from jaxunlearn.core.model import Model
-from jaxunlearn.nn.layers.convolution import plain_convolutions
+from jaxunlearn.nn.layers.lowering import plain_convolutions
 
 
 def multiply_adds(model: Model, input_shape: tuple[int, ...]) -> int:

@@ -16,9 +16,9 @@ from jaxunlearn.core.run_folder import Progress, ticking
 from jaxunlearn.core.step import Objective
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import batches
-from jaxunlearn.nn.language import decoder
+from jaxunlearn.paths.job import Job
 from jaxunlearn.paths.measures import measure
-from jaxunlearn.paths.settings import Job, Settings
+from jaxunlearn.paths.settings import LORA_TARGETS, Settings
 from jaxunlearn.unlearn import language_objectives
 
 
@@ -142,7 +142,7 @@ def with_fresh(params: Tree, job: Job, member: int) -> Tree:
 
 
 def _adapted(params: Tree, rank: int, alpha: float, key: jax.Array) -> Tree:
-    return adapters.attach(params, decoder.LORA_TARGETS, rank, alpha, key)
+    return adapters.attach(params, LORA_TARGETS, rank, alpha, key)
 
 
 def _stage(job: Job, name: str) -> Stage:

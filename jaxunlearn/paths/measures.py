@@ -10,7 +10,7 @@ from jaxunlearn.core import chunks
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import text
-from jaxunlearn.evaluate.paths import refusal_phrases
+from jaxunlearn.evaluate.paths import refusal_phrases as refusal_phrases
 from jaxunlearn.nn.language import likelihood
 
 _CHUNK = 8  # questions that are measured together
@@ -48,11 +48,11 @@ def probes(
         refuses: whether the forget stage teaches refusals.
     """
     some = {
-        name: [found[i] for i in np.unique(np.linspace(0, len(found) - 1, n).astype(int))]
-        for name, found in of_stage.items()
+        name: [questions[i] for i in np.unique(np.linspace(0, len(questions) - 1, n).astype(int))]
+        for name, questions in of_stage.items()
     }
     return Probes(
-        {name: encoder.sequences(found) for name, found in some.items()},
+        {name: encoder.sequences(questions) for name, questions in some.items()},
         encoder.responses(some[forget], refusal_phrases()) if refuses else None,
     )
 

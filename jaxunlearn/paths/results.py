@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from jaxunlearn.core import adapters, keys, tree
 from jaxunlearn.core.run_folder import Progress
@@ -17,8 +15,8 @@ from jaxunlearn.evaluate import paths as measures
 from jaxunlearn.nn.language.decoder import head
 from jaxunlearn.nn.language.generation import generate
 from jaxunlearn.paths import forgetting
+from jaxunlearn.paths.job import Job
 from jaxunlearn.paths.measures import measure
-from jaxunlearn.paths.settings import Job
 
 _POSITIONS = 512  # of the retain answers, at which outputs of models are compared
 _SAMPLED_TOKENS = 160  # of an answer to a GSM8K question
@@ -112,13 +110,13 @@ def _divergences(job: Job, measured: dict[str, np.ndarray], retrained: dict) -> 
     distance, to_retrained = np.zeros_like(jeffreys), np.zeros((n_checks, n_seeds, n_paths))
     jeffreys_to_retrained = np.zeros_like(to_retrained)
     references = list(dict.fromkeys(map(job.retrained, job.orders)))
-    own = [n_paths + references.index(job.retrained(order)) for order in job.orders]
+    reference_of = [n_paths + references.index(job.retrained(order)) for order in job.orders]
     for check, seed in itertools.product(range(n_checks), range(n_seeds)):
         models = [*hidden[:, seed, check], *(retrained[order][seed] for order in references)]
         j, d = (np.asarray(x, np.float64) for x in pairwise(weights, jnp.stack(models)))
         jeffreys[check, seed], distance[check, seed] = j[:n_paths, :n_paths], d[:n_paths, :n_paths]
-        to_retrained[check, seed] = d[np.arange(n_paths), own]
-        jeffreys_to_retrained[check, seed] = j[np.arange(n_paths), own]
+        to_retrained[check, seed] = d[np.arange(n_paths), reference_of]
+        jeffreys_to_retrained[check, seed] = j[np.arange(n_paths), reference_of]
     return {
         "jeffreys": jeffreys.tolist(),
         "logit_distance": distance.tolist(),
@@ -171,16 +169,14 @@ def _retrained(job: Job, paths: dict[tuple[str, ...], Tree]) -> dict[tuple[str, 
     """Hidden states of the models that never saw the forget set, [seeds, N, D], by order."""
     frozen, probes = forgetting.frozen_part(job), jax.tree.map(jnp.asarray, job.probes)
     measured = jax.jit(functools.partial(measure, job.pretrained.model))
-    found = {}
+    hidden = {}
     for order in dict.fromkeys(map(job.retrained, job.orders)):
         of_seed = []
         for seed in range(job.settings.seeds):
-            own = jax.tree.map(lambda x, seed=seed: x[seed], paths[order])
-            of_seed.append(
-                _positions(job, jax.device_get(measured(tree.combine(own, frozen), probes)))
-            )
-        found[order] = np.stack(of_seed)
-    return found
+            params = tree.combine(_member(paths[order], seed), frozen)
+            of_seed.append(_positions(job, jax.device_get(measured(params, probes))))
+        hidden[order] = np.stack(of_seed)
+    return hidden
 
 
 def _accuracies(
@@ -206,9 +202,9 @@ def _accuracies(
 
     before = {
         "+".join(order): [
-            accuracy(tree.combine(_member(own, seed), frozen)) for seed in range(s.seeds)
+            accuracy(tree.combine(_member(adapter, seed), frozen)) for seed in range(s.seeds)
         ]
-        for order, own in paths.items()
+        for order, adapter in paths.items()
     }
     after: dict[str, dict[str, list]] = {loss: {} for loss in s.losses}
     for number, (path, loss, seed) in enumerate(job.members):
@@ -237,29 +233,3 @@ def _right_answers(job: Job, params: Tree) -> np.ndarray:
                 said = measures.gsm8k_answer(decode(answer.tolist()))
                 right.append(said is not None and said == float(final))
     return np.array(right)
-
-
-def paths_table(results: dict[str, Any]) -> Table:
-    """The results as a table, one row per path and loss; means over seeds."""
-    kept = [name for name in results["orders"][0] if name != results["forget"]]
-    out = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
-    out.title = f"unlearning {results['forget']}, {results['checks'][-1]} steps"
-    for header in ("loss", "path"):
-        out.add_column(header, no_wrap=True)
-    headers = [f"utility\n{name}" for name in kept]
-    for header in ("forget\nscore", *headers, "Jeffreys to\nother paths", "distance to\nretrained"):
-        out.add_column(header, justify="right", no_wrap=True)
-    for loss, row in results["losses"].items():
-        jeffreys = np.array(row["jeffreys"])[-1].mean(0)
-        retrained = np.array(row["distance_to_retrained"])[-1].mean(0)
-        for i, order in enumerate(results["orders"]):
-            out.add_row(
-                loss,
-                " > ".join(order),
-                f"{np.mean(row['forget_score'][i]):.3f}",
-                *(f"{np.mean(row['utility'][name][i]):.3f}" for name in kept),
-                f"{jeffreys[i].sum() / (len(jeffreys) - 1):.4f}",
-                f"{retrained[i]:.1f}",
-            )
-        out.add_section()
-    return out

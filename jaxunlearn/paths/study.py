@@ -9,7 +9,6 @@ measures.
 
 import dataclasses
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxunlearn.core import mesh as meshes
-from jaxunlearn.core import tree
+from jaxunlearn.core import study, tree
 from jaxunlearn.core.run_folder import Progress, RunFolder, versions
+from jaxunlearn.core.study import Where
 from jaxunlearn.data import text
 from jaxunlearn.evaluate.paths import refusal_phrases
 from jaxunlearn.nn.language import decoder
 from jaxunlearn.paths import forgetting, measures, stage_data
 from jaxunlearn.paths import results as findings
-from jaxunlearn.paths.settings import Job, Settings
-from jaxunlearn.paths.stage_data import Part
+from jaxunlearn.paths.job import Job
+from jaxunlearn.paths.settings import Settings
+from jaxunlearn.paths.stage_data import StageSource
 from jaxunlearn.unlearn.language_objectives import LOCAL
 
 
@@ -46,38 +47,25 @@ def devices(settings: Settings, n_devices: int) -> Mesh:
     return meshes.make({"models": n_devices // shards} | ({"model": shards} if shards > 1 else {}))
 
 
-def prepare(
-    settings: Settings,
-    *,
-    out: str | os.PathLike,
-    resume: bool = False,
-    mesh: Mesh | None = None,
-    data_dir: Path | None = None,
-) -> Job:
+@study.begins
+def prepare(settings: Settings, where: Where) -> Job:
     """Checks everything that can be wrong; nothing is written before all of it fits.
 
     Args:
         settings: of the study.
-        out: output folder, new or (with `resume`) that of the same study.
-        resume: go on with the study in `out`, if there is one.
-        mesh: from `devices`; by default one device.
-        data_dir: folder with `tofu/` and `gsm8k/`; by default `$TOFU_DIR` and `$GSM8K_DIR`.
+        where: where; for its mesh see `devices`. The data folder holds `tofu/` and `gsm8k/`; by
+            default they are `$TOFU_DIR` and `$GSM8K_DIR`.
 
     Raises:
         ValueError: a setting, a file or a folder does not fit; it is named.
     """
     parts = _parts(settings)
     orders = _orders(settings, list(parts))
-    if not settings.model:
-        raise ValueError("model is empty; a model's folder or .gguf file is needed")
-    if not Path(settings.model).exists():
-        raise ValueError(f"model is {settings.model!r}, which does not exist")
     of_stage = {
-        name: stage_data.questions(part, settings.seed, data_dir) for name, part in parts.items()
+        name: stage_data.questions(part, settings.seed, where.data_dir)
+        for name, part in parts.items()
     }
-    split = mesh if mesh is not None and "model" in mesh.shape else None
-    pretrained = decoder.from_pretrained(settings.model, dtype=jnp.float32, mesh=split)
-    forgetting.check_rank(pretrained.params, settings)
+    pretrained = _model(settings, where.mesh)
     encoder = text.Encoder(
         pretrained.tokenizer,
         pretrained.chat_template,
@@ -86,11 +74,12 @@ def prepare(
         settings.max_tokens,
         settings.overlong,
     )
-    sets = {name: encoder.sequences(found) for name, found in of_stage.items()}
+    sets = {name: encoder.sequences(questions) for name, questions in of_stage.items()}
     label = refusal_phrases()[0]
     refuses = all(question.answer.startswith(label) for question in of_stage[settings.forget])
     asked = {
-        name: stage_data.unseen(parts[name], data_dir) or found for name, found in of_stage.items()
+        name: stage_data.unseen(parts[name], where.data_dir) or questions
+        for name, questions in of_stage.items()
     }
     probes = measures.probes(encoder, asked, settings.forget, settings.probe, refuses)
     record = {
@@ -99,24 +88,21 @@ def prepare(
         | {"data_sha256": {name: tree.digest(data) for name, data in sets.items()}},
         "versions": versions(),
     }
-    folder = RunFolder(out, record, {}, resume)
-    job = Job(
-        settings,
-        parts,
-        orders,
-        pretrained,
-        sets,
-        probes,
-        _sampled(settings, parts, encoder, asked),
-        record,
-        folder,
-        mesh or meshes.make({"models": 1}),
+    return Job(
+        settings=settings,
+        record=record,
+        folder=RunFolder(where.out, record, {}, where.resume),
+        mesh=where.mesh or meshes.make({"models": 1}),
+        parts=parts,
+        orders=orders,
+        pretrained=pretrained,
+        sets=sets,
+        probes=probes,
+        sampled=_sampled(settings, parts, encoder, asked),
     )
-    folder.begin()
-    return job
 
 
-def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -> dict[str, Any]:
+def execute(job: Job, progress: Progress = study.quiet) -> dict[str, Any]:
     """Runs a study; returns its results, which are also in its folder as `results.json`.
 
     Args:
@@ -132,9 +118,24 @@ def execute(job: Job, *, progress: Progress = lambda phase, done, total: None) -
     return results
 
 
+run = study.runner(prepare, execute)
+
+
+def _model(settings: Settings, mesh: Mesh | None) -> decoder.Pretrained:
+    """The pretrained model, split over the devices of an axis `model`."""
+    if not settings.model:
+        raise ValueError("model is empty; a model's folder or .gguf file is needed")
+    if not Path(settings.model).exists():
+        raise ValueError(f"model is {settings.model!r}, which does not exist")
+    split = mesh if mesh is not None and "model" in mesh.shape else None
+    pretrained = decoder.from_pretrained(settings.model, dtype=jnp.float32, mesh=split)
+    forgetting.check_rank(pretrained.params, settings)
+    return pretrained
+
+
 def _sampled(
     settings: Settings,
-    parts: dict[str, Part],
+    parts: dict[str, StageSource],
     encoder: text.Encoder,
     asked: dict[str, list[text.Question]],
 ) -> list[tuple[np.ndarray, np.ndarray, list[str]]]:
@@ -142,7 +143,7 @@ def _sampled(
     stages = [name for name, part in parts.items() if part.source.startswith("gsm8k:")]
     if settings.attempts and not stages:
         raise ValueError(f"attempts is {settings.attempts}, but no stage's source is gsm8k:SPLIT")
-    found = []
+    sampled = []
     for name in stages if settings.attempts else ():
         of_stage = asked[name][: settings.probe]
         finals = [question.extra["final"] for question in of_stage]
@@ -153,11 +154,11 @@ def _sampled(
                 f"a question of stage {name} has {prompts.shape[1]} tokens, which leaves no room "
                 f"for an answer: the context is {context}"
             )
-        found.append((prompts, mask, finals))
-    return found
+        sampled.append((prompts, mask, finals))
+    return sampled
 
 
-def _parts(settings: Settings) -> dict[str, Part]:
+def _parts(settings: Settings) -> dict[str, StageSource]:
     """The stages by name, all numbers of the settings checked."""
     for name in ("rank", "batch_size", "unlearn_batch_size", "unlearn_epochs", "every", "seeds"):
         if getattr(settings, name) < 1:

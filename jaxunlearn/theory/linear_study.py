@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.core import checks
 from jaxunlearn.theory import linear
 
 # Steps after t0 over which the bound is compared, and the last ones that give the slope.
@@ -23,7 +24,7 @@ def _each(function: Callable[..., Any]) -> Callable[..., Any]:
     Not `vmap`: two batched factorisations in one program, which XLA runs at once, may wait for each
     other's threads for ever on two cores.
     """
-    return jax.jit(lambda *args: jax.lax.map(lambda own: function(*own), args))
+    return jax.jit(lambda *args: jax.lax.map(lambda problem: function(*problem), args))
 
 
 class Problem(NamedTuple):
@@ -48,7 +49,7 @@ def draw_problem(seed: int, *, d: int = 200, n: int = 30, k: int = 20, m: int = 
     """Draws a problem: everything standard normal, the columns of B stretched by 1 to 1.5.
 
     Args:
-        seed: of the draw.
+        seed: the draw's seed.
         d: parameters.
         n: rows of A and of B.
         k: rows of the forget set.
@@ -65,9 +66,9 @@ def divergence(seeds: Sequence[int], *, mu: float = 1.0, lr: float = 0.01) -> di
     """Theorem 3.1 and its corollary against what happens, on one problem per seed.
 
     Args:
-        seeds: of the problems.
-        mu: of both stages.
-        lr: of unlearning.
+        seeds: one problem each.
+        mu: both stages' `Data.mu`.
+        lr: step size of unlearning.
 
     Returns:
         `violations` of the bound at steps max(t0, 0) to max(t0, 0) + 50, `least_slack` (distance /
@@ -78,37 +79,17 @@ def divergence(seeds: Sequence[int], *, mu: float = 1.0, lr: float = 0.01) -> di
         the curves of the first problem as `example`.
     """
     problems = Problem(*map(np.stack, zip(*map(draw_problem, seeds), strict=True)))
-
-    def starts(problem: Problem):
-        a, b = problem.orders(mu)
-        known = linear.divergence_bound(a, b, problem.x_forget, problem.x_test, lr, np.arange(2))
-        return a, b, known.holds_from_step, jnp.sqrt(known.bound[1] / known.bound[0]) - 1
-
-    def course(problem: Problem, a, b, steps):
-        ends = [linear.ascend(t, problem.x_forget, problem.y_forget, lr, steps) for t in (a, b)]
-        loops = [_explicit(t, problem.x_forget, problem.y_forget, lr, len(steps)) for t in (a, b)]
-        gap, wanted = ends[0] - ends[1], loops[0] - loops[1]
-        error = jnp.linalg.norm(gap - wanted, axis=-1) / jnp.linalg.norm(wanted, axis=-1)
-        bound = linear.divergence_bound(a, b, problem.x_forget, problem.x_test, lr, steps).bound
-        return linear.distance(ends[0], ends[1], problem.x_test), bound, error.max()
-
-    def midpoint(problem: Problem, a, b):
-        """Distance from a to half-way, over eps, at the corollary's step; eps is 10 x the start."""
-        eps = 10 * linear.distance(a, b, problem.x_test)
-        step = linear.impossible_from_step(a, b, problem.x_forget, problem.x_test, lr, eps)
-        step = jnp.maximum(step, 0)
-        ends = [linear.ascend(t, problem.x_forget, problem.y_forget, lr, step) for t in (a, b)]
-        return linear.distance(ends[0], (ends[0] + ends[1]) / 2, problem.x_test) / eps, eps, step
-
     with jax.enable_x64(True):
-        a, b, t0, rho = _each(starts)(problems)
+        a, b, t0, rho = _each(lambda p: _starts(p, mu, lr))(problems)
         t0, rho = jax.device_get((t0, rho))
         first = np.maximum(t0, 0).astype(int)
         steps = np.arange(first.max() + _AFTER + 1)
         distance, bound, error = jax.device_get(
-            _each(lambda problem, a, b: course(problem, a, b, steps))(problems, a, b)
+            _each(lambda p, a, b: _course(p, a, b, lr, steps))(problems, a, b)
         )
-        halfway, eps, impossible = jax.device_get(_each(midpoint)(problems, a, b))
+        halfway, eps, impossible = jax.device_get(
+            _each(lambda p, a, b: _midpoint(p, a, b, lr))(problems, a, b)
+        )
     window = (steps >= first[:, None]) & (steps <= first[:, None] + _AFTER)
     last = first + _AFTER
     row = np.arange(len(first))
@@ -132,6 +113,36 @@ def divergence(seeds: Sequence[int], *, mu: float = 1.0, lr: float = 0.01) -> di
     }
 
 
+def _starts(problem: Problem, mu: float, lr: float):
+    """The two models before unlearning, with the t0 and the rho of the theorem."""
+    a, b = problem.orders(mu)
+    known = linear.divergence_bound(a, b, problem.x_forget, problem.x_test, lr, np.arange(2))
+    return a, b, known.holds_from_step, jnp.sqrt(known.bound[1] / known.bound[0]) - 1
+
+
+def _unlearned(problem: Problem, a, b, lr: float, steps) -> tuple[linear.Array, ...]:
+    return tuple(linear.ascend(t, problem.x_forget, problem.y_forget, lr, steps) for t in (a, b))
+
+
+def _course(problem: Problem, a, b, lr: float, steps: np.ndarray):
+    """Distance and bound at all steps, and the largest error of the closed form."""
+    ends = _unlearned(problem, a, b, lr, steps)
+    loops = [_explicit(t, problem.x_forget, problem.y_forget, lr, len(steps)) for t in (a, b)]
+    gap, wanted = ends[0] - ends[1], loops[0] - loops[1]
+    error = jnp.linalg.norm(gap - wanted, axis=-1) / jnp.linalg.norm(wanted, axis=-1)
+    bound = linear.divergence_bound(a, b, problem.x_forget, problem.x_test, lr, steps).bound
+    return linear.distance(ends[0], ends[1], problem.x_test), bound, error.max()
+
+
+def _midpoint(problem: Problem, a, b, lr: float):
+    """Distance from a to half-way, over eps, at the corollary's step; eps is 10 x the start."""
+    eps = 10 * linear.distance(a, b, problem.x_test)
+    step = linear.impossible_from_step(a, b, problem.x_forget, problem.x_test, lr, eps)
+    step = jnp.maximum(step, 0)
+    ends = _unlearned(problem, a, b, lr, step)
+    return linear.distance(ends[0], (ends[0] + ends[1]) / 2, problem.x_test) / eps, eps, step
+
+
 def draw_sets(seed: int, *, d: int = 400, n: int = 40) -> tuple[np.ndarray, np.ndarray]:
     """Draws four related training sets, x [4, n, d] and y [4, n] without noise.
 
@@ -139,14 +150,14 @@ def draw_sets(seed: int, *, d: int = 400, n: int = 40) -> tuple[np.ndarray, np.n
     ones.
 
     Args:
-        seed: of the draw.
+        seed: the draw's seed.
         d: parameters.
         n: rows per set.
     """
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(4, n, d)) + 0.5 * rng.normal(size=(4, 1, d))
-    own = (rng.normal(size=d) + rng.normal(size=(4, d))) / np.sqrt(d)
-    return x, np.einsum("snd,sd->sn", x, own)
+    weights = (rng.normal(size=d) + rng.normal(size=(4, d))) / np.sqrt(d)
+    return x, np.einsum("snd,sd->sn", x, weights)
 
 
 def recency(
@@ -158,9 +169,9 @@ def recency(
 
     Args:
         seeds: one draw of the sets each.
-        mu: of all stages.
-        lr: of unlearning.
-        steps: of unlearning.
+        mu: all stages' `Data.mu`.
+        lr: step size of unlearning.
+        steps: steps of unlearning.
 
     Returns:
         `forget_score` (increase of the forget set's mean squared error) and `retain_damage` (mean
@@ -192,7 +203,7 @@ def phases(seed: int, *, d: int = 200, n: int = 30, k: int = 20, m: int = 40) ->
     """Two phase diagrams of learning a retain and a forget set in either order, then unlearning.
 
     Args:
-        seed: of all rows.
+        seed: the rows' seed.
         d: parameters.
         n: retain rows.
         k: forget rows, the most of them in the first diagram.
@@ -205,7 +216,7 @@ def phases(seed: int, *, d: int = 200, n: int = 30, k: int = 20, m: int = 40) ->
         * (a row of its own). Each diagram also has `distance`, after 100 steps.
     """
     rng = np.random.default_rng(seed)
-    retain, own, test = (rng.normal(size=(rows, d)) for rows in (n, k, m))
+    retain, independent, test = (rng.normal(size=(rows, d)) for rows in (n, k, m))
     mixture = rng.normal(size=(k, n)) / np.sqrt(n)
     y_retain, y_forget = rng.normal(size=n), rng.normal(size=k)
 
@@ -214,7 +225,7 @@ def phases(seed: int, *, d: int = 200, n: int = 30, k: int = 20, m: int = 40) ->
     scale = used * np.sqrt(k / sizes)[:, None]  # k of K rows, see linear.phase_diagram
     overlaps = np.linspace(0, 1, 21)
     mixed = overlaps[:, None, None] * (mixture @ retain)
-    mixed = mixed + np.sqrt(1 - overlaps**2)[:, None, None] * own
+    mixed = mixed + np.sqrt(1 - overlaps**2)[:, None, None] * independent
     lrs, weights = np.logspace(-4, -1.5, 26), np.array([0.0, *np.logspace(-1, 1.5, 26)])
 
     def delta(x_forget, y_forget):
@@ -230,7 +241,11 @@ def phases(seed: int, *, d: int = 200, n: int = 30, k: int = 20, m: int = 40) ->
 
     with jax.enable_x64(True):
         by_size = diagram(
-            used[:, :, None] * own, used * y_forget, scale[:, :, None] * own, lrs, [0.0]
+            used[:, :, None] * independent,
+            used * y_forget,
+            scale[:, :, None] * independent,
+            lrs,
+            [0.0],
         )
         by_overlap = diagram(mixed, np.tile(y_forget, (len(overlaps), 1)), mixed, [1e-3], weights)
     return {
@@ -256,9 +271,8 @@ def report(n_problems: int = 200, n_recency: int = 50, seed: int = 0) -> dict[st
     Raises:
         ValueError: a number of problems or draws below 1.
     """
-    for name, number in (("n_problems", n_problems), ("n_recency", n_recency)):
-        if number < 1:
-            raise ValueError(f"{name} is {number}; at least 1 is needed")
+    checks.at_least("n_problems", n_problems, 1)
+    checks.at_least("n_recency", n_recency, 1)
     return {
         "divergence": divergence(range(seed, seed + n_problems)),
         "recency": recency(range(seed, seed + n_recency)),

@@ -1,12 +1,14 @@
 """SCRUB: Kurmanji et al., Towards Unbounded Machine Unlearning, NeurIPS 2023."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jaxunlearn.core import loop, losses, optimizers
 from jaxunlearn.core.model import Model, predict
-from jaxunlearn.core.step import alternate, gradient_step, init_state
+from jaxunlearn.core.step import Objective, alternate, gradient_step, init_state
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import batches, interleaved
 from jaxunlearn.unlearn._problem import Problem, Unlearned
@@ -37,57 +39,75 @@ def scrub(
     runs in train mode. Forget steps ascend KL(teacher || student), retain steps descend
     gamma * cross-entropy + alpha * KL, both with the same optimizer (one momentum) on the student.
     """
-    teacher = predict(model, params, stats, problem.x)
-    arrays = problem.arrays | {"teacher": teacher}
+    arrays = problem.arrays | {"teacher": predict(model, params, stats, problem.x)}
     forget = batches(arrays, problem.forget, forget_batch, even=True)
     retain = batches(arrays, problem.retain, retain_batch)
-    is_forget, epoch = _schedule(
-        epochs, min(ascent_epochs, epochs), forget.steps_per_epoch, retain.steps_per_epoch
-    )
-    drops = np.searchsorted(epoch, np.asarray(decay_at, int))
-    optimizer = optimizers.sgd(
-        lambda step: (
-            learning_rate
-            * optax.piecewise_constant_schedule(
-                1.0, {int(at): 0.1 for at in drops if at < len(epoch)}
-            )(step)
-        ),
-        momentum,
-        weight_decay,
-    )
-
-    def divergence(logits, batch):
-        return jnp.mean(losses.kl_divergence(logits, batch["teacher"], temperature))
-
-    def push(params, stats, shared, batch, key):
-        logits, stats = model.apply(params, stats, batch["x"], train=True, key=key)
-        return -divergence(logits, batch), (stats, {})
-
-    def keep(params, stats, shared, batch, key):
-        logits, stats = model.apply(params, stats, batch["x"], train=True, key=key)
-        own = jnp.mean(losses.cross_entropy(logits, batch["y"]))
-        return gamma * own + alpha * divergence(logits, batch), (stats, {})
-
-    retain_step = gradient_step(keep, optimizer)
-    if is_forget.any():
-        flags = jnp.asarray(is_forget)  # of the settings, not of the data
-        forget_step = gradient_step(push, optimizer)
-        step = alternate(forget_step, retain_step, lambda t: flags[t])
-        source = interleaved(forget, retain, is_forget)
-    else:
-        step, source = retain_step, retain
+    plan = _Plan(epochs, min(ascent_epochs, epochs), forget.steps_per_epoch, retain.steps_per_epoch)
+    schedule = _step_decay(learning_rate, [plan.first_step(e) for e in decay_at if e < epochs])
+    optimizer = optimizers.sgd(schedule, momentum, weight_decay)
+    step = gradient_step(_keep(model, temperature, alpha, gamma), optimizer)
+    source = retain
+    if plan.n_forget:
+        step = alternate(gradient_step(_push(model, temperature), optimizer), step, plan.is_forget)
+        source = interleaved(forget, retain, plan.is_forget(np.arange(plan.n_steps)))
     state, metrics = loop.scan(
-        step, init_state(params, optimizer, stats), None, source, key, len(is_forget)
+        step, init_state(params, optimizer, stats), None, source, key, plan.n_steps
     )
-    n_gradients = int(np.where(is_forget, forget.batch_size, retain.batch_size).sum())
+    n_gradients = plan.n_forget * forget.batch_size
+    n_gradients += (plan.n_steps - plan.n_forget) * retain.batch_size
     return Unlearned(state.params, state.stats, metrics["loss"], n_gradients)
 
 
-def _schedule(epochs, ascent_epochs, forget_steps, retain_steps) -> tuple[np.ndarray, np.ndarray]:
-    """Which steps are forget steps, bool [n_steps], and the epoch of each, int [n_steps]."""
-    is_forget, epoch = [], []
-    for e in range(epochs):
-        pushes = forget_steps if e < ascent_epochs else 0
-        is_forget += [True] * pushes + [False] * retain_steps
-        epoch += [e] * (pushes + retain_steps)
-    return np.array(is_forget, bool), np.array(epoch, int)
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Which step does what: the first `ascent_epochs` epochs begin with their forget steps."""
+
+    epochs: int
+    ascent_epochs: int
+    forget_steps: int  # of an epoch
+    retain_steps: int
+
+    @property
+    def n_forget(self) -> int:
+        return self.ascent_epochs * self.forget_steps
+
+    @property
+    def n_steps(self) -> int:
+        return self.n_forget + self.epochs * self.retain_steps
+
+    def first_step(self, epoch: int) -> int:
+        return min(epoch, self.ascent_epochs) * self.forget_steps + epoch * self.retain_steps
+
+    def is_forget(self, step):
+        """Whether a step is a forget step; of integers, arrays or traced numbers."""
+        length = self.forget_steps + self.retain_steps
+        return (step < self.ascent_epochs * length) & (step % length < self.forget_steps)
+
+
+def _step_decay(learning_rate, drops: list[int]) -> optax.Schedule:
+    factor = optax.piecewise_constant_schedule(1.0, dict.fromkeys(drops, 0.1))
+    return lambda step: learning_rate * factor(step)
+
+
+def _divergence(logits, batch, temperature):
+    return jnp.mean(losses.kl_divergence(logits, batch["teacher"], temperature))
+
+
+def _push(model: Model, temperature) -> Objective:
+    def objective(params, stats, shared, batch, key):
+        del shared
+        logits, stats = model.apply(params, stats, batch["x"], train=True, key=key)
+        return -_divergence(logits, batch, temperature), (stats, {})
+
+    return objective
+
+
+def _keep(model: Model, temperature, alpha, gamma) -> Objective:
+    def objective(params, stats, shared, batch, key):
+        del shared
+        logits, stats = model.apply(params, stats, batch["x"], train=True, key=key)
+        supervised = jnp.mean(losses.cross_entropy(logits, batch["y"]))
+        loss = gamma * supervised + alpha * _divergence(logits, batch, temperature)
+        return loss, (stats, {})
+
+    return objective

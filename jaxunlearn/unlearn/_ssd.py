@@ -48,8 +48,8 @@ def _importance(model: Model, params: Tree, stats: Tree, problem: Problem, indic
 
     def add(total, chunk):
         rows, present = chunk
-        own = jax.vmap(squares)(rows)
-        weighted = jax.tree.map(lambda s: jnp.tensordot(present, s, axes=1), own)
+        of_rows = jax.vmap(squares)(rows)
+        weighted = jax.tree.map(lambda s: jnp.tensordot(present, s, axes=1), of_rows)
         return jax.tree.map(jnp.add, total, weighted), None
 
     n = indices.shape[0]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.core import losses
+from jaxunlearn.core import checks, losses
 
 
 def kl_retain(
@@ -171,8 +171,7 @@ def control_vector(key: jax.Array, width: int, scale) -> jax.Array:
 
     Draw it once; it is fixed for the run, one for each topic.
     """
-    if width < 1:
-        raise ValueError(f"control_vector: width is {width}; it must be at least 1")
+    checks.at_least("control_vector: width", width, 1)
     direction = jax.random.uniform(key, (width,))
     return scale * direction / jnp.linalg.norm(direction)
 
@@ -326,8 +325,8 @@ def _hidden_error(loss: str, hidden, target, mask, denominator) -> jax.Array:
         return mean(error, None, denominator)
     mask = jnp.asarray(mask, bool)
     lengths = mask.sum(axis=1)
-    own = where(mask, error).sum(axis=1) / jnp.maximum(lengths, 1)
-    return mean(own, lengths > 0, denominator)
+    per_sequence = where(mask, error).sum(axis=1) / jnp.maximum(lengths, 1)
+    return mean(per_sequence, lengths > 0, denominator)
 
 
 def _is_label(loss: str, labels: jax.Array, logits: jax.Array) -> jax.Array:

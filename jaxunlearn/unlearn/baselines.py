@@ -2,7 +2,9 @@
 
 Every method has the form `method(model, params, stats, problem, key, **settings) -> Unlearned`, and
 a frozen dataclass of its settings; `methods.METHODS` holds the pairs. Counts (`epochs`,
-`batch_size`) are static; rates and weights may be traced, so they can be swept by `vmap`.
+`batch_size`) are static; rates and weights may be traced, so they can be swept by `vmap`. `**sgd`
+stands for what `core.optimizers.sgd` takes: `learning_rate`, `momentum` and, where the method's
+settings have it, `weight_decay`.
 Passes are counted over the set that is named. Incomplete batches of the retain set are dropped, as
 in training; the forget set is small, and its batches are shrunk so that a pass covers it evenly.
 """
@@ -10,11 +12,12 @@ in training; the forget set is small, and its batches are shrunk so that a pass 
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.core import keys, loop, optimizers
+from jaxunlearn.core import keys, optimizers
 from jaxunlearn.core.model import Model
-from jaxunlearn.core.step import Objective, gradient_step, init_state, supervised, weighted_sum
+from jaxunlearn.core.step import supervised, weighted_sum
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import Joined, batches
+from jaxunlearn.unlearn._descent import descend
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn.method_settings import Ascent as Ascent
 from jaxunlearn.unlearn.method_settings import AscentDescent as AscentDescent
@@ -35,51 +38,31 @@ def retrain(
 ) -> Unlearned:
     """Trains a new model on the retain set: the oracle, exact by definition.
 
-    Its settings are those of `training.Training`.
+    Its settings are those of `scratch.Training`.
     """
     del params, stats
     return train(model, problem, problem.retain, key, **training)
 
 
 def finetune(
-    model: Model,
-    params: Tree,
-    stats: Tree,
-    problem: Problem,
-    key,
-    *,
-    epochs,
-    batch_size,
-    learning_rate,
-    momentum,
-    weight_decay,
+    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, epochs, batch_size, **sgd
 ) -> Unlearned:
     """Goes on training on the retain set and relies on catastrophic forgetting."""
     source = batches(problem.arrays, problem.retain, batch_size)
     n_steps = epochs * source.steps_per_epoch
-    optimizer = optimizers.sgd(learning_rate, momentum, weight_decay)
-    return _descend(supervised(model), optimizer, params, stats, source, key, n_steps)
+    optimizer = optimizers.sgd(**sgd)
+    return descend(supervised(model), optimizer, params, stats, source, key, n_steps)
 
 
 def ascent(
-    model: Model,
-    params: Tree,
-    stats: Tree,
-    problem: Problem,
-    key,
-    *,
-    epochs,
-    batch_size,
-    learning_rate,
-    momentum,
+    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, epochs, batch_size, **sgd
 ) -> Unlearned:
     """Ascends the loss of the forget set (Golatkar et al. 2020; Thudi et al. 2022)."""
-    source = Joined({"forget": batches(problem.arrays, problem.forget, batch_size, even=True)})
-    forget = source.sources["forget"]
+    forget = batches(problem.arrays, problem.forget, batch_size, even=True)
     objective = weighted_sum({"forget": (-1.0, supervised(model))})
     n_steps = epochs * forget.steps_per_epoch
-    optimizer = optimizers.sgd(learning_rate, momentum)
-    return _descend(objective, optimizer, params, stats, source, key, n_steps)
+    optimizer = optimizers.sgd(**sgd)
+    return descend(objective, optimizer, params, stats, Joined({"forget": forget}), key, n_steps)
 
 
 def ascent_descent(
@@ -91,10 +74,8 @@ def ascent_descent(
     *,
     steps,
     batch_size,
-    learning_rate,
-    momentum,
-    weight_decay,
     forget_weight,
+    **sgd,
 ) -> Unlearned:
     """Descends the retain loss and ascends the forget loss in the same step (GradDiff).
 
@@ -108,22 +89,11 @@ def ascent_descent(
     )
     loss = supervised(model)
     objective = weighted_sum({"retain": (1.0, loss), "forget": (-forget_weight, loss)})
-    optimizer = optimizers.sgd(learning_rate, momentum, weight_decay)
-    return _descend(objective, optimizer, params, stats, source, key, steps)
+    return descend(objective, optimizers.sgd(**sgd), params, stats, source, key, steps)
 
 
 def random_labels(
-    model: Model,
-    params: Tree,
-    stats: Tree,
-    problem: Problem,
-    key,
-    *,
-    epochs,
-    batch_size,
-    learning_rate,
-    momentum,
-    weight_decay,
+    model: Model, params: Tree, stats: Tree, problem: Problem, key, *, epochs, batch_size, **sgd
 ) -> Unlearned:
     """Trains on with a wrong label for every forget example (Graves et al. 2021).
 
@@ -135,21 +105,5 @@ def random_labels(
     arrays = problem.arrays | {"y": problem.y.at[problem.forget].set(wrong.astype(problem.y.dtype))}
     source = batches(arrays, jnp.concatenate([problem.retain, problem.forget]), batch_size)
     n_steps = epochs * source.steps_per_epoch
-    optimizer = optimizers.sgd(learning_rate, momentum, weight_decay)
-    return _descend(supervised(model), optimizer, params, stats, source, key, n_steps)
-
-
-def _descend(
-    objective: Objective, optimizer, params: Tree, stats: Tree, source, key, n_steps: int
-) -> Unlearned:
-    """Follows an objective's gradient for some steps over a source of batches."""
-    state, metrics = loop.scan(
-        gradient_step(objective, optimizer),
-        init_state(params, optimizer, stats),
-        None,
-        source,
-        key,
-        n_steps,
-    )
-    per_step = sum(s.batch_size for s in getattr(source, "sources", {"": source}).values())
-    return Unlearned(state.params, state.stats, metrics["loss"], n_steps * per_step)
+    optimizer = optimizers.sgd(**sgd)
+    return descend(supervised(model), optimizer, params, stats, source, key, n_steps)

@@ -20,11 +20,12 @@ import optax
 
 from jaxunlearn.core import keys, loop, losses
 from jaxunlearn.core.model import Model, predict
-from jaxunlearn.core.step import gradient_step, init_state
+from jaxunlearn.core.step import Objective, gradient_step, init_state
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn.method_settings import DatamodelDirect as DatamodelDirect
 from jaxunlearn.unlearn.method_settings import DatamodelMatching as DatamodelMatching
+from jaxunlearn.unlearn.method_settings import Loss as Loss
 from jaxunlearn.unlearn.method_settings import OracleMatching
 
 RETAIN_SEED = 42  # as in the authors' code: the same retain sample for every model
@@ -56,8 +57,7 @@ def datamodel_matching(
     effect = _given(problem.effect, "datamodel_matching", "effect")
 
     def targets(rows):
-        own = predict(model, params, stats, problem.x[rows])
-        return own - multiplier * effect[rows]
+        return predict(model, params, stats, problem.x[rows]) - multiplier * effect[rows]
 
     return _match(model, params, stats, problem, key, targets, **settings)
 
@@ -72,13 +72,13 @@ def datamodel_direct(
 
 
 def check_sample(settings: OracleMatching, n_forget: int, n_retain: int, name: str) -> None:
-    """Raises a ValueError that names the setting which asks for more points than there are.
+    """Raises a ValueError that names the setting that takes more points than there are.
 
     Args:
-        settings: of Oracle Matching or DMM.
+        settings: settings of Oracle Matching or DMM.
         n_forget: size of the forget set.
         n_retain: size of the retain set.
-        name: of the method, for the message.
+        name: the method's name, for the message.
     """
     if settings.loss not in _LOSSES:
         raise ValueError(f"{name}.loss is {settings.loss!r}; it must be {', '.join(_LOSSES)}")
@@ -118,17 +118,13 @@ def _match(
     key,
     targets: Callable[[jax.Array], jax.Array],
     *,
-    epochs,
-    batch_size,
-    learning_rate,
-    decay,
     forget_multiplier,
     retain_multiplier,
-    proximity,
-    loss,
+    **descent,
 ) -> Unlearned:
-    if loss not in _LOSSES:
-        raise ValueError(f"loss is {loss!r}; it must be {', '.join(_LOSSES)}")
+    """Matches `targets(rows)` on the forget set, repeated, and on a sample of the retain set."""
+    if descent["loss"] not in _LOSSES:
+        raise ValueError(f"loss is {descent['loss']!r}; it must be {', '.join(_LOSSES)}")
     forget = problem.forget
     n_copies, n_retain = _sample_sizes(
         forget_multiplier, retain_multiplier, len(forget), len(problem.retain), "matching"
@@ -140,37 +136,65 @@ def _match(
     sample = np.concatenate(
         [np.resize(np.arange(len(forget)), n_copies), len(forget) + np.arange(n_retain)]
     )
-    n_full = len(sample) // batch_size
+    return _descend(model, params, stats, arrays, sample, key, **descent)
 
-    def objective(own, stats, shared, batch, key):
-        del shared
-        logits, stats = model.apply(own, stats, batch["x"], train=True, key=key)
-        value = jnp.mean(_LOSSES[loss](logits, batch["targets"]))
-        return value + proximity * _squared_distance(own, params), (stats, {})
+
+def _descend(
+    model: Model,
+    params: Tree,
+    stats: Tree,
+    arrays: dict[str, jax.Array],
+    sample: np.ndarray,
+    key,
+    *,
+    epochs,
+    batch_size,
+    learning_rate,
+    decay,
+    proximity,
+    loss,
+) -> Unlearned:
+    """Epochs of Adam over a sample of rows of arrays; an epoch's last batch may be smaller."""
+    objective = _distance(model, loss, proximity)
+    n_full = len(sample) // batch_size * batch_size
 
     def epoch(state, number):
-        own = keys.fold(key, "epoch", number)
-        order = jax.random.permutation(keys.fold(own, "order"), jnp.asarray(sample))
+        epoch_key = keys.fold(key, "epoch", number)
+        order = jax.random.permutation(keys.fold(epoch_key, "order"), jnp.asarray(sample))
         optimizer = optax.adam(learning_rate * decay ** (number + (loss == "kd")))
         if loss == "kd":
             state = dataclasses.replace(state, opt_state=optimizer.init(state.params))
-        step, found = gradient_step(objective, optimizer), []
-        for name, part in (
-            ("full", order[: n_full * batch_size].reshape(n_full, batch_size)),
-            ("rest", order[None, n_full * batch_size :]),
+        step, values = gradient_step(objective, optimizer), []
+        for name, rows in (
+            ("full", order[:n_full].reshape(-1, batch_size)),
+            ("rest", order[None, n_full:]),
         ):
-            if part.size:
-
-                def take(_, t, part=part):
-                    return jax.tree.map(lambda a: a[part[t]], arrays)
-
-                state, metrics = loop.scan(step, state, None, take, keys.fold(own, name), len(part))
-                found.append(metrics["loss"])
-        return state, jnp.concatenate(found)
+            if rows.size:
+                source = jax.tree_util.Partial(_batch, arrays, rows)
+                part_key = keys.fold(epoch_key, name)
+                state, metrics = loop.scan(step, state, params, source, part_key, len(rows))
+                values.append(metrics["loss"])
+        return state, jnp.concatenate(values)
 
     state = init_state(params, optax.adam(learning_rate), stats)
     state, values = jax.lax.scan(epoch, state, jnp.arange(epochs))
     return Unlearned(state.params, state.stats, values.reshape(-1), epochs * len(sample))
+
+
+def _batch(arrays: dict[str, jax.Array], rows: jax.Array, key, step) -> dict[str, jax.Array]:
+    del key
+    return jax.tree.map(lambda array: array[rows[step]], arrays)
+
+
+def _distance(model: Model, loss: Loss, proximity) -> Objective:
+    """Distance to the targets and, weighted, to the first parameters, which are `shared`."""
+
+    def objective(params, stats, shared, batch, key):
+        logits, stats = model.apply(params, stats, batch["x"], train=True, key=key)
+        value = jnp.mean(_LOSSES[loss](logits, batch["targets"]))
+        return value + proximity * _squared_distance(params, shared), (stats, {})
+
+    return objective
 
 
 def _squared_distance(params: Tree, others: Tree) -> jax.Array:

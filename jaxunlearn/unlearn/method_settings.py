@@ -1,6 +1,7 @@
 """Settings of the unlearning methods, with their defaults; nothing heavy is imported here.
 
-The command line reads them before it needs JAX.
+The command line reads them before it needs JAX. Unless a docstring says otherwise, defaults come
+from `experiments/digits/choose.py`.
 """
 
 import dataclasses
@@ -10,7 +11,35 @@ Loss = Literal["mse", "ce", "kd"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Descent:
+    """Epochs of SGD at a constant learning rate; a method sets the defaults.
+
+    Attributes:
+        epochs: passes over the data.
+        batch_size: examples per step.
+        learning_rate: constant learning rate.
+        momentum: SGD momentum.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayedDescent(Descent):
+    """`Descent` with weight decay.
+
+    Attributes:
+        weight_decay: coupled weight decay, on all parameters.
+    """
+
+    weight_decay: float = 5e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(DecayedDescent):
     """SGD with momentum, coupled weight decay and a triangular learning rate.
 
     The shape of the recipe is that of Datamodel Matching (arXiv 2410.23232) and its ResNet-9; the
@@ -20,8 +49,6 @@ class Training:
         epochs: passes over the training set.
         batch_size: examples per step; incomplete batches are dropped.
         learning_rate: peak, reached after a fifth of the steps.
-        momentum: SGD momentum.
-        weight_decay: coupled weight decay, on all parameters.
         augment: any of "flip", "translate" (by up to 2 pixels) and "cutout" (a square of 4), drawn
             anew for every image and step; the order is always this one.
     """
@@ -29,8 +56,6 @@ class Training:
     epochs: int = 20
     batch_size: int = 60
     learning_rate: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     augment: tuple[str, ...] = ()
 
 
@@ -40,50 +65,34 @@ class NoSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class FineTune:
+class FineTune(DecayedDescent):
     """Settings of `finetune`.
-
-    The defaults come from `experiments/digits/choose.py`.
 
     Attributes:
         epochs: passes over the retain set.
-        batch_size: examples per step.
-        learning_rate: constant learning rate.
-        momentum: SGD momentum.
-        weight_decay: coupled weight decay.
     """
 
     epochs: int = 10
     batch_size: int = 60
     learning_rate: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
 
 
 @dataclasses.dataclass(frozen=True)
-class Ascent:
+class Ascent(Descent):
     """Settings of `ascent`.
-
-    The defaults come from `experiments/digits/choose.py`.
 
     Attributes:
         epochs: passes over the forget set.
-        batch_size: examples per step.
-        learning_rate: constant learning rate.
-        momentum: SGD momentum.
     """
 
     epochs: int = 3
     batch_size: int = 30
     learning_rate: float = 0.01
-    momentum: float = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
 class AscentDescent:
     """Settings of `ascent_descent`.
-
-    The defaults come from `experiments/digits/choose.py`.
 
     Attributes:
         steps: number of steps.
@@ -103,31 +112,21 @@ class AscentDescent:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomLabels:
+class RandomLabels(DecayedDescent):
     """Settings of `random_labels`.
-
-    The defaults come from `experiments/digits/choose.py`.
 
     Attributes:
         epochs: passes over the training set with its changed labels.
-        batch_size: examples per step.
-        learning_rate: constant learning rate.
-        momentum: SGD momentum.
-        weight_decay: coupled weight decay.
     """
 
     epochs: int = 5
     batch_size: int = 60
     learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Scrub:
     """Settings of `scrub`; released code has learning rate 0.01 for CIFAR-10.
-
-    The defaults come from `experiments/digits/choose.py`.
 
     Attributes:
         epochs: passes over the retain set.
@@ -159,8 +158,6 @@ class Scrub:
 @dataclasses.dataclass(frozen=True)
 class SSD:
     """Settings of `ssd`; released code has alpha 10 and lam 1 for CIFAR-10.
-
-    The defaults come from `experiments/digits/choose.py`.
 
     Attributes:
         alpha: how many times as important a parameter must be to the forget set to be dampened.

@@ -404,8 +404,8 @@ def accumulate(
     """
 
     def add(total, micro_batch):
-        own = jax.value_and_grad(loss)(params, micro_batch)
-        return jax.tree.map(jnp.add, total, own), None
+        part = jax.value_and_grad(loss)(params, micro_batch)
+        return jax.tree.map(jnp.add, total, part), None
 
     shapes = jax.eval_shape(
         jax.value_and_grad(loss), params, jax.tree.map(lambda array: array[0], micro_batches)

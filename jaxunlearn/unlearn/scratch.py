@@ -2,11 +2,12 @@
 
 import functools
 
-from jaxunlearn.core import keys, loop, optimizers
+from jaxunlearn.core import keys, optimizers
 from jaxunlearn.core.model import Model
-from jaxunlearn.core.step import gradient_step, init_state, supervised
+from jaxunlearn.core.step import supervised
 from jaxunlearn.data import augment as augmentations
 from jaxunlearn.data import batches
+from jaxunlearn.unlearn._descent import descend
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn.method_settings import Training as Training
 
@@ -63,8 +64,8 @@ def train(
         epochs: see `Training`, as all that follow.
         batch_size: a static integer.
         learning_rate: may be traced, as `momentum` and `weight_decay`.
-        momentum: of SGD.
-        weight_decay: coupled.
+        momentum: SGD momentum.
+        weight_decay: coupled weight decay.
         augment: a static tuple of names.
         least: for a padded table of rows, see `data.batches`.
     """
@@ -75,12 +76,5 @@ def train(
     schedule = optimizers.triangular(learning_rate, n_steps)
     optimizer = optimizers.sgd(schedule, momentum, weight_decay)
     params, stats = model.init(keys.fold(key, "init"))
-    state, metrics = loop.scan(
-        gradient_step(supervised(model), optimizer),
-        init_state(params, optimizer, stats),
-        None,
-        source,
-        keys.fold(key, "train"),
-        n_steps,
-    )
-    return Unlearned(state.params, state.stats, metrics["loss"], n_steps * source.batch_size)
+    key = keys.fold(key, "train")
+    return descend(supervised(model), optimizer, params, stats, source, key, n_steps)

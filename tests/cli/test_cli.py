@@ -184,10 +184,10 @@ BAD = {
     "resume what": (["unlearn", "--resume"], "resume needs out"),
     "few members": (["attribute", "--members", "5"], "error: members is 5; at least 10"),
     "a target that is not there": (["attribute", "--targets", "3", "597"], "targets has 597"),
-    "a part above 1": (["attribute", "--alpha", "1.5"], "error: alpha is 1.5"),
-    "alpha of estimates": (
-        ["unlearn", "--methods", "dmm", "--estimates.alpha", "0"],
-        "estimates.alpha is 0",
+    "a part above 1": (["attribute", "--subset-fraction", "1.5"], "error: subset_fraction is 1.5"),
+    "subsets of estimates": (
+        ["unlearn", "--methods", "dmm", "--estimates.subset-fraction", "0"],
+        "estimates.subset_fraction is 0",
     ),
     "much to match on": (
         ["unlearn", "--methods", "dmm", "--forget-size", "60"],
@@ -259,13 +259,14 @@ def test_on_an_accelerator_devices_cannot_be_made(tmp_path, monkeypatch, capsys)
 FULL_DISK = """
 import resource, sys
 from jaxunlearn import cli
+from jaxunlearn.cli.console import Bar
 
-def fill(bar, phase, done, total, update=cli.Bar.update):
+def fill(bar, phase, done, total, update=Bar.update):
     update(bar, phase, done, total)
     if (phase, done) == ("oracle", 2):
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
 
-cli.Bar.update = fill
+Bar.update = fill
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -2,14 +2,17 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxunlearn import data as datasets
 from jaxunlearn.cli import app
+from jaxunlearn.cli import compact as verb
 from jaxunlearn.compact import Recipe, files, measure
 from jaxunlearn.compact import study as job
+from jaxunlearn.core.study import Where
 
 QUICK = (
     "--recipe.dual-epochs 1 --recipe.unfreeze-epochs 1 --recipe.last-epochs 1 "
@@ -70,7 +73,7 @@ def test_predict(run, folder, name, capsys, tmp_path):
 
 def test_all_classes_of_a_folder_are_validated_and_trained(folder, tmp_path):
     """Its files come sorted by class, and the first fifth validates."""
-    prepared = job.prepare(job.Settings(data=str(folder), filters=2), out=tmp_path / "out")
+    prepared = job.prepare(job.Settings(data=str(folder), filters=2), Where(tmp_path / "out"))
     y = prepared.dataset.y_train
     assert set(y[:12]) == set(y[12:]) == {0, 1} and sum(y) == 30
     levels = prepared.dataset.x_train.mean((1, 2, 3))
@@ -96,7 +99,7 @@ def test_interrupted_in_every_phase_it_ends_with_the_same_bits(folder, tmp_path)
         fold_epochs=2,
         batch_size=16,
     )
-    settings = job.Settings(data=str(folder), models=2, filters=2, hidden=3, recipe=recipe)
+    settings = job.Settings(data=str(folder), n_models=2, filters=2, hidden=3, recipe=recipe)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     job.run(settings, out=whole)
     stops = [("dual", 1), ("dual", 2), ("unfreeze.0", 1), ("unfreeze.1", 1), ("fold", 1)]
@@ -123,7 +126,7 @@ def test_the_result_of_continued_folds_is_the_last_one(folder, tmp_path):
     out, quick = tmp_path / "out", [own for own in QUICK if own not in ("last_k", "none")]
     quick = [own for own in quick if own not in ("--recipe.schedule", "--recipe.fold-mode")]
     arguments = ["compact", "--data", str(folder), *quick, *options, "--out", str(out)]
-    assert app.main([*arguments, "--models", "2"]) == app.OK
+    assert app.main([*arguments, "--n-models", "2"]) == app.OK
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["recipe"]["schedule"] == [["out", "hidden"], ["conv_1"]]
     assert len(results["unfreezing"]) == 2
@@ -176,7 +179,7 @@ def test_bad_models_of_predict(run, folder, tmp_path, capsys):
         (["--data", "{colours}", "--size", "12"], "all images must have one number of channels, c"),
         (["--size", "8"], "size is 8; 10 to 1024"),
         (["--filters", "0"], "filters is 0"),
-        (["--models", "0"], "models is 0"),
+        (["--n-models", "0"], "n_models is 0"),
         (["--data", "nothing"], "data is 'nothing'"),
         (["--n-train", "4"], "n_train is 4; at least 5"),
         (["--data", "digits", "--size", "9"], "size is 9"),
@@ -244,9 +247,9 @@ def test_a_folder_of_images_of_several_sizes(resize, tmp_path, capsys):
 
 
 def test_one_process_only(monkeypatch, tmp_path):
-    monkeypatch.setattr(app.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="processes: `compact` runs in one process"):
-        app.Compact().prepare(out=tmp_path / "out")
+        verb.prepare(verb.Compact(), Where(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -260,7 +263,7 @@ def assert_says(capsys, message):
 @pytest.mark.parametrize("network", ["slim", "minimal"])
 def test_the_other_networks(network, tmp_path):
     out = tmp_path / "out"
-    options = "--n-train 100 --n-test 20 --size 18 --slim.epochs 1 --slim.batch-size 20".split()
+    options = "--n-train 100 --n-val 20 --size 18 --slim.epochs 1 --slim.batch-size 20".split()
     options += ["--channels", "3", "4"] if network == "slim" else []
     assert app.main(["compact", "--network", network, *options, "--out", str(out)]) == app.OK
     results = json.loads((out / "results.json").read_text())

@@ -101,7 +101,7 @@ def test_the_planner_knows_the_paper(tmp_path, capsys):
         (["train", "NEW", "--capacity", "20"], "the plan's capacity is 20"),
         (["train", "NEW", "--sizes.patches", "3"], "sizes.patches is 3; it must divide"),
         (["train", "NEW", "--data", "tofu:full"], "texts need a language model"),
-        (["train", "NEW", "--base", "NEW"], "a folder with config.json is needed"),
+        (["train", "NEW", "--base", "NEW"], "new', which is not there"),
         (["delete", "STORE", "train-1", "--json", "NEW/no/x.json"], "a file in an existing folder"),
         (["verify", "STORE", "--prefix", "0", "0", "1"], "prefix is given without retrain"),
         (["verify", "STORE", "--retrain", "--prefix", "0", "0", "9"], "stages left"),
@@ -251,7 +251,7 @@ def test_another_base_does_not_go_on_from_the_one_that_was_interrupted(tmp_path,
     folder, seen = tmp_path / "store", []
 
     def begin(seed, stop_at):
-        own = dataclasses.replace(small, seed=seed)
+        seeded = dataclasses.replace(small, seed=seed)
 
         def progress(phase, done, total):
             seen.append(done)
@@ -259,7 +259,7 @@ def test_another_base_does_not_go_on_from_the_one_that_was_interrupted(tmp_path,
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            opening.open_or_create(folder, own, progress=progress)
+            opening.open_or_create(folder, seeded, progress=progress)
         return [seen.pop(0) for _ in range(len(seen))]
 
     assert begin(seed=0, stop_at=10)[0] == 1
@@ -301,7 +301,7 @@ def test_a_group_that_is_null_is_none(tmp_path):
     texts = tmp_path / "facts.jsonl"
     rows = [{"question": "Who?", "answer": f"{i}", "group": None, "id": None} for i in range(3)]
     texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = settings.Settings(data=str(texts), base=language.save(tmp_path / "model"))
-    found = material.read(own)
-    assert found.groups == found.ids == ["facts:1", "facts:2", "facts:3"]
-    assert found.examples["x"].shape == (3, 256) and found.examples["labels"].shape == (3, 128)
+    chosen = settings.Settings(data=str(texts), base=language.save(tmp_path / "model"))
+    read = material.read(chosen)
+    assert read.groups == read.ids == ["facts:1", "facts:2", "facts:3"]
+    assert read.examples["x"].shape == (3, 256) and read.examples["labels"].shape == (3, 128)

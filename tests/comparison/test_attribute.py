@@ -108,7 +108,7 @@ def test_what_is_read_off_the_members_may_change(finished, tmp_path):
         ({"shown": 51}, "shown is 51"),
         ({"held_out": 2}, "held_out is 2; it must be at least 3"),
         ({"members": 5}, "members is 5"),
-        ({"alpha": 0.1}, "alpha is 0.1: subsets of 10"),
+        ({"subset_fraction": 0.1}, "subset_fraction is 0.1: subsets of 10"),
         ({"method": "ols"}, "method is 'ols'"),
         ({"checkpoints": -1}, "checkpoints is -1"),
         ({"l2": 0.0}, "l2 is 0.0"),

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import core
-from jaxunlearn.comparison import study as comparison
-from jaxunlearn.comparison.study import NonFiniteError, Settings
+from jaxunlearn import comparison, core
+from jaxunlearn.comparison import Settings
 from jaxunlearn.core import ensemble
 from jaxunlearn.core.disk import DamagedError
+from jaxunlearn.core.errors import NonFiniteError
+from jaxunlearn.core.study import Where
 from jaxunlearn.unlearn import METHODS, Unlearned, baselines
 from jaxunlearn.unlearn.scratch import Training
 
@@ -119,12 +120,12 @@ def test_a_resume_with_other_settings_is_refused(finished, changes, message):
 def test_folders_that_do_not_fit(finished, tmp_path):
     out, _, _ = finished
     with pytest.raises(ValueError, match="holds a run; resume it, or choose another"):
-        comparison.prepare(TINY, FEW, out=out)
+        comparison.prepare(TINY, Where(out), FEW)
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match="not empty and holds no run"):
-        comparison.prepare(TINY, FEW, out=tmp_path, resume=True)
+        comparison.prepare(TINY, Where(tmp_path, resume=True), FEW)
     with pytest.raises(ValueError, match="which is a file"):
-        comparison.prepare(TINY, FEW, out=tmp_path / "thesis.tex")
+        comparison.prepare(TINY, Where(tmp_path / "thesis.tex"), FEW)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 

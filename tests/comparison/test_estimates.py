@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+from jaxunlearn import comparison
 from jaxunlearn.attribution import datamodels
-from jaxunlearn.comparison import study as comparison
-from jaxunlearn.comparison.study import Estimates, Settings
+from jaxunlearn.comparison import Estimates, Settings
 from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.study import Where
 from jaxunlearn.unlearn import METHODS, matching
 from jaxunlearn.unlearn.scratch import Training
 
@@ -99,7 +100,7 @@ def test_stopped_among_the_members_it_goes_on_to_the_same_numbers(finished, tmp_
 def test_members_serve_another_forget_set(finished, tmp_path):
     out, _, _ = finished
     settings = dataclasses.replace(TINY, forget="random")
-    comparison.prepare(settings, FEW, out=tmp_path / "run")
+    comparison.prepare(settings, Where(tmp_path / "run"), FEW)
     for name in ("full", "members"):
         shutil.copytree(out / "lanes" / name, tmp_path / "run" / "lanes" / name)
     trained = []
@@ -114,7 +115,7 @@ def test_members_serve_another_forget_set(finished, tmp_path):
 def test_a_store_of_another_run_is_refused(finished, tmp_path):
     out, _, _ = finished
     settings = dataclasses.replace(TINY, seed=3)
-    comparison.prepare(settings, FEW, out=tmp_path / "run")
+    comparison.prepare(settings, Where(tmp_path / "run"), FEW)
     shutil.copytree(out / "lanes" / "members", tmp_path / "run" / "lanes" / "members")
     with pytest.raises(ValueError, match="masks_sha256"):
         comparison.run(settings, FEW, out=tmp_path / "run", resume=True)
@@ -156,7 +157,7 @@ def test_a_variant_of_a_method_is_the_same_course(finished, tmp_path):
     out, _, _ = finished
     method, own = FEW["dmm"]
     methods = {f"dmm@{e}": (method, dataclasses.replace(own, epochs=e)) for e in (1, 2)}
-    comparison.prepare(TINY, methods, out=tmp_path / "run")
+    comparison.prepare(TINY, Where(tmp_path / "run"), methods)
     for name in ("full", "oracle", "effect", "methods/retrain"):
         shutil.copytree(out / "lanes" / name, tmp_path / "run" / "lanes" / name)
     results = comparison.run(TINY, methods, out=tmp_path / "run", resume=True)
@@ -174,9 +175,12 @@ def estimates(**changes):
     ("settings", "message"),
     [
         (estimates(members=9), "estimates.members is 9; at least 10"),
-        (estimates(alpha=0.1), "estimates.alpha is 0.1: subsets of 12 of 120 points, fewer than"),
-        (estimates(alpha=1.0), "estimates.alpha is 1.0"),
-        (estimates(alpha=1 - 1e-14), "a part of the 120 points is needed"),
+        (
+            estimates(subset_fraction=0.1),
+            "estimates.subset_fraction is 0.1: subsets of 12 of 120 points, fewer than",
+        ),
+        (estimates(subset_fraction=1.0), "estimates.subset_fraction is 1.0"),
+        (estimates(subset_fraction=1 - 1e-14), "a part of the 120 points is needed"),
         (estimates(members=10**9), "members is 1000000000: their logits on 180 points take"),
         (estimates(oracles=-1), "estimates.oracles is -1"),
         (estimates(attribution="lissa"), "estimates.attribution is 'lissa'"),

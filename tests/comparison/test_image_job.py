@@ -26,7 +26,7 @@ def settings(images, **changes):
     plain = {
         "data": str(images),
         "model": "small_cnn",
-        "budget": 60_000,
+        "multiply_adds": 60_000,
         "n_train": 80,
         "forget": "random",
         "forget_size": 8,
@@ -49,7 +49,7 @@ def test_a_small_network_learns_images_of_integers(images, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budget": 10}, "budget is 10"),
+        ({"multiply_adds": 10}, "multiply_adds is 10"),
         ({"model": "vgg"}, "model is 'vgg'.*small_cnn, resnet9 or wrn-DEPTH-WIDTH"),
         ({"model": "wrn-11-1"}, "depth is 11"),
         ({"n_train": None}, "n_train is None; .* is not split"),

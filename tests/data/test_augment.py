@@ -142,9 +142,9 @@ def test_normalised_images_have_mean_0_and_deviation_1(dtype):
 
 def test_bad_arguments():
     images = images_of((2, 4, 4, 1))
-    with pytest.raises(ValueError, match="pixels is -1; at least 0"):
+    with pytest.raises(ValueError, match="pixels is -1; it must be at least 0"):
         translate(KEY, images, -1)
-    with pytest.raises(ValueError, match="size is 0; at least 1"):
+    with pytest.raises(ValueError, match="size is 0; it must be at least 1"):
         cutout(KEY, images, 0)
 
 
@@ -327,7 +327,7 @@ def test_amounts_can_be_swept_and_types_stay():
         np.testing.assert_allclose(swept[i], alone, atol=1e-5)
     half = augment.warp(KEY, jnp.asarray(images, jnp.float16), brightness=0.1)
     assert half.dtype == jnp.float16
-    with pytest.raises(ValueError, match="images are int32; uint8, or floats"):
+    with pytest.raises(ValueError, match="images has dtype int32; uint8, or floats"):
         augment.as_float(jnp.ones((1, 8, 8, 1), jnp.int32))
 
 
@@ -336,7 +336,7 @@ def test_bad_warps(name):
     images = np.zeros((1, 8, 8, 1), np.float32)
     with pytest.raises(ValueError, match=f"{name} is -1"):
         augment.warp(KEY, images, **{name: -1})
-    with pytest.raises(ValueError, match="zoom is 1.0; at least 0, below 1, is allowed"):
+    with pytest.raises(ValueError, match="zoom is 1.0; it must be at least 0 and below 1"):
         augment.warp(KEY, images, zoom=1.0)
     with pytest.raises(ValueError, match="images are uint8; floats"):
         augment.warp(KEY, images.astype(np.uint8))

@@ -251,9 +251,8 @@ def test_formats_agree_with_the_published_templates(template, jinja, system):
         assert template.prompt(question.question, system) == prompt
         messages.append({"role": "assistant", "content": question.answer})
         whole = rendered.render(messages=messages, bos_token="<|begin_of_text|>")
-        pieces = template.pieces(question.question, question.answer, system)
-        assert "".join(piece for piece, _ in pieces) == whole
-        assert [is_response for _, is_response in pieces] == [False, True, True, False]
+        response = template.content(question.answer) + template.end_of_turn
+        assert prompt + response + "\n" * (template is CHATML) == whole
 
 
 def test_other_formats():

@@ -13,8 +13,8 @@ def test_a_curve_is_the_mean_over_what_is_left_request_by_request():
     outputs = rng.normal(size=(2, 3, 3, 40, 4)).astype(np.float32)  # of three orders: two are meant
     labels = rng.integers(0, 4, 40)
     hits = np.asarray(deletion.requests(2, 3, None, (5, 12), jax.random.key(0)))
-    found = curves.follow(curves.accuracy, outputs, labels, table, hits)
-    assert found.score.shape == (5, 13)
+    curve = curves.follow(curves.accuracy, outputs, labels, table, hits)
+    assert curve.score.shape == (5, 13)
     for stream in range(5):
         deleted = np.zeros((2, 3), bool)
         for request in range(13):
@@ -22,15 +22,15 @@ def test_a_curve_is_the_mean_over_what_is_left_request_by_request():
                 deleted[divmod(hits[stream, request - 1], 3)] = True
             served = deletion.served(deletion.surviving(table, deleted))
             alive = served.depth > 0
-            assert found.living[stream, request] == alive.sum()
-            np.testing.assert_array_equal(found.depth[stream, request], served.depth)
+            assert curve.living[stream, request] == alive.sum()
+            np.testing.assert_array_equal(curve.depth[stream, request], served.depth)
             if not alive.any():
-                assert np.isnan(found.score[stream, request])
+                assert np.isnan(curve.score[stream, request])
                 continue
-            own = [outputs[a, served.order[a], served.depth[a] - 1] for a in range(2)]
-            mean = deletion.combine(np.stack(own), alive)
+            answers = [outputs[a, served.order[a], served.depth[a] - 1] for a in range(2)]
+            mean = deletion.combine(np.stack(answers), alive)
             want = (mean.argmax(-1) == labels).mean()
-            assert found.score[stream, request] == pytest.approx(want, abs=1e-6)
+            assert curve.score[stream, request] == pytest.approx(want, abs=1e-6)
 
 
 def test_shapes_that_do_not_fit():

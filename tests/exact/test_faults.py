@@ -36,11 +36,11 @@ def quick(tmp_path_factory):
     return run(folder, "--trials", 2, "--steps", 4, "--real", 0)
 
 
-def check_killed(own, trials):
-    assert own["violations"] == []
-    assert own["kills inside"] >= trials
-    assert own["kills at steps"] > 0 and own["deletions acknowledged"] > 0
-    assert own["looks of readers"] > 0
+def check_killed(counts, trials):
+    assert counts["violations"] == []
+    assert counts["kills inside"] >= trials
+    assert counts["kills at steps"] > 0 and counts["deletions acknowledged"] > 0
+    assert counts["looks of readers"] > 0
 
 
 def test_a_few_kills_lose_and_serve_nothing(quick):
@@ -51,17 +51,17 @@ def test_a_few_kills_lose_and_serve_nothing(quick):
 
 
 def test_three_processes_that_delete_at_once(quick):
-    own = quick[1]["race"]
-    assert own["violations"] == []
+    counts = quick[1]["race"]
+    assert counts["violations"] == []
     # Twelve ids each by three processes; an entry names one to three that were new.
-    assert own["deletions acknowledged"] == 2 * 36 and 2 * 4 <= own["entries"] <= 2 * 12
+    assert counts["deletions acknowledged"] == 2 * 36 and 2 * 4 <= counts["entries"] <= 2 * 12
 
 
 def test_a_full_disk_loses_nothing(quick):
-    own = quick[1]["disk"]
-    assert own["violations"] == []
+    counts = quick[1]["disk"]
+    assert counts["violations"] == []
     for verb in KILLED:
-        assert own[f"{verb}: raised"] > 0
+        assert counts[f"{verb}: raised"] > 0
 
 
 @pytest.mark.slow

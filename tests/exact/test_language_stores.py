@@ -13,7 +13,9 @@ from jaxunlearn.nn.language import decoder, likelihood
 
 CONFIG = decoder.Config("llama", 32, 16, 32, 5, 2, 1, 8, 12)
 MODEL, NETWORK = decoder.decoder(CONFIG), sliceable.of_decoder(CONFIG)
-RECIPE = plan.Recipe(rank=2, alpha=4.0, learning_rate=1e-2, epochs=2, batch_size=5, dropout=0.0)
+RECIPE = plan.StageRecipe(
+    rank=2, alpha=4.0, learning_rate=1e-2, epochs=2, batch_size=5, dropout=0.0
+)
 PLAN = plan.make(2, orders.cyclic(2, 2), 25, recipe=RECIPE, layers_per_slice=2, lane_width=2)
 N = 48
 AUTHORS = [f"author-{i // 4}" for i in range(N)]
@@ -48,7 +50,7 @@ def test_what_is_served_is_the_mean_probability_of_merged_networks(store):
     sequences = Sequences(*(data[name][:7] for name in ("x", "where", "labels")))
     want = []
     for shard in range(2):
-        order = store.files.read_order(shard, 0, *store.state.trained[shard, 0][::2])
+        order = store.order(shard, 0)
         part = prefixes.window(NETWORK, base(), PLAN, 1, 5, jax.random.key(0))
         top = adapters.merge(adapters.load(part, order["adapter"]))["layers"]
         layers = jax.tree.map(lambda a, b: np.concatenate([a[:1], b]), base()["layers"], top)

@@ -15,8 +15,8 @@ PRIOR = np.array([0.4, 0.3, 0.2, 0.1])
 
 
 def of_tops(tops, n_shards=2, n_slices=4):
-    own = np.stack([np.roll(np.arange(n_slices), -top) for top in tops])
-    return np.stack([own] * n_shards)
+    table = np.stack([np.roll(np.arange(n_slices), -top) for top in tops])
+    return np.stack([table] * n_shards)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,8 @@ def test_expected_requests(sizes, mean, std):
         assert deletion.uniform(*sizes).std == pytest.approx(std, abs=0.05)
     m, n_slices, budget = sizes
     table = np.stack([orders.cyclic(n_slices, budget)] * m)
-    exact = deletion.lifetime(table)
+    assert deletion.lifetime(table) == deletion.uniform(*sizes)
+    exact = deletion.lifetime(table, np.full((m, n_slices), 1 / (m * n_slices)))
     assert exact.mean == pytest.approx(deletion.expected_requests(*sizes), rel=1e-9)
     assert exact.std == pytest.approx(deletion.uniform(*sizes).std, rel=1e-9)
 
@@ -76,9 +77,9 @@ def test_streams_are_the_plain_loop(n_shards, n_slices, seed):
     assert depths.shape == (3, 40, n_shards, table.shape[1])
     for stream, seen in zip(np.asarray(hits), depths, strict=True):
         deleted = np.zeros((n_shards, n_slices), bool)
-        for hit, own in zip(stream, seen, strict=True):
+        for hit, left in zip(stream, seen, strict=True):
             deleted[hit // n_slices, hit % n_slices] = True
-            np.testing.assert_array_equal(own, deletion.surviving(table, deleted))
+            np.testing.assert_array_equal(left, deletion.surviving(table, deleted))
 
 
 def test_counts_do_not_depend_on_the_devices_or_the_number_of_streams():
@@ -113,8 +114,8 @@ def test_retention_counts_all_streams(n_slices, keep, requests, data):
     table = np.array([every[data.draw(st.integers(0, len(every) - 1))] for _ in range(budget)])
     streams = list(itertools.product(range(n_slices), repeat=requests))
     kept = sum(any(not set(order[:keep]) & set(stream) for order in table) for stream in streams)
-    found = deletion.retention(n_slices, table, keep, requests)
-    assert found == pytest.approx(kept / len(streams), abs=1e-12)
+    kept_share = deletion.retention(n_slices, table, keep, requests)
+    assert kept_share == pytest.approx(kept / len(streams), abs=1e-12)
 
 
 @given(st.integers(1, 4), st.integers(0, 20))

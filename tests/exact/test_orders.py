@@ -22,14 +22,14 @@ def is_latin(square):
 @given(st.integers(1, 6), st.data())
 def test_cyclic_orders_are_distinct_permutations_with_balanced_tops(n_slices, data):
     budget = data.draw(st.integers(1, min(math.factorial(n_slices), 200)))
-    found = orders.cyclic(n_slices, budget)
-    assert found.shape == (budget, n_slices)
-    orders.check(found, n_slices)
-    assert len(set(map(tuple, found))) == budget
-    tops = np.bincount(found[:, 0], minlength=n_slices)
+    table = orders.cyclic(n_slices, budget)
+    assert table.shape == (budget, n_slices)
+    orders.check(table, n_slices)
+    assert len(set(map(tuple, table))) == budget
+    tops = np.bincount(table[:, 0], minlength=n_slices)
     assert tops.max() - tops.min() <= 1
     if budget <= n_slices:
-        assert is_latin(found)
+        assert is_latin(table)
 
 
 def test_cyclic_orders_are_the_papers():
@@ -44,12 +44,12 @@ def test_cyclic_orders_are_the_papers():
 @given(PRIORS, st.sampled_from([1.0, 3.0, 20.0]))
 def test_matching_is_a_latin_square_that_is_best_at_every_position(prior, horizon):
     n = len(prior)
-    found = orders.matching(prior, n, horizon=horizon)
-    orders.check(found, n)
-    assert is_latin(found)
-    found = found[np.argsort(found[:, 0])]
+    table = orders.matching(prior, n, horizon=horizon)
+    orders.check(table, n)
+    assert is_latin(table)
+    table = table[np.argsort(table[:, 0])]
     for length in range(2, n + 1):
-        before = [tuple(order[: length - 1]) for order in found]
+        before = [tuple(order[: length - 1]) for order in table]
 
         def total(chosen, before=before):
             return sum(
@@ -63,7 +63,7 @@ def test_matching_is_a_latin_square_that_is_best_at_every_position(prior, horizo
             if all(v not in order for order, v in zip(before, chosen, strict=True))
         ]
         best = max(map(total, possible))
-        assert total(found[:, length - 1]) >= best * (1 - 1e-9)
+        assert total(table[:, length - 1]) >= best * (1 - 1e-9)
 
 
 @given(PRIORS, st.sampled_from([1.0, 30.0, 1e4]), st.data())
@@ -76,8 +76,8 @@ def test_matching_keeps_the_orders_of_highest_score(prior, horizon, data):
 
 
 def test_likely_deletions_come_late():
-    found = orders.matching([0.4, 0.3, 0.2, 0.1], 2, horizon=100)
-    assert found[0].tolist() == [3, 2, 1, 0] and found[1][0] == 2
+    best = orders.matching([0.4, 0.3, 0.2, 0.1], 2, horizon=100)
+    assert best[0].tolist() == [3, 2, 1, 0] and best[1][0] == 2
 
 
 def test_random_orders_are_distinct_and_conditional_ones_avoid_likely_slices():
@@ -116,20 +116,20 @@ def test_a_larger_budget_adds_orders_and_uses_first_slices_evenly(n_slices):
     whole = orders.cyclic(n_slices, math.factorial(n_slices))
     assert len({tuple(order) for order in whole.tolist()}) == len(whole)
     for budget in range(1, len(whole) + 1):
-        found = orders.cyclic(n_slices, budget)
-        np.testing.assert_array_equal(found, whole[:budget])
-        firsts = np.bincount(found[:, 0], minlength=n_slices)
+        part = orders.cyclic(n_slices, budget)
+        np.testing.assert_array_equal(part, whole[:budget])
+        firsts = np.bincount(part[:, 0], minlength=n_slices)
         assert firsts.max() - firsts.min() <= 1
 
 
 def test_orders_that_are_hardly_ever_drawn_are_found():
-    found = orders.conditional([1 - 2e-9, 1e-9, 1e-9], 6, np.random.default_rng(0))
-    assert len({tuple(order) for order in found.tolist()}) == 6
+    drawn = orders.conditional([1 - 2e-9, 1e-9, 1e-9], 6, np.random.default_rng(0))
+    assert len({tuple(order) for order in drawn.tolist()}) == 6
 
 
 def test_equally_good_orders_come_by_their_first_slice():
-    found = orders.matching(np.array([3, 4, 6, 3]) / 16, 4, horizon=1)
-    scores = orders.score(found, np.array([3, 4, 6, 3]) / 16, horizon=1)
+    table = orders.matching(np.array([3, 4, 6, 3]) / 16, 4, horizon=1)
+    scores = orders.score(table, np.array([3, 4, 6, 3]) / 16, horizon=1)
     for i in range(3):
         later = scores[i] > scores[i + 1] + 1e-9
-        assert later or found[i, 0] < found[i + 1, 0]
+        assert later or table[i, 0] < table[i + 1, 0]

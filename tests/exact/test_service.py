@@ -9,7 +9,9 @@ from jaxunlearn.exact import ledger, orders, plan, service
 from jaxunlearn.nn.images import vit
 
 CONFIG = vit.Config((4, 4, 1), 2, width=8, n_layers=4, n_heads=2, mlp_width=16, n_classes=2)
-RECIPE = plan.Recipe(rank=2, alpha=2.0, learning_rate=1e-2, epochs=1, batch_size=4, dropout=0.0)
+RECIPE = plan.StageRecipe(
+    rank=2, alpha=2.0, learning_rate=1e-2, epochs=1, batch_size=4, dropout=0.0
+)
 PLAN = plan.make(2, orders.cyclic(2, 2), 16, recipe=RECIPE, layers_per_slice=2, lane_width=4)
 IDS = [f"image-{i}" for i in range(32)]
 EXAMPLES = {
@@ -108,9 +110,7 @@ def test_verify_finds_what_was_trained_on_other_data(store, monkeypatch):
     with pytest.raises(ValueError, match="'image-0' is not what the store was made with"):
         store.verify(other)
     store.delete([of_place(0)[0]])
-    monkeypatch.setattr(
-        store.files, "rows", lambda examples, ids, gone: (other, store.files.places)
-    )
+    monkeypatch.setattr(service, "remaining", lambda files, *rest: (other, files.places))
     store.repair(EXAMPLES)  # by a program that takes other examples, and those that are gone
     monkeypatch.undo()
     with pytest.raises(DamagedError, match="stage 1 is not what training gives"):
@@ -123,14 +123,14 @@ def test_examples_are_known_by_their_ids_and_what_is_deleted_need_not_be_there(s
     rows = [i for i in np.random.default_rng(0).permutation(32) if IDS[i] not in gone]
     erased = {name: leaf[rows] for name, leaf in EXAMPLES.items()}
     ids = [IDS[i] for i in rows]
-    for own, names, message in (
+    for rows, names, message in (
         (erased, ids[1:] + ids[:1], "'image-0' is not what the store was made with"),
         (erased, ids[:-1] + ids[:1], "1 that are there twice"),
         (erased, [*ids[:-1], "other"], f"'{ids[-1]}' is missing"),
         (erased, None, "examples have 29 rows of x; there are 32 ids"),
     ):
         with pytest.raises(ValueError, match=message):
-            store.repair(own, names)
+            store.repair(rows, names)
     assert store.repair(erased, ids) == [(0, 0), (0, 1)]
     store.verify(erased, (0, 1, 2), ids=ids)
     assert store.verify(EXAMPLES, (0, 0, 2))["prefix"] == [0, 0, 2]
@@ -212,9 +212,9 @@ def test_bad_ids_delete_nothing(store, ids, message):
 
 def test_every_request_has_its_answer_in_order(store):
     first, second = of_place(0)[:2]
-    found = store.delete([first, second, first])
-    assert [o.example for o in found] == [first, second, first]
-    assert [o.repeated for o in found] == [False, False, True]
+    outcomes = store.delete([first, second, first])
+    assert [o.example for o in outcomes] == [first, second, first]
+    assert [o.repeated for o in outcomes] == [False, False, True]
 
 
 @pytest.mark.parametrize(

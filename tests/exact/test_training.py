@@ -14,7 +14,9 @@ from jaxunlearn.nn.images import vit
 
 CONFIG = vit.Config((8, 8, 1), 4, width=16, n_layers=7, n_heads=2, mlp_width=32, n_classes=3)
 NETWORK = sliceable.of_vit(CONFIG)
-RECIPE = plan.Recipe(rank=2, alpha=4.0, learning_rate=1e-2, epochs=2, batch_size=4, dropout=0.0)
+RECIPE = plan.StageRecipe(
+    rank=2, alpha=4.0, learning_rate=1e-2, epochs=2, batch_size=4, dropout=0.0
+)
 PLAN = plan.make(2, orders.cyclic(3, 3), 9, recipe=RECIPE, layers_per_slice=2, lane_width=3, seed=1)
 N = 45
 
@@ -56,11 +58,11 @@ def weights_of(trained, of=PLAN):
 def served_bits(trained, deleted):
     """Digest of what is served: adapters that are on, and heads."""
     served = deletion.served(deletion.surviving(PLAN.table, deleted))
-    own = serving.chosen(PLAN, NETWORK, weights_of(trained), served)
+    chosen = serving.chosen(PLAN, NETWORK, weights_of(trained), served)
     bits = []
     for shard, depth in enumerate(served.depth):
         if depth:
-            part = jax.tree.map(lambda leaf, shard=shard: leaf[shard], own)
+            part = jax.tree.map(lambda leaf, shard=shard: leaf[shard], chosen)
             on = part["on"].astype(bool)
             adapter = jax.tree.map(lambda leaf, on=on: leaf[on], part["adapter"])
             bits.append(tree.digest({"adapter": adapter, "head": part["head"]}))
@@ -149,10 +151,10 @@ def test_the_cache_changes_no_more_than_rounding():
     import dataclasses
 
     uncached = dataclasses.replace(PLAN, cached=False)
-    own = run(examples(), PLACES, of=uncached, only=[(0, (0, 1))])
+    alone = run(examples(), PLACES, of=uncached, only=[(0, (0, 1))])
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=2e-2, atol=1e-3),
-        own[0, (0, 1)],
+        alone[0, (0, 1)],
         whole()[0, (0, 1)],
     )
 
@@ -166,14 +168,14 @@ def test_depths_are_served_by_one_program():
     for gone in ([], [0], [0, 4], [1, 2, 5]):
         deleted = np.isin(np.arange(6), gone).reshape(2, 3)
         served = deletion.served(deletion.surviving(PLAN.table, deleted))
-        own = serving.chosen(PLAN, NETWORK, weights, served)
+        chosen = serving.chosen(PLAN, NETWORK, weights, served)
         alive = served.depth > 0
-        got = serving.predict(NETWORK, PLAN, base(), own, x, alive, chunk=10)
+        got = serving.predict(NETWORK, PLAN, base(), chosen, x, alive, chunk=10)
         parts = [every[a, served.order[a], served.depth[a] - 1] for a in range(2) if alive[a]]
         np.testing.assert_allclose(got, np.mean(parts, axis=0), rtol=1e-6)
     assert program._cache_size() == before
     with pytest.raises(ValueError, match="no shard is alive"):
-        serving.predict(NETWORK, PLAN, base(), own, x, np.zeros(2, bool))
+        serving.predict(NETWORK, PLAN, base(), chosen, x, np.zeros(2, bool))
 
 
 def test_a_prefix_served_is_the_network_with_its_groups_on():
@@ -181,10 +183,10 @@ def test_a_prefix_served_is_the_network_with_its_groups_on():
     from jaxunlearn.core import adapters
 
     weights, x = weights_of(whole()), examples()["x"][:4]
-    own = serving.chosen(
+    chosen = serving.chosen(
         PLAN, NETWORK, weights, deletion.Served(np.array([1, 2]), np.array([2, 3]))
     )
-    got = serving.outputs(NETWORK, PLAN)(base(), own, {"x": x})
+    got = serving.outputs(NETWORK, PLAN)(base(), chosen, {"x": x})
     for shard, depth in ((0, 2), (1, 3)):
         order = [1, 2][shard]
         first = CONFIG.n_layers - 2 * depth
@@ -215,9 +217,9 @@ def test_from_the_bottom_up_the_lowest_layers_train_first():
     # The second stage by hand: layers of the first one below it, frozen; the base above it.
     first, second = trained[1, (1,)], trained[1, (1, 2)]
     x = examples()["x"][:5]
-    own = prefixes.window(NETWORK, base(), up, 1, 5, jax.random.key(0))
+    part = prefixes.window(NETWORK, base(), up, 1, 5, jax.random.key(0))
     both = jax.tree.map(lambda a, b: np.concatenate([a, b]), first["adapter"], second["adapter"])
-    low = adapters.load(own, both)
+    low = adapters.load(part, both)
     hidden = NETWORK.layers(base(), x, 0, 1)
     hidden = NETWORK.layers(low, hidden, 1, 5)
     hidden = NETWORK.layers(base(), hidden, 5, 7)
@@ -259,7 +261,7 @@ def test_plans_and_data_that_do_not_fit():
         prefixes.check_plan(NETWORK, deep)
 
 
-NOISY = plan.Recipe(
+NOISY = plan.StageRecipe(
     rank=2,
     alpha=4.0,
     learning_rate=1e-2,
@@ -278,7 +280,7 @@ def test_dropout_and_augmentation_are_drawn_by_the_plan_and_the_prefix(direction
     config = dataclasses.replace(CONFIG, width=8, n_layers=2, mlp_width=8)
     network = sliceable.of_vit(config)
     params = jax.device_get(network.model.init(jax.random.key(0))[0])
-    own = plan.make(
+    noisy = plan.make(
         1,
         orders.cyclic(2, 2),
         24,
@@ -292,14 +294,14 @@ def test_dropout_and_augmentation_are_drawn_by_the_plan_and_the_prefix(direction
         places = np.where(np.isin(PLACES % 2, gone), -1, PLACES % 2)
         return prefixes.train(network, params, of, prefixes.arrange(of, examples(), places), **only)
 
-    trained = train(own)
-    never = train(own, gone=[1], only=[(0, (0,))])
+    trained = train(noisy)
+    never = train(noisy, gone=[1], only=[(0, (0,))])
     assert tree.digest(never[0, (0,)]) == tree.digest(trained[0, (0,)])
     bits = {tree.digest(stage["head"]) for stage in trained.values()}
     assert len(bits) == 4
     if direction == "top_down":
         for change in ({"dropout": 0.0}, {"augment": ()}):
-            other = dataclasses.replace(own, recipe=dataclasses.replace(NOISY, **change))
+            other = dataclasses.replace(noisy, recipe=dataclasses.replace(NOISY, **change))
             bits.add(tree.digest(train(other, only=[(0, (0,))])[0, (0,)]["head"]))
         assert len(bits) == 6
 
@@ -327,8 +329,8 @@ def test_augmented_images():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda: plan.Recipe(dropout=1.0), "dropout is 1.0"),
-        (lambda: plan.Recipe(augment=("spin",)), r"augment has \['spin'\]; crop and flip"),
+        (lambda: plan.StageRecipe(dropout=1.0), "dropout is 1.0"),
+        (lambda: plan.StageRecipe(augment=("spin",)), r"augment has \['spin'\]; crop and flip"),
         (lambda: dataclasses.replace(PLAN, recipe=NOISY), "cached is True"),
     ],
 )

@@ -20,7 +20,9 @@ from jaxunlearn.exact import (  # noqa: E402
 from jaxunlearn.nn.images import vit  # noqa: E402
 from jaxunlearn.nn.language import decoder  # noqa: E402
 
-RECIPE = plan.Recipe(rank=2, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=8, dropout=0.0)
+RECIPE = plan.StageRecipe(
+    rank=2, alpha=16.0, learning_rate=4e-3, epochs=1, batch_size=8, dropout=0.0
+)
 PLAN = plan.make(2, orders.cyclic(2, 2), 20, recipe=RECIPE, layers_per_slice=2, lane_width=1)
 VIT = vit.Config((8, 8, 1), 2, 16, 4, 2, 16, 10)
 DECODER = decoder.Config("llama", 32, 16, 32, 4, 2, 1, 8, 12)

@@ -40,7 +40,7 @@ def update(loss, shape):
     """What one step adds to the adapters, on a mesh of this shape."""
     devices = mesh.make(dict(zip(("data", "model"), shape, strict=True)))
     read = decoder.from_pretrained(folder, dtype=jnp.float32, mesh=devices)
-    params = adapters.attach(read.params, decoder.LORA_TARGETS, 2, 4.0, KEY)
+    params = adapters.attach(read.params, paths.settings.LORA_TARGETS, 2, 4.0, KEY)
     # Fresh adapters only train one of their matrices in the first step.
     params = jax.tree.map(
         lambda leaf: leaf + 0.01 if leaf.ndim == 3 and not leaf.any() else leaf, params
@@ -124,7 +124,7 @@ def whole_study():
     for shards in (1, 2):
         own = dataclasses.replace(study, model_shards=shards)
         out = Path(sys.argv[1]) / f"study-{shards}"
-        done = paths.execute(paths.prepare(own, out=out, mesh=paths.devices(own, 2)))
+        done = paths.run(own, out=out, mesh=paths.devices(own, 2))
         scores.append(done["losses"]["ga"])
     result["study"] = [np.ravel(of_one["answer_logp"]["u"]).tolist() for of_one in scores]
 

@@ -10,8 +10,9 @@ import pytest
 
 pytest.importorskip("tokenizers")
 
-from jaxunlearn.cli import figures  # noqa: E402
+from jaxunlearn.cli.paths import draw  # noqa: E402
 from jaxunlearn.core import adapters, members, tree  # noqa: E402
+from jaxunlearn.core.study import Where  # noqa: E402
 from jaxunlearn.data import text  # noqa: E402
 from jaxunlearn.nn.language import decoder, likelihood, weights  # noqa: E402
 from jaxunlearn.paths import (
@@ -20,6 +21,7 @@ from jaxunlearn.paths import (
 )
 from jaxunlearn.paths import results as _path_report
 from jaxunlearn.paths import study as paths
+from jaxunlearn.paths.settings import LORA_TARGETS
 from jaxunlearn.unlearn import (
     language_objectives,  # noqa: E402
     objectives,
@@ -55,6 +57,7 @@ def settings(tmp_path_factory):
         unlearn_learning_rate=1e-2,
         unlearn_batch_size=2,
         every=2,
+        seed=42,
         max_tokens=200,
         probe=3,
     )
@@ -63,7 +66,7 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def study(settings, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
-    job = paths.prepare(settings, out=out)
+    job = paths.prepare(settings, Where(out))
     told = []
     results = paths.execute(job, progress=lambda *now: told.append(now))
     return job, results, told
@@ -106,7 +109,7 @@ def test_results_have_every_path_loss_and_check(study):
 
 def test_figure_and_table(study, tmp_path):
     _, results, _ = study
-    figures.paths(results, tmp_path / "figure.png")
+    draw(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert len(_path_report.paths_table(results).rows) == 12
 
@@ -118,7 +121,7 @@ def test_a_path_is_its_stages_one_by_one(study):
     order = job.orders[2]
     alone = paths.prepare(
         dataclasses.replace(job.settings, orders=(",".join(order), "u,c,b,a")),
-        out=job.folder.path.parent / "alone",
+        Where(job.folder.path.parent / "alone"),
     )
     own = forgetting.train_stages(alone, lambda *_: None)
     assert tree.digest(own[order]) == tree.digest(shared[order])
@@ -168,14 +171,14 @@ def test_a_killed_study_resumes_to_the_same_results(study, settings, tmp_path):
             if (phase, done) == stop_at:
                 raise KeyboardInterrupt
 
-        job = paths.prepare(settings, out=tmp_path / "out", resume=True)
+        job = paths.prepare(settings, Where(tmp_path / "out", resume=True))
         with pytest.raises(KeyboardInterrupt):
             paths.execute(job, progress=stop)
-    results = paths.execute(paths.prepare(settings, out=tmp_path / "out", resume=True))
+    results = paths.execute(paths.prepare(settings, Where(tmp_path / "out", resume=True)))
     assert results["losses"] == whole["losses"]
     other = dataclasses.replace(settings, unlearn_learning_rate=0.1)
     with pytest.raises(ValueError, match="unlearn_learning_rate = 0.01, but now it is 0.1"):
-        paths.prepare(other, out=tmp_path / "out", resume=True)
+        paths.prepare(other, Where(tmp_path / "out", resume=True))
 
 
 @pytest.mark.slow
@@ -188,11 +191,11 @@ def test_seeds_and_lanes(study, settings, tmp_path):
         seeds=2,
         lane_width=3,
     )
-    results = paths.execute(paths.prepare(few, out=tmp_path / "out"))
+    results = paths.execute(paths.prepare(few, Where(tmp_path / "out")))
     ga = np.array(results["losses"]["ga"]["forget_score"])
     assert ga.shape == (2, 2) and (ga[:, 0] != ga[:, 1]).all()
     narrow = dataclasses.replace(few, lane_width=1)
-    alone = paths.execute(paths.prepare(narrow, out=tmp_path / "narrow"))
+    alone = paths.execute(paths.prepare(narrow, Where(tmp_path / "narrow")))
     np.testing.assert_allclose(alone["losses"]["ga"]["forget_score"], ga, rtol=2e-2, atol=1e-3)
 
 
@@ -207,7 +210,7 @@ def test_superficial_and_deep_forgetting_are_told_apart(settings, tmp_path):
         batch_size=2,
         unlearn_epochs=2,
     )
-    results = paths.execute(paths.prepare(own, out=tmp_path / "out"))
+    results = paths.execute(paths.prepare(own, Where(tmp_path / "out")))
     assert results["stage_runs"] == 15 and len(results["orders"]) == 6
     kinds = results["losses"]["ga"]["forgetting"]
     assert len(kinds) == 6 and set(kinds) <= {"deep", "superficial", "neither"}
@@ -237,7 +240,7 @@ def test_superficial_and_deep_forgetting_are_told_apart(settings, tmp_path):
 )
 def test_bad_settings_are_named_and_nothing_is_written(settings, change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        paths.prepare(dataclasses.replace(settings, **change), out=tmp_path / "out")
+        paths.prepare(dataclasses.replace(settings, **change), Where(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -246,10 +249,10 @@ def test_an_empty_response_or_a_folder_without_a_model_is_refused(settings, tmp_
     with pytest.raises(ValueError, match=r"empty.jsonl.*1.*empty"):
         paths.prepare(
             dataclasses.replace(settings, stages=(f"a={tmp_path / 'empty.jsonl'}", "u=refusals")),
-            out=tmp_path / "out",
+            Where(tmp_path / "out"),
         )
     with pytest.raises(ValueError, match="without config.json"):
-        paths.prepare(dataclasses.replace(settings, model=str(tmp_path)), out=tmp_path / "out")
+        paths.prepare(dataclasses.replace(settings, model=str(tmp_path)), Where(tmp_path / "out"))
 
 
 def test_a_tokenizer_with_more_tokens_than_the_network_is_refused(settings, tmp_path):
@@ -258,7 +261,7 @@ def test_a_tokenizer_with_more_tokens_than_the_network_is_refused(settings, tmp_
     weights.save(tmp_path / "model", own, params, tokenizer=tiny.tokenizer())
     changed = dataclasses.replace(settings, model=str(tmp_path / "model"))
     with pytest.raises(ValueError, match=r"the tokenizer gives the token \d+; .* knows 0 to 39"):
-        paths.prepare(changed, out=tmp_path / "out")
+        paths.prepare(changed, Where(tmp_path / "out"))
 
 
 @pytest.mark.data
@@ -282,17 +285,19 @@ def test_sampled_answers_are_kept_model_by_model(settings, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        paths.execute(paths.prepare(few, out=tmp_path / "out"), progress=stop)
+        paths.execute(paths.prepare(few, Where(tmp_path / "out")), progress=stop)
     assert seen[-1] == ("evaluation", 2, 5)  # two paths, one without the stage, two that forgot
-    job = paths.prepare(few, out=tmp_path / "out", resume=True)
+    job = paths.prepare(few, Where(tmp_path / "out", resume=True))
     assert 1 in job.folder.lanes("answers") and 2 not in job.folder.lanes("answers")
     accuracy = paths.execute(job)["accuracy"]
     assert all(one["total"] == 1 for own in accuracy["before"].values() for one in own)
 
 
 def test_parts_are_parsed():
-    assert stage_data.parse("a=tofu:full,n=3,epochs=2") == stage_data.Part("a", "tofu:full", 3, 2)
-    assert stage_data.parse("a=some/file.jsonl") == stage_data.Part("a", "some/file.jsonl")
+    assert stage_data.parse("a=tofu:full,n=3,epochs=2") == stage_data.StageSource(
+        "a", "tofu:full", 3, 2
+    )
+    assert stage_data.parse("a=some/file.jsonl") == stage_data.StageSource("a", "some/file.jsonl")
 
 
 def test_objectives_on_a_network(study):
@@ -366,5 +371,5 @@ def test_the_stages_of_all_seeds_share_one_program(study):
 
 
 def _fresh(job):
-    own = adapters.attach(job.pretrained.params, decoder.LORA_TARGETS, 2, 4.0, jax.random.key(0))
+    own = adapters.attach(job.pretrained.params, LORA_TARGETS, 2, 4.0, jax.random.key(0))
     return jax.tree.map(lambda x: x[None], adapters.split(own)[0])

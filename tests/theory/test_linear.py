@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxunlearn.cli import figures
+from jaxunlearn.cli.paths import draw_theory
 from jaxunlearn.theory import _linear_retain, linear, linear_study
 
 D, K, LR = 30, 5, 0.02
@@ -254,7 +254,7 @@ def test_the_phases_are_as_predicted_and_drawn(tmp_path):
     np.testing.assert_array_equal(rate[-1] > 0, below)
     assert (np.diff(found["size"]["rate"], axis=0) < 0).any()
     assert (np.diff(found["size"]["rate"], axis=1) > 0).all()
-    figures.linear_theory(json.loads(json.dumps(report())), tmp_path / "theory.png")
+    draw_theory(json.loads(json.dumps(report())), tmp_path / "theory.png")
     assert (tmp_path / "theory.png").stat().st_size > 10_000
 
 

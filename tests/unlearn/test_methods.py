@@ -130,7 +130,7 @@ def test_random_labels_are_wrong_fixed_and_spread(problem, monkeypatch):
         seen["y"], seen["indices"] = source.arrays["y"], source.indices
         return None
 
-    monkeypatch.setattr(baselines, "_descend", capture)
+    monkeypatch.setattr(baselines, "descend", capture)
     labels = []
     for seed in range(20):
         own = vars(METHODS["random_labels"][1])
@@ -162,9 +162,11 @@ def test_rates_can_be_swept_in_one_program(trained, problem):
 
 
 def test_scrub_schedule_and_cost(trained, problem):
-    is_forget, epoch = _scrub._schedule(3, 2, 2, 3)
+    plan = _scrub._Plan(epochs=3, ascent_epochs=2, forget_steps=2, retain_steps=3)
+    is_forget = plan.is_forget(np.arange(plan.n_steps))
     assert "".join("f" if f else "r" for f in is_forget) == "ffrrrffrrrrrr"
-    assert epoch.tolist() == [0] * 5 + [1] * 5 + [2] * 3
+    assert plan.n_forget == sum(is_forget) == 4
+    assert [plan.first_step(epoch) for epoch in range(4)] == [0, 5, 10, 13]
     after = apply("scrub", trained, problem, epochs=2, ascent_epochs=1)
     assert after.losses.shape == (1 + 2 * 4,) and int(after.n_gradients) == 12 + 2 * 4 * 60
     assert after.losses[0] == 0.0  # the student starts at its teacher

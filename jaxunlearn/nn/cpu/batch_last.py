@@ -10,9 +10,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.nn.cpu import conv_pool as _conv_pool
-from jaxunlearn.nn.cpu import tiles
-from jaxunlearn.nn.layers.convolution import is_plain
+from jaxunlearn.nn.cpu import conv_pool, tiles
+from jaxunlearn.nn.layers.lowering import is_plain
 
 _LEAST = 8  # images that fill a vector; fewer are left to XLA
 _MOST = 16_000_000  # bytes of shifted pixels at once
@@ -60,7 +59,7 @@ def conv_max_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
     apart = is_plain(x) or x.shape[-1] < _LEAST or len(kernel) % 2 == 0
     if apart or tiles.n_bytes(x, kernel, 0) > _MOST:
         return max_pool(conv(x, kernel))
-    return _conv_pool.conv_max_pool(x, kernel)
+    return conv_pool.conv_max_pool(x, kernel)
 
 
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -101,7 +100,7 @@ def _shifted(x: jax.Array, size: int) -> list[jax.Array]:
 
 def _by_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
     taps = kernel.reshape(-1, len(x), 1, 1, 1)
-    products = (tap * own for tap, own in zip(taps, _shifted(x, len(kernel)), strict=True))
+    products = (tap * pixels for tap, pixels in zip(taps, _shifted(x, len(kernel)), strict=True))
     return functools.reduce(jnp.add, products)
 
 
@@ -119,7 +118,7 @@ def _depthwise_backward(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.
         """[taps, B] of one channel, which fits a cache."""
         x, g = both
         # Products first, then sums over leading axes: XLA makes no vectors of it otherwise.
-        products = [jax.lax.optimization_barrier(own * g) for own in _shifted(x, len(kernel))]
+        products = [jax.lax.optimization_barrier(pixels * g) for pixels in _shifted(x, len(kernel))]
         return jnp.stack([product.sum((0, 1)) for product in products])
 
     dkernel = jax.lax.map(of_channel, (x, g)).sum(-1).T.reshape(kernel.shape)

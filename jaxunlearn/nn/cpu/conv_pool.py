@@ -17,7 +17,7 @@ _FEW_CHANNELS = 4
 
 
 def conv_max_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`max_pool(conv(x, kernel))` of `_batch_last`: [C, H, W, B] -> [F, H', W', B].
+    """`max_pool(conv(x, kernel))` of `batch_last`: [C, H, W, B] -> [F, H', W', B].
 
     The kernel's sides are odd. An infinite pixel may become NaN in all windows that see it.
     """

@@ -35,7 +35,7 @@ def shifted(x: jax.Array, size: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    """`_batch_last.conv` in tiles."""
+    """`batch_last.conv` in tiles."""
     flat = kernel.reshape(-1, kernel.shape[3]).T
     y = jnp.zeros((len(flat), *_sides(x, kernel, padding), x.shape[3]), x.dtype)
     return _over_tiles(

@@ -8,15 +8,11 @@ import dataclasses
 import functools
 import math
 import mmap
-import re
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from jaxunlearn.nn.language.block import rope_frequencies
-from jaxunlearn.nn.language.config import ARCHITECTURES, Config, RopeScaling
 
 # Format characters of `struct` for the types of metadata; 8 is a string, 9 an array.
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -25,14 +21,14 @@ _AT_ONCE = 2**18  # numbers that are dequantised together: what a cache holds
 
 
 @dataclasses.dataclass(frozen=True)
-class Packed:
+class QuantisedTensor:
     """A tensor in a file. Indexing reads and dequantises the rows that are asked for, to float32.
 
     Attributes:
-        file: that holds it.
-        shape: [out, in] for a matrix.
+        file: the file that holds it.
+        shape: shape in the file, [out, in] for a matrix.
         kind: number of its type.
-        offset: of its first byte.
+        offset: position of its first byte.
         pairs: (heads, h) if the rows of each head lie as interleaved rotary pairs, which indexing
             puts back into halves.
     """
@@ -42,6 +38,7 @@ class Packed:
     kind: int
     offset: int
     pairs: tuple[int, int] | None = None
+    dtype = np.dtype(np.float32)  # of what indexing gives
 
     def __getitem__(self, index: Any) -> np.ndarray:
         rows, *columns = index if isinstance(index, tuple) else (index,)
@@ -62,12 +59,12 @@ def _halves(n_heads: int, head_dim: int) -> np.ndarray:
     return rows.swapaxes(1, 2).reshape(-1)
 
 
-def read(file: Path) -> tuple[Config, dict[str, Packed], dict[str, Any]]:
-    """Config, tensors by their names in the file, and metadata; the weights are not read yet.
+def read(file: Path) -> tuple[dict[str, QuantisedTensor], dict[str, Any]]:
+    """Tensors by their names in the file, and metadata; the weights are not read yet.
 
     Raises:
-        ValueError: no GGUF file, one that is cut off or one of several parts, an architecture that
-            is not supported, or a tensor type that is not known.
+        ValueError: no GGUF file, one that is cut off or one of several parts, or a tensor type
+            that is not known.
     """
     if not file.stat().st_size:
         raise ValueError(f"{file}: the file is empty")
@@ -75,24 +72,12 @@ def read(file: Path) -> tuple[Config, dict[str, Packed], dict[str, Any]]:
         if data[:4] != b"GGUF":
             raise ValueError(f"{file}: no GGUF file")
         try:
-            metadata, packed = _header(file, _Cursor(data))
+            tensors, metadata = _header(file, _Cursor(data))
         except (struct.error, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: cut off or broken in its header") from error
     if metadata.get("split.count", 1) > 1:
         raise ValueError(f"{file}: one of {metadata['split.count']} parts; merge them first")
-    factors = packed.pop("rope_freqs.weight", None)
-    try:
-        config = _config(metadata, packed, None if factors is None else factors[:])
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    if config.family == "llama":  # llama.cpp rotates neighbours here, and halves for Qwen
-        for name, tensor in packed.items():
-            if found := re.fullmatch(r"blk\.\d+\.attn_([qk])\.(weight|bias)", name):
-                heads = config.n_heads if found[1] == "q" else config.n_kv_heads
-                if tensor.shape[0] == heads * config.head_dim:  # else its shape is reported later
-                    pairs = (heads, config.head_dim)
-                    packed[name] = dataclasses.replace(tensor, pairs=pairs)
-    return config, packed, metadata
+    return tensors, metadata
 
 
 class _Cursor:
@@ -126,7 +111,7 @@ class _Cursor:
         return self.numbers(_SCALARS[kind])[0]
 
 
-def _header(file: Path, cursor: _Cursor) -> tuple[dict[str, Any], dict[str, Packed]]:
+def _header(file: Path, cursor: _Cursor) -> tuple[dict[str, QuantisedTensor], dict[str, Any]]:
     version, n_tensors, n_values = cursor.numbers("IQQ")
     if version not in (2, 3):
         raise ValueError(f"{file}: GGUF version {version}; 2 and 3 are read")
@@ -142,7 +127,7 @@ def _header(file: Path, cursor: _Cursor) -> tuple[dict[str, Any], dict[str, Pack
     alignment = metadata.get("general.alignment", 32)
     start = -(-cursor.at // alignment) * alignment
     size = len(cursor.data)
-    packed = {}
+    tensors = {}
     for name, (shape, kind, offset) in entries.items():
         try:
             block, n_bytes = _block(kind)
@@ -155,83 +140,8 @@ def _header(file: Path, cursor: _Cursor) -> tuple[dict[str, Any], dict[str, Pack
             raise ValueError(
                 f"{file}: cut off; tensor {name!r} ends at byte {end}, the file has {size}"
             )
-        packed[name] = Packed(file, shape, kind, start + offset)
-    return metadata, packed
-
-
-def _config(
-    metadata: dict[str, Any], packed: dict[str, Packed], factors: np.ndarray | None
-) -> Config:
-    family = metadata.get("general.architecture")
-    if family not in ARCHITECTURES:
-        raise ValueError(
-            f"architecture is {family!r}; supported architectures are {', '.join(ARCHITECTURES)}"
-        )
-
-    def value(name: str, default: Any = None) -> Any:
-        found = metadata.get(f"{family}.{name}", default)
-        if not isinstance(found, (int, float)):
-            raise ValueError(f"{family}.{name} is {found!r}; a number is needed")
-        return found
-
-    width, n_heads = value("embedding_length"), value("attention.head_count")
-    head_dim = value("attention.key_length", width // n_heads)
-    for name in ("attention.value_length", "rope.dimension_count"):
-        if value(name, head_dim) != head_dim:
-            raise ValueError(f"{family}.{name} is {value(name)}; it must be {head_dim}, a head's")
-    if metadata.get(f"{family}.rope.scaling.type", "none") != "none":
-        kind = metadata[f"{family}.rope.scaling.type"]
-        raise ValueError(f"{family}.rope.scaling.type is {kind!r}; only Llama 3's is computed")
-    theta = _shortest(value("rope.freq_base", 1e4))
-    if "token_embd.weight" not in packed:
-        raise ValueError("tensor 'token_embd.weight' is missing")
-    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
-    return Config(
-        family=family,
-        vocabulary=packed["token_embd.weight"].shape[0],
-        width=width,
-        mlp_width=value("feed_forward_length"),
-        n_layers=value("block_count"),
-        n_heads=n_heads,
-        n_kv_heads=value("attention.head_count_kv", n_heads),
-        head_dim=head_dim,
-        context=value("context_length"),
-        eps=_shortest(value("attention.layer_norm_rms_epsilon")),
-        rope_theta=theta,
-        rope_scaling=None if factors is None else _scaling(factors, head_dim, theta),
-        tied="output.weight" not in packed,
-        qkv_bias="blk.0.attn_q.bias" in packed or family == "qwen2",
-        output_bias="blk.0.attn_output.bias" in packed,
-        mlp_bias="blk.0.ffn_up.bias" in packed,
-        qk_norm=family == "qwen3",
-        bos=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos=tuple(dict.fromkeys(end for end in ends if end is not None)),
-    )
-
-
-def _scaling(factors: np.ndarray, head_dim: int, theta: float) -> RopeScaling | None:
-    """Llama 3's scaling, from what the frequency of each pair is divided by."""
-    if factors.shape == (head_dim // 2,) and np.all(factors == 1):
-        return None
-    # The file has the divisors only. All releases share low and high, and a context of 8192, which
-    # is tried first; the factor is the largest divisor, where some pair is scaled in full.
-    plain = rope_frequencies(head_dim, theta, None)
-    tried = [_shortest(float(factors.max())), *(2.0**i for i in range(1, 9))]
-    for context in (8192, *(2**i for i in range(4, 21))):
-        for factor in tried:
-            scaling = RopeScaling(factor, low=1.0, high=4.0, context=context)
-            divisors = plain / rope_frequencies(head_dim, theta, scaling)
-            if factors.shape == plain.shape and np.allclose(factors, divisors, rtol=1e-4, atol=0):
-                return scaling
-    raise ValueError(
-        "tensor 'rope_freqs.weight' is not Llama 3's scaling (low 1, high 4, a context of 8192 or "
-        "another power of two)"
-    )
-
-
-def _shortest(value: float) -> float:
-    """The decimal number that was meant by a float32: 1e-5, not 9.99999974e-06."""
-    return float(str(np.float32(value)))
+        tensors[name] = QuantisedTensor(file, shape, kind, start + offset)
+    return tensors, metadata
 
 
 @functools.cache

@@ -6,6 +6,7 @@ The package of that name gives NumPy no bfloat16 on every version, and no slices
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -29,10 +30,10 @@ class Stored:
     """A tensor in a file. Indexing reads what is asked for; nothing else stays in memory.
 
     Attributes:
-        file: that holds it.
-        shape: as in the file, [out, in] for a matrix.
-        dtype: as in the file.
-        offset: of its first byte.
+        file: the file that holds it.
+        shape: shape in the file, [out, in] for a matrix.
+        dtype: type in the file.
+        offset: position of its first byte.
     """
 
     file: Path
@@ -45,12 +46,13 @@ class Stored:
         return np.array(np.memmap(self.file, self.dtype, "r", self.offset, self.shape)[index])
 
 
-def tensors(file: Path, *, quantised: bool = False) -> dict[str, Stored]:
+def tensors(file: Path, *, quantised: bool = False, ignore: str = "") -> dict[str, Stored]:
     """The tensors of a file by name; only its header is read.
 
     Args:
-        file: to read.
+        file: a safetensors file.
         quantised: whether tensors may be int8 as well.
+        ignore: regular expression for names of tensors to leave out, of whatever type.
 
     Raises:
         ValueError: no safetensors file, one that is cut off, or a tensor that is not of floats.
@@ -59,15 +61,19 @@ def tensors(file: Path, *, quantised: bool = False) -> dict[str, Stored]:
     header.pop("__metadata__", None)
     dtypes = _DTYPES | _INT8 if quantised else _DTYPES
     size = file.stat().st_size
-    return {name: _stored(file, name, own, start, size, dtypes) for name, own in header.items()}
+    return {
+        name: _stored(file, name, entry, start, size, dtypes)
+        for name, entry in header.items()
+        if not re.fullmatch(ignore, name)
+    }
 
 
 def metadata(file: Path) -> dict[str, str]:
     """What a file says of itself; raises as `tensors` does."""
-    found = _header(file)[0].get("__metadata__") or {}
-    if not isinstance(found, dict):
+    stated = _header(file)[0].get("__metadata__") or {}
+    if not isinstance(stated, dict):
         raise ValueError(f"{file}: its metadata is no object of JSON")
-    return found
+    return stated
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:

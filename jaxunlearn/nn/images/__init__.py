@@ -1,6 +1,7 @@
 """Image classifiers."""
 
-from jaxunlearn.nn.images import dual_cnn, vit
+from jaxunlearn.nn.images import dual_cnn, shapes, slim_networks, vit, vit_config, vit_tensors
+from jaxunlearn.nn.images._by_name import by_name
 from jaxunlearn.nn.images._cnn import cnn
 from jaxunlearn.nn.images._mlp import mlp
 from jaxunlearn.nn.images._normalised import normalised
@@ -16,6 +17,7 @@ from jaxunlearn.nn.images.slim_networks import (
 
 __all__ = [
     "SLIM_CHANNELS",
+    "by_name",
     "cnn",
     "dual_cnn",
     "fold_batch_norm",
@@ -23,8 +25,12 @@ __all__ = [
     "mlp",
     "normalised",
     "resnet9",
+    "shapes",
     "slim_cnn",
+    "slim_networks",
     "small_cnn",
     "vit",
+    "vit_config",
+    "vit_tensors",
     "wide_resnet",
 ]

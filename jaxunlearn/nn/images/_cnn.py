@@ -5,7 +5,7 @@ import functools
 import jax
 from flax import nnx
 
-from jaxunlearn.core.model import Model, from_nnx
+from jaxunlearn.core.model import RUNNING, Model, Statistics, from_nnx
 from jaxunlearn.nn.layers.batch_norm import BatchNorm
 from jaxunlearn.nn.layers.convolution import Conv, max_pool
 
@@ -31,11 +31,11 @@ class CNN(nnx.Module):
         n_features = (height // shrink) * (width // shrink) * n_outs[-1]
         self.head = nnx.Linear(n_features, n_classes, rngs=rngs)
 
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, statistics: Statistics = RUNNING) -> jax.Array:
         for i, layer in enumerate(self.conv):
             x = layer(x)
             if self.norm:
-                x = self.norm[i](x, train)
+                x = self.norm[i](x, statistics=statistics)
             x = max_pool(jax.nn.relu(x))
         return self.head(x.reshape(x.shape[0], -1))
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxunlearn.core.model import Model
+from jaxunlearn.core.pixels import as_float
 from jaxunlearn.core.tree import Tree
 
 
@@ -18,8 +19,8 @@ def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Mod
 
     Args:
         model: takes images [B, ..., C] as its first input.
-        mean: of each channel, on the scale of [0, 1] for uint8 images.
-        std: of each channel, positive.
+        mean: mean of each channel, on the scale of [0, 1] for uint8 images.
+        std: standard deviation of each channel, positive.
 
     Raises:
         ValueError: `mean` and `std` differ in length, or a deviation is not positive; or, at
@@ -37,10 +38,7 @@ def _normalised(model: Model, mean: tuple[float, ...], std: tuple[float, ...]) -
     def apply(params: Tree, stats: Tree, x: Any, *inputs: Any, **static: Any) -> tuple[Any, Tree]:
         if x.shape[-1] != len(mean):
             raise ValueError(f"x has shape {x.shape}; mean and std are for {len(mean)} channels")
-        if x.dtype == jnp.uint8:
-            x = x.astype(jnp.float32) / 255
-        elif not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"x has dtype {x.dtype}; allowed are uint8 and floating types")
+        x = as_float(x, "x")
         x = (x - jnp.asarray(mean, x.dtype)) / jnp.asarray(std, x.dtype)
         return model.apply(params, stats, x, *inputs, **static)
 

@@ -5,7 +5,7 @@ import functools
 import jax
 from flax import nnx
 
-from jaxunlearn.core.model import Model, from_nnx
+from jaxunlearn.core.model import RUNNING, Model, Statistics, from_nnx
 from jaxunlearn.nn.layers.batch_norm import BatchNorm
 from jaxunlearn.nn.layers.convolution import Conv, global_max_pool, max_pool
 from jaxunlearn.nn.layers.initializers import torch_default
@@ -19,8 +19,8 @@ class ConvNorm(nnx.Module):
         self.conv = Conv(n_in, n_out, size, **kind, rngs=rngs, **shape)
         self.norm = BatchNorm(n_out, rngs=rngs)
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return jax.nn.relu(self.norm(self.conv(x), train))
+    def __call__(self, x: jax.Array, statistics: Statistics) -> jax.Array:
+        return jax.nn.relu(self.norm(self.conv(x), statistics=statistics))
 
 
 class Residual(nnx.Module):
@@ -30,8 +30,8 @@ class Residual(nnx.Module):
         self.first = ConvNorm(n, n, rngs=rngs)
         self.second = ConvNorm(n, n, rngs=rngs)
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return x + self.second(self.first(x, train), train)
+    def __call__(self, x: jax.Array, statistics: Statistics) -> jax.Array:
+        return x + self.second(self.first(x, statistics), statistics)
 
 
 class ResNet9(nnx.Module):
@@ -46,12 +46,12 @@ class ResNet9(nnx.Module):
         self.narrow = ConvNorm(256, 128, padding=0, rngs=rngs)
         self.head = nnx.Linear(128, n_classes, use_bias=False, kernel_init=torch_default, rngs=rngs)
 
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = self.down(self.stem(x, train), train)
-        x = self.residual1(x, train)
-        x = max_pool(self.widen(x, train))
-        x = self.residual2(x, train)
-        x = global_max_pool(self.narrow(x, train))
+    def __call__(self, x: jax.Array, statistics: Statistics = RUNNING) -> jax.Array:
+        x = self.down(self.stem(x, statistics), statistics)
+        x = self.residual1(x, statistics)
+        x = max_pool(self.widen(x, statistics))
+        x = self.residual2(x, statistics)
+        x = global_max_pool(self.narrow(x, statistics))
         return 0.2 * self.head(x)
 
 
@@ -66,7 +66,7 @@ def resnet9(n_classes: int = 10, n_channels: int = 3) -> Model:
 
     Args:
         n_classes: number of outputs.
-        n_channels: of the images.
+        n_channels: channels of an image.
 
     Returns:
         A model from normalised images [B, 32, 32, n_channels] (any size from 11 x 11 on) to logits

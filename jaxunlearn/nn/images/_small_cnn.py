@@ -15,7 +15,7 @@ _STEP = 8  # widths above it are its multiples: whole vectors of a CPU
 
 
 @functools.cache  # the same network is the same `Model`, so that jit finds its programs again
-def small_cnn(input_shape: tuple[int, int, int], budget: int, n_classes: int = 10) -> Model:
+def small_cnn(input_shape: tuple[int, int, int], multiply_adds: int, n_classes: int = 10) -> Model:
     """The widest small convolutional network within a budget of multiply-adds per image.
 
     Images of at least 16 pixels are first read in blocks: 2x2 pixels become the channels of one
@@ -26,14 +26,14 @@ def small_cnn(input_shape: tuple[int, int, int], budget: int, n_classes: int = 1
 
     Args:
         input_shape: (height, width, channels) of one image, at least 2 x 2.
-        budget: multiply-adds per image, as `multiply_adds` counts them.
+        multiply_adds: most multiply-adds per image, as `nn.multiply_adds` counts them.
         n_classes: number of outputs.
 
     Returns:
         A model from images [B, H, W, C] to logits [B, n_classes].
 
     Raises:
-        ValueError: the image is below 2 x 2, or the budget below the smallest network.
+        ValueError: the image is below 2 x 2, or `multiply_adds` below the smallest network.
     """
     if min(input_shape[:2]) < 2:
         raise ValueError(f"input_shape is {input_shape}; height and width must be at least 2")
@@ -43,13 +43,13 @@ def small_cnn(input_shape: tuple[int, int, int], budget: int, n_classes: int = 1
         height, length, n_in = input_shape
         shape = (math.ceil(height / 2), math.ceil(length / 2), 4 * n_in)
     least = _cost(shape, 1, n_classes)
-    if budget < least:
+    if multiply_adds < least:
         raise ValueError(
-            f"budget is {budget} multiply-adds; the smallest network for {input_shape} and "
+            f"multiply_adds is {multiply_adds}; the smallest network for {input_shape} and "
             f"{n_classes} classes takes {least}"
         )
     width = 1
-    while _cost(shape, _next(width), n_classes) <= budget:
+    while _cost(shape, _next(width), n_classes) <= multiply_adds:
         width = _next(width)
     model = cnn(shape, _channels(shape, width), n_classes, batch_norm=True)
     return _of_blocks(model) if in_blocks else model

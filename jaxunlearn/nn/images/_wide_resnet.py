@@ -5,7 +5,7 @@ import functools
 import jax
 from flax import nnx
 
-from jaxunlearn.core.model import Model, from_nnx
+from jaxunlearn.core.model import RUNNING, Model, Statistics, from_nnx
 from jaxunlearn.nn.layers.batch_norm import BatchNorm
 from jaxunlearn.nn.layers.convolution import Conv, avg_pool
 from jaxunlearn.nn.layers.initializers import fan_out_normal, torch_default
@@ -26,10 +26,10 @@ class Block(nnx.Module):
         self.conv2 = conv(n_out, n_out, 3)
         self.shortcut = conv(n_in, n_out, 1, stride=stride) if n_in != n_out else None
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = jax.nn.relu(self.norm1(x, train))
+    def __call__(self, x: jax.Array, statistics: Statistics) -> jax.Array:
+        y = jax.nn.relu(self.norm1(x, statistics=statistics))
         shortcut = x if self.shortcut is None else self.shortcut(y)
-        y = jax.nn.relu(self.norm2(self.conv1(y), train))
+        y = jax.nn.relu(self.norm2(self.conv1(y), statistics=statistics))
         return shortcut + self.conv2(y)
 
 
@@ -49,11 +49,13 @@ class WideResNet(nnx.Module):
         self.norm = BatchNorm(n_in, rngs=rngs)
         self.head = nnx.Linear(n_in, n_classes, kernel_init=torch_default, rngs=rngs)
 
-    def __call__(self, x: jax.Array, train: bool = False, return_features: bool = False):
+    def __call__(
+        self, x: jax.Array, statistics: Statistics = RUNNING, return_features: bool = False
+    ):
         x = self.stem(x)
         for block in self.blocks:
-            x = block(x, train)
-        features = avg_pool(jax.nn.relu(self.norm(x, train)))
+            x = block(x, statistics)
+        features = avg_pool(jax.nn.relu(self.norm(x, statistics=statistics)))
         logits = self.head(features)
         return (logits, features) if return_features else logits
 
@@ -71,7 +73,7 @@ def wide_resnet(depth: int, width: int, n_classes: int = 10, n_channels: int = 3
         depth: number of layers, 6n + 4 (10, 16, 22, 28, 34, 40, ...).
         width: factor on the number of channels.
         n_classes: number of outputs.
-        n_channels: of the images.
+        n_channels: channels of an image.
 
     Returns:
         A model from images [B, H, W, n_channels] to logits [B, n_classes]; with the static switch

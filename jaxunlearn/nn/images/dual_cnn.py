@@ -60,7 +60,7 @@ def build(
     Args:
         input_shape: (height, width, channels) of an image, both sides at least 10.
         n_classes: number of classes, K.
-        filters: of the first convolution of a branch, n; the second has twice as many.
+        filters: outputs of a branch's first convolution, n; the second has twice as many.
         hidden: units between the heads and the answer, h.
 
     Raises:
@@ -97,8 +97,8 @@ def fuse(dual_params: Tree, fused_params: Tree, heads: tuple[str, ...] = BRANCHE
     if `i` is among `heads`.
 
     Args:
-        dual_params: of `Pair.dual`.
-        fused_params: of `Pair.fused`, freshly drawn: what is not copied stays as it is.
+        dual_params: parameters of `Pair.dual`.
+        fused_params: parameters of `Pair.fused`, freshly drawn; what is not copied stays as it is.
         heads: branches whose linear layer becomes the convolution of the head. The paper's are
             both; the author's code copies the first and leaves the second as it was drawn.
 
@@ -115,7 +115,7 @@ def fuse(dual_params: Tree, fused_params: Tree, heads: tuple[str, ...] = BRANCHE
         missing = [name for name in BRANCHES if name not in params]
         if missing:
             raise ValueError(f"{what} has no {missing[0]!r}; it holds {', '.join(params)}")
-    fused = {name: dict(own) for name, own in fused_params.items()}
+    fused = {name: dict(layers) for name, layers in fused_params.items()}
     for name in BRANCHES:
         for layer, weights in dual_params[name].items():
             if layer != "head" or name in heads:
@@ -130,7 +130,7 @@ def _reshaped(name: str, weights: Tree, like: Tree) -> Tree:
             f"dual_params and fused_params: {name} has {tree.size(weights)} and {tree.size(like)} "
             "numbers; both must come from one `build`"
         )
-    return jax.tree.map(lambda own, other: own.reshape(other.shape), weights, like)
+    return jax.tree.map(lambda leaf, wanted: leaf.reshape(wanted.shape), weights, like)
 
 
 class _Sizes(NamedTuple):
@@ -216,7 +216,7 @@ class Fused(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        train: bool = False,
+        random: bool = False,
         key: Key | None = None,
         start_at: Literal["image", "heads"] = "image",
         stop_at: Literal["heads", "logits"] = "logits",
@@ -231,7 +231,7 @@ class Fused(nnx.Module):
         if stop_at == "heads":
             return x
         x = jax.nn.relu(self.hidden(x))
-        if train:
+        if random:
             assert key is not None
             kept = jax.random.bernoulli(key, 1 - DROPOUT, x.shape)
             x = jnp.where(kept, x / (1 - DROPOUT), 0)

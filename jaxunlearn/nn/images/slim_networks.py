@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxunlearn.core.checks import whole
 from jaxunlearn.core.keys import Key, fold
-from jaxunlearn.core.model import Model, from_nnx
+from jaxunlearn.core.model import RUNNING, Model, Statistics, from_nnx
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.cpu import batch_last
 from jaxunlearn.nn.images import shapes
@@ -41,7 +41,7 @@ class SlimCNN(nnx.Module):
         self.norm = nnx.List(BatchNorm(n, axis=0, rngs=rngs) for n in normed)
         self.head = nnx.Linear(channels[-1], n_classes, rngs=rngs)
 
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, statistics: Statistics = RUNNING) -> jax.Array:
         shapes.check(x, self.input_shape)
         x = batch_last.enter(x)
         for i, layer in enumerate(self.conv):
@@ -49,7 +49,7 @@ class SlimCNN(nnx.Module):
                 x = batch_last.depthwise(x, self.depthwise[i - 1].kernel[:, :, 0])
             x = batch_last.conv(x, layer.kernel[...], padding=0 if i else 1)
             if self.norm:
-                x = self.norm[i](x, train)
+                x = self.norm[i](x, statistics=statistics)
             elif layer.bias is not None:
                 x = x + layer.bias[...][:, None, None, None]
             x = jax.nn.relu(x)
@@ -74,14 +74,20 @@ class MinimalCNN(nnx.Module):
         self.hidden = nnx.Linear((height - 2) * (width - 2) * 4, 24, rngs=rngs)
         self.head = nnx.Linear(24, n_classes, rngs=rngs)
 
-    def __call__(self, x: jax.Array, train: bool = False, key: Key | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        statistics: Statistics = RUNNING,
+        random: bool = False,
+        key: Key | None = None,
+    ) -> jax.Array:
         shapes.check(x, self.input_shape)
         x = batch_last.enter(x)
         for i, layer in enumerate(self.conv):
             assert layer.bias is not None
             x = batch_last.conv(x, layer.kernel[...]) + layer.bias[...][:, None, None, None]
-            x = jax.nn.relu(self.norm[i](x, train) if self.norm else x)
-            if train:
+            x = jax.nn.relu(self.norm[i](x, statistics=statistics) if self.norm else x)
+            if random:
                 assert key is not None
                 kept = jax.random.bernoulli(fold(key, i), 0.9, x.shape)
                 x = jnp.where(kept, x / 0.9, 0)
@@ -151,14 +157,14 @@ def fold_batch_norm(params: Tree, stats: Tree) -> Tree:
     """Parameters of the folded network, which says the same as the trained one in eval mode.
 
     Args:
-        params: of `slim_cnn` or `minimal_cnn`.
-        stats: its BatchNorm statistics.
+        params: parameters of `slim_cnn` or `minimal_cnn`.
+        stats: BatchNorm statistics of that network.
     """
-    rest = {name: own for name, own in params.items() if name not in ("conv", "norm")}
+    rest = {name: layer for name, layer in params.items() if name not in ("conv", "norm")}
     folded = {}
     for name, conv in params["conv"].items():
-        norm, own = params["norm"][name], stats["norm"][name]
-        factor = norm["scale"] * jax.lax.rsqrt(own["var"] + EPSILON)
-        bias = conv.get("bias", 0.0) - own["mean"]
+        norm, running = params["norm"][name], stats["norm"][name]
+        factor = norm["scale"] * jax.lax.rsqrt(running["var"] + EPSILON)
+        bias = conv.get("bias", 0.0) - running["mean"]
         folded[name] = {"kernel": conv["kernel"] * factor, "bias": norm["bias"] + bias * factor}
     return {"conv": folded, **rest}

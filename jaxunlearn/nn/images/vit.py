@@ -9,55 +9,41 @@ Stacked as `nn.decoder`'s layers are, under one `lax.scan`:
 """
 
 import functools
+import json
 import math
 import os
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxunlearn.core.keys import Key, fold
-from jaxunlearn.core.model import Model, from_nnx
+from jaxunlearn.core.model import Model, from_nnx, stateless
 from jaxunlearn.core.tree import Tree
-from jaxunlearn.nn.images.vit_config import Config, normalisation, read_config
-from jaxunlearn.nn.language.block import attend
+from jaxunlearn.nn.files import folder, reader, writer
+from jaxunlearn.nn.images import vit_tensors
+from jaxunlearn.nn.images.vit_config import (
+    Config,
+    normalisation,
+    read_config,
+    to_hugging_face,
+)
+from jaxunlearn.nn.layers.attention import attend
 from jaxunlearn.nn.layers.linear import Linear
-from jaxunlearn.nn.layers.stacks import running, through
+from jaxunlearn.nn.layers.norms import LayerNorm, layer_norm
+from jaxunlearn.nn.layers.stacks import Stack, span
 
 __all__ = [
-    "LORA_TARGETS",
     "Config",
-    "LayerNorm",
     "build",
     "from_pretrained",
-    "layer_norm",
     "normalisation",
     "read_config",
     "save_pretrained",
 ]
-
-LORA_TARGETS = r"layers/(q|v)/kernel"  # what S3T adapts
-
-
-class LayerNorm(nnx.Module):
-    """In float32; scale and bias in the input's type."""
-
-    def __init__(self, width: int, eps: float):
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
-        self.eps = eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return layer_norm(x, self.scale.get_value(), self.bias.get_value(), self.eps)
-
-
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """See `LayerNorm`."""
-    wide = x.astype(jnp.float32)
-    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * scale + bias).astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -96,15 +82,25 @@ def build(config: Config) -> Model:
     - `start_at`: x is the residual stream [B, T, D] after so many layers, which are skipped (with
       0, that after the embedding, or images).
     - `stop_at`: gives the residual stream [B, T, D] after so many layers.
+    - `remat`: the backward pass computes what is inside a layer again instead of keeping it.
     - `unroll`: layers per turn of the loop over them.
 
     Of `params` only what runs is read; `params["layers"]` holds all layers, or those that run.
     """
     block = from_nnx(lambda rngs: Block(config, rngs))
-    c = config
+    net = _ViT(config, Stack(block, config.n_layers))
+    return stateless(jax.jit(net.init), net.apply)
 
-    @jax.jit
-    def init(key: Key) -> tuple[Tree, Tree]:
+
+class _ViT(NamedTuple):
+    """See `build`."""
+
+    config: Config
+    layers: Stack
+
+    def init(self, key: Key) -> tuple[Tree, Tree]:
+        c = self.config
+
         def draw(name: str, *shape: int) -> jax.Array:
             return 0.02 * jax.random.truncated_normal(fold(key, name), -2, 2, shape)
 
@@ -115,9 +111,7 @@ def build(config: Config) -> Model:
                 "positions": draw("positions", c.n_tokens, c.width),
                 "patch": {"kernel": draw("patch", inputs, c.width), "bias": jnp.zeros(c.width)},
             },
-            "layers": jax.vmap(lambda key: block.init(key)[0])(
-                jax.random.split(fold(key, "layers"), c.n_layers)
-            ),
+            "layers": self.layers.init(fold(key, "layers")),
             "norm": {"scale": jnp.ones(c.width), "bias": jnp.zeros(c.width)},
             "head": {
                 "kernel": draw("head", c.width, c.n_classes),
@@ -127,40 +121,35 @@ def build(config: Config) -> Model:
         return params, {}
 
     def apply(
+        self,
         params: Tree,
         stats: Tree,
         x: jax.Array,
         *,
-        train: bool = False,
-        key: Key | None = None,
         start_at: int = 0,
         stop_at: int | None = None,
+        remat: bool = False,
         unroll: int = 1,
     ) -> tuple[jax.Array, Tree]:
-        del train, key
-        last = c.n_layers if stop_at is None else stop_at
-        if not 0 <= start_at <= last <= c.n_layers:
-            raise ValueError(
-                f"start_at is {start_at} and stop_at {stop_at}; 0 <= start_at <= stop_at <= "
-                f"{c.n_layers} is needed"
-            )
-        if start_at == 0 and x.ndim == 4:
+        c = self.config
+        start, stop = span(c.n_layers, start_at, stop_at, ("start_at", "stop_at"))
+        if start == 0 and x.ndim == 4:
             x = _embed(c, params["embed"], x)
         elif x.shape[1:] != (c.n_tokens, c.width):
             raise ValueError(f"x has shape {list(x.shape)}; [B, {c.n_tokens}, {c.width}] is needed")
-        stack = running(params["layers"], c.n_layers, start_at, last)
-
-        def layer(x: jax.Array, own: Any) -> tuple[jax.Array, None]:
-            return block.apply(own, {}, x)[0], None
-
-        x, _ = through(layer, x, stack, unroll)
+        x, _ = self.layers.run(
+            params["layers"], x, start=start, stop=stop, remat=remat, unroll=unroll
+        )
         return (x if stop_at is not None else _classify(c, params, x)), stats
-
-    return Model(init, apply)
 
 
 def from_pretrained(
-    path: str | os.PathLike, *, n_classes: int | None = None, dtype: Any = jnp.float32
+    path: str | os.PathLike,
+    *,
+    n_classes: int | None = None,
+    dtype: Any = jnp.float32,
+    variant: str | None = None,
+    seed: int = 0,
 ) -> tuple[Config, Tree]:
     """Reads a network from a Hugging Face folder of `ViTForImageClassification` or `ViTModel`.
 
@@ -170,10 +159,11 @@ def from_pretrained(
     Args:
         path: the folder, with `config.json` and `model.safetensors`, or several files and their
             index.
-        n_classes: of the output layer; by default that of the labels in `config.json`. Where the
-            folder has no output layer or one of another size, it is drawn as `init` draws it from
-            `jax.random.key(0)`.
-        dtype: of the weights in memory, whatever the file's.
+        n_classes: outputs; by default as many as there are labels in `config.json`. Where the
+            folder has no output layer or one of another size, it is drawn as `init` draws it.
+        dtype: type of the weights in memory, whatever the file's.
+        variant: kind of weights, where a folder has several: "fp16" for `model.fp16.safetensors`.
+        seed: seed of an output layer that is drawn.
 
     Returns:
         The config and the parameters of `build(config)`.
@@ -182,9 +172,23 @@ def from_pretrained(
         ValueError: no model there, an option that is not supported, or tensors that are missing,
             left over, cut off or of another shape; they are named.
     """
-    from jaxunlearn.nn.images import vit_files
-
-    return vit_files.read(path, n_classes, dtype)
+    path, dtype = Path(path), reader.float_type(dtype)
+    config = read_config(path, n_classes)
+    model, table = build(config), vit_tensors.table(config)
+    shapes = dict(reader.shapes_of(model))
+    tensors = folder.tensors(path, variant=variant, ignore=table.ignore)
+    head = tensors.get(f"{vit_tensors.HEAD}.weight")
+    is_new = head is None or (n_classes is not None and head.shape[:1] != (n_classes,))
+    if is_new:
+        tensors = {
+            name: it for name, it in tensors.items() if not name.startswith(vit_tensors.HEAD)
+        }
+        del shapes["head"]
+    params = reader.read(path, tensors, table, shapes, dtype)
+    if is_new:
+        drawn = jax.jit(lambda key: model.init(key)[0]["head"])(jax.random.key(seed))
+        params["head"] = jax.tree.map(lambda leaf: leaf.astype(dtype), drawn)
+    return config, params
 
 
 def save_pretrained(path: str | os.PathLike, config: Config, params: Tree) -> None:
@@ -197,15 +201,16 @@ def save_pretrained(path: str | os.PathLike, config: Config, params: Tree) -> No
 
     Args:
         path: the folder; it is made if it is not there.
-        config: of the network.
-        params: of `build(config)`, with or without adapters.
+        config: the network.
+        params: parameters of `build(config)`, with or without adapters.
 
     Raises:
         ValueError: parameters that are not this network's, or a leaf that is not of floats.
     """
-    from jaxunlearn.nn.images import vit_files
-
-    vit_files.write(path, config, params)
+    leaves = writer.checked(params, reader.shapes_of(build(config)))
+    record = to_hugging_face(config, np.dtype(leaves["embed/cls"].dtype).name)
+    texts = {"config.json": json.dumps(record, indent=2)}
+    writer.save(Path(path), leaves, vit_tensors.table(config), texts)
 
 
 def _embed(c: Config, embed: Tree, x: jax.Array) -> jax.Array:

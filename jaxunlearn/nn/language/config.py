@@ -5,25 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxunlearn.nn.files.configs import size_of
+from jaxunlearn.nn.layers.frequencies import RopeScaling
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # `model_type` of config.json
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """The frequency scaling of Llama 3.1 and later (`rope_type` "llama3").
-
-    Attributes:
-        factor: what low frequencies are divided by.
-        low: wavelengths above `context / low` are low frequencies.
-        high: wavelengths below `context / high` are kept; between the two a line.
-        context: the original context length.
-    """
-
-    factor: float
-    low: float
-    high: float
-    context: int
 
 
 @dataclasses.dataclass(frozen=True)

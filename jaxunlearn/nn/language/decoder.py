@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +22,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxunlearn.core import tree
 from jaxunlearn.core.keys import Key, fold
-from jaxunlearn.core.model import Model, from_nnx
+from jaxunlearn.core.model import Model, from_nnx, stateless
 from jaxunlearn.core.tree import Tree
-from jaxunlearn.nn.language.block import Block, rms_norm, rotation
+from jaxunlearn.nn.files import reader
+from jaxunlearn.nn.language.block import Block
 from jaxunlearn.nn.language.config import Config, RopeScaling, from_hugging_face
 from jaxunlearn.nn.language.pretrained import opened
-from jaxunlearn.nn.layers.stacks import running, through
+from jaxunlearn.nn.layers.frequencies import rope_frequencies
+from jaxunlearn.nn.layers.norms import rms_norm
+from jaxunlearn.nn.layers.rotary import rotation
+from jaxunlearn.nn.layers.stacks import Stack, span
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = [
-    "LORA_TARGETS",
     "PREFIX",
     "Cache",
     "Config",
@@ -51,9 +54,6 @@ __all__ = [
 ]
 
 PREFIX = -1  # the segment that every other segment of its row reads
-
-# What "On the Impossibility of Retrain Equivalence in Machine Unlearning" adapts: no keys, no head.
-LORA_TARGETS = r"layers/(q|v|o|gate|up|down)/kernel"
 
 
 @jax.tree_util.register_dataclass
@@ -111,7 +111,7 @@ def decoder(config: Config, compute_dtype: str | None = None) -> Model:
     - `unroll`: static; layers per turn of the loop over them: faster on a CPU, slower to compile.
 
     Args:
-        config: of the network.
+        config: config of the network.
         compute_dtype: type of the activations, such as "bfloat16"; by default the embedding's.
             Norms, softmax, rotation angles and logits are float32 in any case.
 
@@ -119,24 +119,36 @@ def decoder(config: Config, compute_dtype: str | None = None) -> Model:
         A model whose `init` draws normal weights: standard deviation 0.02, and 0.02 / sqrt(2 L)
         for the two layers that add to the residual stream.
     """
-    block = from_nnx(lambda rngs: Block(config, rngs))
+    net = _Decoder(config, compute_dtype, Stack(_block(config), config.n_layers))
+    return stateless(jax.jit(net.init), net.apply)
 
-    @jax.jit
-    def init(key: Key) -> tuple[Tree, Tree]:
-        shape = (config.vocabulary, config.width)
+
+@functools.cache
+def _block(config: Config) -> Model:
+    return from_nnx(lambda rngs: Block(config, rngs))
+
+
+class _Decoder(NamedTuple):
+    """See `decoder`."""
+
+    config: Config
+    compute_dtype: str | None
+    layers: Stack
+
+    def init(self, key: Key) -> tuple[Tree, Tree]:
+        shape = (self.config.vocabulary, self.config.width)
         params = {
             "embed": {"table": 0.02 * jax.random.normal(fold(key, "embed"), shape)},
-            "layers": jax.vmap(lambda key: block.init(key)[0])(
-                jax.random.split(fold(key, "layers"), config.n_layers)
-            ),
-            "norm": {"scale": jnp.ones(config.width)},
+            "layers": self.layers.init(fold(key, "layers")),
+            "norm": {"scale": jnp.ones(self.config.width)},
         }
-        if not config.tied:
+        if not self.config.tied:
             out = 0.02 * jax.random.normal(fold(key, "head"), shape[::-1])
             params["head"] = {"kernel": out}
         return params, {}
 
     def apply(
+        self,
         params: Tree,
         stats: Tree,
         tokens: jax.Array,
@@ -145,34 +157,34 @@ def decoder(config: Config, compute_dtype: str | None = None) -> Model:
         *,
         segments: jax.Array | None = None,
         cache: Cache | None = None,
-        train: bool = False,
-        key: Key | None = None,
         start_at: int | None = None,
         stop_at: int | None = None,
         return_hidden: bool = False,
         remat: bool = False,
         unroll: int = 1,
     ) -> tuple[Any, Tree]:
-        del train, key  # no dropout
-        _check(config, tokens, positions, mask, segments, cache, start_at, stop_at)
+        config = self.config
+        rows = {"positions": positions, "mask": mask, "segments": segments}
+        _check(config, tokens, rows, cache, start_at, stop_at)
+        start, stop = span(config.n_layers, start_at, stop_at, ("start_at", "stop_at"))
         if positions is None:
             positions = _count(tokens, mask, cache)
         x = tokens if tokens.ndim == 3 else params["embed"]["table"][tokens]
-        x = x.astype(compute_dtype or x.dtype)
+        x = x.astype(self.compute_dtype or x.dtype)
+        at = 0 if cache is None else cache.used
         allowed, cache = _allowed(tokens, mask, segments, cache)
-        angles = rotation(positions, config)
-
-        def layer(x: jax.Array, own: Any) -> tuple[jax.Array, Any]:
-            weights, keys_values = own
-            at = 0 if cache is None else cache.used - tokens.shape[1]
-            out, _ = block.apply(weights, {}, x, angles, allowed, keys_values, at)
-            return (out, None) if keys_values is None else out
-
-        last = config.n_layers if stop_at is None else stop_at
-        stack = running(params["layers"], config.n_layers, start_at or 0, last)
-        keys_values = None if cache is None else (cache.keys, cache.values)
-        x, keys_values = through(
-            jax.checkpoint(layer) if remat else layer, x, (stack, keys_values), unroll
+        frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        x, keys_values = self.layers.run(
+            params["layers"],
+            x,
+            rotation(positions, frequencies),
+            allowed,
+            at,
+            start=start,
+            stop=stop,
+            unroll=unroll,
+            remat=remat,
+            per_block=None if cache is None else (cache.keys, cache.values),
         )
         if stop_at is None or (start_at is None and stop_at == config.n_layers):
             x = rms_norm(x, params["norm"]["scale"], config.eps)
@@ -180,8 +192,6 @@ def decoder(config: Config, compute_dtype: str | None = None) -> Model:
         if cache is not None:
             out = (out, dataclasses.replace(cache, keys=keys_values[0], values=keys_values[1]))
         return out, stats
-
-    return Model(init, apply)
 
 
 def head(params: Tree, hidden: jax.Array) -> jax.Array:
@@ -208,7 +218,7 @@ class Pretrained:
     """A network with its weights and its tokenizer.
 
     Attributes:
-        config: of the network.
+        config: config of the network.
         params: float weights only, see the module's docstring.
         tokenizer: turns text into tokens; None where the folder has none.
         chat_template: the Jinja template that comes with the tokenizer, or None.
@@ -246,23 +256,41 @@ def _logits(config: Config) -> Callable[..., jax.Array]:
 
 
 def from_pretrained(
-    path: str | os.PathLike, *, dtype: Any = jnp.float32, mesh: Mesh | None = None
+    path: str | os.PathLike,
+    *,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    variant: str | None = None,
 ) -> Pretrained:
     """Reads a network from a Hugging Face folder (safetensors) or a `.gguf` file.
 
+    - A Hugging Face folder has `config.json`, `model.safetensors` or several files and
+      `model.safetensors.index.json`, and perhaps `tokenizer.json`.
+    - A `.gguf` file of the architectures llama, qwen2 and qwen3 holds all of it; quantised weights
+      are dequantised. The package `gguf` is needed.
+    - The tokenizer encodes as the original does, with the token that begins a text where that adds
+      one (Llama 2 and 3); `encode(text, add_special_tokens=False)` leaves it out. It neither pads
+      nor truncates. The package `tokenizers` is needed.
+    - A tied network's output layer that is stored all the same must equal the embedding.
+
     Args:
         path: the folder or file.
-        dtype: of the weights in memory, whatever the file's.
-        mesh: with axes `data` and `model`, over which the weights are laid (see `shardings`); each
-            process reads only its own part.
+        dtype: type of the weights in memory, whatever the file's.
+        mesh: devices with axes `data` and `model`, over which the weights are laid (see
+            `shardings`); each process reads only its own part.
+        variant: kind of weights, where a folder has several: "fp16" for `model.fp16.safetensors`.
 
     Raises:
         ValueError: no model there, an architecture that is not supported, or tensors that are
             missing, left over, cut off or of another shape; they are named.
+        ImportError: a package is needed that is not installed.
     """
-    from jaxunlearn.nn.language import weights
-
-    return weights.read(path, dtype=dtype, mesh=mesh)
+    dtype, source = reader.float_type(dtype), opened(path)
+    tokenizer, chat_template = source.tokenizer()
+    shapes = reader.shapes_of(decoder(source.config))
+    layout = None if mesh is None else shardings(shapes, mesh)
+    params = source.params(shapes, dtype, layout, variant)
+    return Pretrained(source.config, params, tokenizer, chat_template)
 
 
 def read_config(path: str | os.PathLike) -> Config:
@@ -322,43 +350,36 @@ def shardings(params: Tree, mesh: Mesh) -> Tree:
 def _check(
     config: Config,
     tokens: Any,
-    positions: Any,
-    mask: Any,
-    segments: Any,
+    rows: dict[str, Any],
     cache: Cache | None,
     start_at: int | None,
     stop_at: int | None,
 ) -> None:
     _check_tokens(config, tokens, start_at)
-    for name, value in {"positions": positions, "mask": mask, "segments": segments}.items():
+    for name, value in rows.items():
         if value is not None and value.shape != tokens.shape[:2]:
             raise ValueError(
                 f"{name} has shape {list(value.shape)}; tokens have {list(tokens.shape)}"
             )
-    if segments is None and tokens.shape[1] > config.context:  # of several texts each fits
+    is_packed = rows["segments"] is not None
+    if not is_packed and tokens.shape[1] > config.context:  # of several texts each fits
         raise ValueError(
             f"tokens has {tokens.shape[1]} positions; the context of this network is "
             f"{config.context}"
         )
-    if cache is not None and (segments is not None or (start_at, stop_at) != (None, None)):
+    if cache is not None and (is_packed or (start_at, stop_at) != (None, None)):
         raise ValueError("cache is given with segments, start_at or stop_at; it needs none of them")
-    first, last = start_at or 0, config.n_layers if stop_at is None else stop_at
-    if not 0 <= first <= last <= config.n_layers:
-        raise ValueError(
-            f"start_at is {start_at} and stop_at {stop_at}; 0 <= start_at <= stop_at <= "
-            f"{config.n_layers} is needed"
-        )
 
 
 def _check_tokens(config: Config, tokens: Any, start_at: int | None) -> None:
-    found = f"tokens are {tokens.dtype}{list(tokens.shape)}"
+    given = f"tokens are {tokens.dtype}{list(tokens.shape)}"
     if start_at is not None and tokens.ndim == 3:
         if tokens.shape[2] != config.width:
-            raise ValueError(f"{found}; a residual stream [B, T, {config.width}] is needed")
+            raise ValueError(f"{given}; a residual stream [B, T, {config.width}] is needed")
     elif start_at:
-        raise ValueError(f"{found}; with start_at a residual stream [B, T, D] is needed")
+        raise ValueError(f"{given}; with start_at a residual stream [B, T, D] is needed")
     elif tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"{found}; integers [B, T] needed")
+        raise ValueError(f"{given}; integers [B, T] needed")
 
 
 def _count(tokens: jax.Array, mask: jax.Array | None, cache: Cache | None) -> jax.Array:
@@ -371,7 +392,7 @@ def _count(tokens: jax.Array, mask: jax.Array | None, cache: Cache | None) -> ja
 def _allowed(
     tokens: jax.Array, mask: jax.Array | None, segments: jax.Array | None, cache: Cache | None
 ) -> tuple[jax.Array, Cache | None]:
-    """Which slots each token may attend to, bool [B, T, S], and the cache with the tokens noted."""
+    """Slots that each token may attend to, bool [B, T, S], and the cache with the tokens noted."""
     batch, length = tokens.shape[:2]
     real = jnp.ones((batch, length), bool) if mask is None else mask.astype(bool)
     if cache is None:
@@ -381,6 +402,6 @@ def _allowed(
         return allowed, None
     known = jax.lax.dynamic_update_slice_in_dim(cache.real, real, cache.used, axis=1)
     slots = jnp.arange(known.shape[1])
-    own = cache.used + jnp.arange(length)
-    allowed = (slots <= own[:, None]) & known[:, None]
+    taken = cache.used + jnp.arange(length)
+    allowed = (slots <= taken[:, None]) & known[:, None]
     return allowed, dataclasses.replace(cache, real=known, used=cache.used + length)

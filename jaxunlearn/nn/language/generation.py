@@ -26,14 +26,14 @@ def generate(
     """Continues prompts.
 
     Args:
-        config: of the network.
-        params: its weights.
+        config: config of the network.
+        params: weights of the network.
         tokens: prompts padded on the left, int32 [B, T].
         mask: bool [B, T], True at real tokens.
-        n_tokens: how many tokens are added; T + n_tokens fit the context.
+        n_tokens: number of new tokens; T + n_tokens fit the context.
         key: a typed key for sampling; None takes the most likely token.
         temperature: divides the logits when sampling, > 0.
-        pad: what follows a token that ends the text (`config.eos`).
+        pad: token after the one that ends the text (`config.eos`).
 
     Returns:
         int32 [B, n_tokens]; the ending token is there, and `pad` after it. Row b draws with the key
@@ -52,8 +52,8 @@ def generate(
     def choose(logits: jax.Array, step: Any) -> jax.Array:
         if key is None:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        own = jax.vmap(fold, (None, 0, None))(key, jnp.arange(batch), step)
-        return jax.vmap(jax.random.categorical)(own, logits / temperature).astype(jnp.int32)
+        row_keys = jax.vmap(fold, (None, 0, None))(key, jnp.arange(batch), step)
+        return jax.vmap(jax.random.categorical)(row_keys, logits / temperature).astype(jnp.int32)
 
     # The prompt's last hidden state is all that the output layer needs.
     (hidden, cache), _ = model.apply(

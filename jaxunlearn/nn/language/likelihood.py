@@ -27,9 +27,14 @@ class Sequences(Protocol):
     """See the module's docstring."""
 
     @property
-    def tokens(self) -> jax.Array: ...  # noqa: D102
+    def tokens(self) -> jax.Array:
+        """Token numbers, int [B, T]."""
+        ...
+
     @property
-    def labels(self) -> jax.Array: ...  # noqa: D102
+    def labels(self) -> jax.Array:
+        """The tokens of the response, -1 at padding, int [B, R]."""
+        ...
 
 
 class TokenStats(NamedTuple):
@@ -38,8 +43,8 @@ class TokenStats(NamedTuple):
     Attributes:
         logp: log-probability of the token.
         hit: whether it is the most likely one.
-        mean: of the log-probabilities under the model's own distribution.
-        variance: of them.
+        mean: mean of the log-probabilities under the distribution of the model.
+        variance: variance of the log-probabilities, likewise.
         valid: whether there is a token (False: padding, where the others are 0).
     """
 
@@ -94,11 +99,11 @@ def token_stats(model: Model, params: Tree, batch: Sequences) -> TokenStats:
         p = jnp.exp(logp)
         mean = jnp.sum(p * logp, axis=-1)
         variance = jnp.sum(p * jnp.square(logp - mean[:, None]), axis=-1)
-        own = jnp.take_along_axis(logp, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
-        return own, jnp.argmax(logits, axis=-1) == labels, mean, variance
+        of_labels = jnp.take_along_axis(logp, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
+        return of_labels, jnp.argmax(logits, axis=-1) == labels, mean, variance
 
     rows = hidden.reshape(-1, hidden.shape[-1])
-    parts = _in_chunks(chunk, weights.shape[0], rows, batch.labels.ravel())
+    parts = _over_chunks(chunk, weights.shape[0], rows, batch.labels.ravel())
     valid = batch.labels >= 0
     logp, hit, mean, variance = (part.reshape(shape) for part in parts)
     logp, mean, variance = (jnp.where(valid, part, 0.0) for part in (logp, mean, variance))
@@ -125,10 +130,10 @@ def chunked_nll(weights: jax.Array, hidden: jax.Array, labels: jax.Array) -> jax
 
     def chunk(hidden: jax.Array, labels: jax.Array) -> jax.Array:
         logits = _logits(weights, hidden)
-        own = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
-        return jax.nn.logsumexp(logits, axis=-1) - own
+        of_labels = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
+        return jax.nn.logsumexp(logits, axis=-1) - of_labels
 
-    return _in_chunks(chunk, weights.shape[0], hidden, labels)
+    return _over_chunks(chunk, weights.shape[0], hidden, labels)
 
 
 def _nll_forward(weights: Any, hidden: Any, labels: Any) -> tuple[jax.Array, Any]:
@@ -136,16 +141,16 @@ def _nll_forward(weights: Any, hidden: Any, labels: Any) -> tuple[jax.Array, Any
 
     def chunk(hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
         logits, labels = _logits(w, hidden), jnp.maximum(labels, 0)
-        own = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+        of_labels = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
         log_z = jax.nn.logsumexp(logits, axis=-1)
         p = jnp.exp(logits - log_z[:, None])
         slope = (p.astype(w.dtype) @ w - w[labels]).astype(hidden.dtype)
-        return log_z - own, slope, log_z, p
+        return log_z - of_labels, slope, log_z, p
 
     if trains_weights and _n_chunks(h.shape[0], w.shape[0]) == 1:
         nll, slope, log_z, p = chunk(h, y)  # one chunk's probabilities may be kept
     else:
-        nll, slope, log_z = _in_chunks(lambda *rows: chunk(*rows)[:3], w.shape[0], h, y)
+        nll, slope, log_z = _over_chunks(lambda *rows: chunk(*rows)[:3], w.shape[0], h, y)
         p = None
     return nll, (slope, (w, h, y, log_z, p) if trains_weights else None, jnp.zeros((0,), w.dtype))
 
@@ -158,11 +163,11 @@ def _nll_backward(kept: Any, g: jax.Array) -> tuple[Any, jax.Array, None]:
     w, h, y, log_z, p = inputs
 
     def chunk(hidden: jax.Array, log_z: jax.Array, g: jax.Array) -> jax.Array:
-        own = jnp.exp(_logits(w, hidden) - log_z[:, None]) if p is None else p
-        return products.over_rows(hidden.astype(jnp.float32), g[:, None] * own)
+        probabilities = jnp.exp(_logits(w, hidden) - log_z[:, None]) if p is None else p
+        return products.over_rows(hidden.astype(jnp.float32), g[:, None] * probabilities)
 
     total = jnp.zeros(w.shape[::-1], jnp.float32)
-    total = _in_chunks(chunk, w.shape[0], h, log_z, g, total=total)
+    total = _over_chunks(chunk, w.shape[0], h, log_z, g, total=total)
     of_labels = g[:, None] * h.astype(jnp.float32)
     d_weights = total.T.at[jnp.maximum(y, 0)].add(-of_labels)
     return d_weights.astype(like.dtype), d_hidden, None
@@ -180,8 +185,8 @@ def chunked_kl(weights: jax.Array, hidden: jax.Array, reference: jax.Array) -> j
 
     Args:
         weights: the output layer, [V, D].
-        hidden: of the model, [N, D].
-        reference: of the model before unlearning, [N, D]; a constant.
+        hidden: hidden states of the model, [N, D].
+        reference: those of the model before unlearning, [N, D]; a constant.
 
     Returns:
         float32 [N].
@@ -196,7 +201,7 @@ def _kl_and_slope(w: jax.Array, hidden: jax.Array, reference: jax.Array):
         slope = ((p - q).astype(w.dtype) @ w).astype(hidden.dtype)
         return jnp.sum(q * (log_q - log_p), axis=-1), slope
 
-    return _in_chunks(chunk, 2 * w.shape[0], hidden, reference)
+    return _over_chunks(chunk, 2 * w.shape[0], hidden, reference)
 
 
 def _kl_forward(weights: Any, hidden: Any, reference: Any) -> tuple[jax.Array, jax.Array]:
@@ -237,7 +242,7 @@ def _n_chunks(n: int, vocabulary: int) -> int:
     return max(1, -(-n * vocabulary // _LOGITS))
 
 
-def _in_chunks(
+def _over_chunks(
     function: Callable, vocabulary: int, *rows: jax.Array, total: jax.Array | None = None
 ) -> Any:
     """`function` of chunks of rows [N, ...], its results joined, or summed onto `total`."""
@@ -252,6 +257,6 @@ def _in_chunks(
         for x in rows
     )
     if total is not None:
-        return jax.lax.scan(lambda sum_, own: (sum_ + function(*own), None), total, chunks)[0]
-    results = jax.lax.map(lambda own: function(*own), chunks)
+        return jax.lax.scan(lambda sum_, chunk: (sum_ + function(*chunk), None), total, chunks)[0]
+    results = jax.lax.map(lambda chunk: function(*chunk), chunks)
     return jax.tree.map(lambda x: x.reshape(size * n_chunks, *x.shape[2:])[:n], results)

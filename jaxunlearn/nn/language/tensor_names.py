@@ -1,6 +1,8 @@
-"""What the leaves of a decoder are called in files of Hugging Face, of llama.cpp and of PEFT."""
+"""What the leaves of a decoder are called in files of Hugging Face and of llama.cpp."""
 
-_PARTS = {  # in every layer: ours, Hugging Face's, llama.cpp's
+from jaxunlearn.nn.files.tables import Table, layer_rows
+
+_LAYER = {  # ours, Hugging Face's, llama.cpp's
     "attention_norm": ("input_layernorm", "attn_norm"),
     "q": ("self_attn.q_proj", "attn_q"),
     "k": ("self_attn.k_proj", "attn_k"),
@@ -14,37 +16,17 @@ _PARTS = {  # in every layer: ours, Hugging Face's, llama.cpp's
     "down": ("mlp.down_proj", "ffn_down"),
 }
 _OUTSIDE = {
-    "embed/table": ("model.embed_tokens", "token_embd"),
-    "norm/scale": ("model.norm", "output_norm"),
-    "head/kernel": ("lm_head", "output"),
+    "embed": ("model.embed_tokens", "token_embd"),
+    "norm": ("model.norm", "output_norm"),
+    "head": ("lm_head", "output"),
 }
 
 
-def in_files(leaf: str, n_layers: int, *, gguf: bool = False) -> list[str]:
-    """Names of the tensors that make up a leaf: one per layer, or a single one.
-
-    >>> in_files("layers/q/kernel", 2)
-    ['model.layers.0.self_attn.q_proj.weight', 'model.layers.1.self_attn.q_proj.weight']
-    >>> in_files("layers/q/bias", 2, gguf=True)
-    ['blk.0.attn_q.bias', 'blk.1.attn_q.bias']
-    >>> in_files("norm/scale", 2)
-    ['model.norm.weight']
-    """
-    if leaf in _OUTSIDE:
-        return [f"{_OUTSIDE[leaf][gguf]}.weight"]
-    _, part, kind = leaf.split("/")
-    end = "bias" if kind == "bias" else "weight"
-    stem = "blk" if gguf else "model.layers"
-    return [f"{stem}.{i}.{_PARTS[part][gguf]}.{end}" for i in range(n_layers)]
+def _table(column: int, layer: str, ignore: str = "") -> Table:
+    stems = {ours: theirs[column] for ours, theirs in _OUTSIDE.items()}
+    stems |= {f"layers/{ours}": f"{layer}.{{}}.{theirs[column]}" for ours, theirs in _LAYER.items()}
+    return Table(tuple(row for stem in stems.items() for row in layer_rows(*stem)), ignore)
 
 
-def in_adapters(leaf: str, n_layers: int, matrix: str) -> list[str]:
-    """PEFT's names of a kernel's adapter; `matrix` is "A" or "B".
-
-    >>> in_adapters("layers/o/kernel", 1, "A")
-    ['base_model.model.model.layers.0.self_attn.o_proj.lora_A.weight']
-    """
-    return [
-        f"base_model.model.{name.removesuffix('weight')}lora_{matrix}.weight"
-        for name in in_files(leaf, n_layers)
-    ]
+HUGGING_FACE = _table(0, "model.layers", r".*rotary_emb\.inv_freq")
+GGUF = _table(1, "blk")

@@ -177,11 +177,9 @@ def _package() -> Any:
 
 
 def files(
-    tokenizer: "Tokenizer | None", chat_template: str | None, bos: int | None, eos: int | None
+    tokenizer: "Tokenizer", chat_template: str | None, bos: int | None, eos: int | None
 ) -> dict[str, str]:
     """Content of the files that stand for a tokenizer in a Hugging Face folder, by name."""
-    if tokenizer is None:
-        return {}
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for name, token in {"bos_token": bos, "eos_token": eos}.items():
         if token is not None:

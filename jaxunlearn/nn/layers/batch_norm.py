@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxunlearn.core.model import RUNNING, Statistics
+
 EPSILON = 1e-5
-MOMENTUM = 0.1  # weight of the new batch in the running statistics
 
 
 class BatchNorm(nnx.Module):
@@ -18,38 +19,79 @@ class BatchNorm(nnx.Module):
 
     Args:
         n: number of channels.
-        axis: that of the channels, the last or the first one.
-        rngs: taken as by every layer; nothing is drawn.
+        axis: axis of the channels, the last or the first one.
+        momentum: share of the batch in an update of the running statistics, above 0, at most 1.
+        rngs: ignored; every layer takes them.
+
+    Raises:
+        ValueError: a momentum out of range; or, at a call, one value per channel, which has no
+            variance.
     """
 
-    def __init__(self, n: int, *, axis: Literal[-1, 0] = -1, rngs: nnx.Rngs | None = None):
+    def __init__(
+        self,
+        n: int,
+        *,
+        axis: Literal[-1, 0] = -1,
+        momentum: float = 0.1,
+        rngs: nnx.Rngs | None = None,
+    ):
         del rngs
+        if not 0 < momentum <= 1:
+            raise ValueError(f"momentum is {momentum}; above 0 and at most 1 is needed")
         self.axis = axis
+        self.momentum = momentum
         self.scale = nnx.Param(jnp.ones(n))
         self.bias = nnx.Param(jnp.zeros(n))
         self.mean = nnx.BatchStat(jnp.zeros(n))
         self.var = nnx.BatchStat(jnp.ones(n))
 
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        if train:
-            mean, var = _moments(x, self.axis)
-            self._remember(mean, var, n=x.size // x.shape[self.axis])
-        else:
-            mean, var = self.mean[...], self.var[...]
+    def __call__(
+        self, x: jax.Array, train: bool = False, *, statistics: Statistics | None = None
+    ) -> jax.Array:
+        """Normalises x.
+
+        Args:
+            x: [..., n], or [n, ...] with `axis=0`.
+            train: whether to use statistics of the batch and update the running ones; else these.
+            statistics: finer choice, in place of `train`.
+        """
+        if statistics is None:
+            statistics = Statistics("batch", update=True) if train else RUNNING
+        mean, var = self._statistics(x, statistics)
         factor = self.scale[...] * jax.lax.rsqrt(var + EPSILON)
         # One multiplication and one addition per value.
         return x * _along(factor, x, self.axis) + _along(
             self.bias[...] - mean * factor, x, self.axis
         )
 
-    def _remember(self, mean: jax.Array, var: jax.Array, n: int) -> None:
-        if n == 1:
+    def _statistics(self, x: jax.Array, kind: Statistics) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance to normalise with; the running ones are updated."""
+        running = self.mean[...], self.var[...]
+        if kind == RUNNING:
+            return running
+        n = x.size // x.shape[self.axis]
+        if n == 1 and (kind.update or kind.source == "batch"):
             raise ValueError(
                 "BatchNorm: x has 1 value per channel; training needs at least 2 for a variance"
             )
+        batch = _moments(x, self.axis)
+        if kind.update:
+            self._remember(*batch, n)
+        if kind.source == "batch":
+            return batch
+        assert not isinstance(kind.source, str)
+        mean, var = (_between(kind.source, *both) for both in zip(batch, running, strict=True))
+        return mean, var
+
+    def _remember(self, mean: jax.Array, var: jax.Array, n: int) -> None:
         unbiased = var * (n / (n - 1))
-        self.mean[...] = jax.lax.stop_gradient((1 - MOMENTUM) * self.mean[...] + MOMENTUM * mean)
-        self.var[...] = jax.lax.stop_gradient((1 - MOMENTUM) * self.var[...] + MOMENTUM * unbiased)
+        for kept, value in ((self.mean, mean), (self.var, unbiased)):
+            kept[...] = jax.lax.stop_gradient(_between(self.momentum, value, kept[...]))
+
+
+def _between(share: float, batch: jax.Array, running: jax.Array) -> jax.Array:
+    return (1 - share) * running + share * batch
 
 
 def _moments(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     harness.bench.close()
     if options.json:
         options.json.write_text(json.dumps(summary, indent=2))
-    if any(own["violations"] for own in summary.values()):
+    if any(counts["violations"] for counts in summary.values()):
         return 1
     shutil.rmtree(work)
     return 0

@@ -88,27 +88,27 @@ def survive(
 ) -> tuple[bool, list[str]]:
     """Runs a verb under a fault and once more without; whether it raised, and what was wrong."""
     store, before = service.Service(folder), (folder / "ledger.jsonl").read_bytes()
-    error, found = None, []
+    error, problems = None, []
     with fault:
         try:
             act(store, verb)
         except OSError as raised:
             error = raised
         except Exception:
-            found.append(traceback.format_exc())
+            problems.append(traceback.format_exc())
     after = (folder / "ledger.jsonl").read_bytes()
     if error is not None and (not after.startswith(before) or b"\n" in after[len(before) :]):
-        found.append(f"{error!r}, but the ledger has changed")
+        problems.append(f"{error!r}, but the ledger has changed")
     if error is not None and str(folder) not in str(error):
-        found.append(f"{error!r} names no file")
+        problems.append(f"{error!r} names no file")
     try:
         if act(store, verb) is (error is not None):
-            found.append(
+            problems.append(
                 f"after {error!r} the deletion was repeated, or without an error it was not"
             )
     except Exception:
-        found.append(traceback.format_exc())
-    return error is not None, found
+        problems.append(traceback.format_exc())
+    return error is not None, problems
 
 
 @contextlib.contextmanager

@@ -12,7 +12,9 @@ from jaxunlearn.exact import deletion, orders, plan, service
 from jaxunlearn.nn.images import vit
 
 CONFIG = vit.Config((4, 4, 1), 2, width=8, n_layers=2, n_heads=2, mlp_width=16, n_classes=2)
-RECIPE = plan.Recipe(rank=2, alpha=2.0, learning_rate=1e-2, epochs=1, batch_size=4, dropout=0.0)
+RECIPE = plan.StageRecipe(
+    rank=2, alpha=2.0, learning_rate=1e-2, epochs=1, batch_size=4, dropout=0.0
+)
 PLAN = plan.make(2, orders.cyclic(2, 2), 16, recipe=RECIPE, lane_width=2)
 ORDERS = ((0, 1), (1, 0))  # of both shards, as `Facts` knows them
 IDS = [f"image-{i}" for i in range(32)]
@@ -61,9 +63,9 @@ class Facts:
             before = self._take(number, entry, before)
 
     def _take(self, number: int, entry: dict[str, Any], before: str) -> str:
-        own = entry.pop("checksum")
+        checksum = entry.pop("checksum")
         text = json.dumps(entry, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        good = hashlib.sha256(text.encode()).hexdigest() == own
+        good = hashlib.sha256(text.encode()).hexdigest() == checksum
         if not good or (entry["number"], entry["before"]) != (number, before):
             raise ValueError(f"the chain breaks at entry {number}")
         for name in entry["data"]["ids"] if entry["what"] == "delete" else ():
@@ -74,7 +76,7 @@ class Facts:
             key = run["shard"], run["order"]
             file = self.folder / "orders" / f"{4 * run['generation'] + 2 * key[0] + key[1]:05d}.npz"
             self.runs[key] = file, entry["data"]["seen"], run["sha256"]
-        return own
+        return checksum
 
     def gone(self, seen: int) -> tuple[str, ...]:
         """What had been deleted up to an entry."""
@@ -125,17 +127,17 @@ def stages(store: service.Service) -> tuple[tuple[int, int], ...]:
 def inspect(folder: Path, acked: dict[str, int], reference) -> list[str]:
     """What is wrong with a store, opened anew."""
     facts, store = Facts(folder), service.Service(folder)
-    found = list(facts.problems(reference))
+    problems = list(facts.problems(reference))
     lost = sorted(set(acked) - set(store.deleted))
     if lost:
-        found.append(f"acknowledged and not deleted: {lost}")
+        problems.append(f"acknowledged and not deleted: {lost}")
     if store.deleted != facts.deleted:
-        found.append(f"the store has {store.deleted} deleted, the ledger {facts.deleted}")
+        problems.append(f"the store has {store.deleted} deleted, the ledger {facts.deleted}")
     if store.surviving().tolist() != facts.left():
-        found.append(f"stages left are {store.surviving().tolist()}, not {facts.left()}")
+        problems.append(f"stages left are {store.surviving().tolist()}, not {facts.left()}")
     for at, seen in stages(store):
         bad = [name for name in acked if place(name) == at and facts.deleted.get(name, seen) > seen]
         if bad:
-            found.append(f"slice {at} is served, of which {bad} were deleted")
+            problems.append(f"slice {at} is served, of which {bad} were deleted")
     store.verify()
-    return found
+    return problems

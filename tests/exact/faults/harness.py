@@ -46,34 +46,34 @@ class Harness:
         self.violations, start = [], time.monotonic()
         rng = np.random.default_rng([self.seed, VERBS.index(verb)])
         if verb == "disk":
-            for own in ("delete", "train", "repair"):
-                self._disk(own, steps)
+            for other in ("delete", "train", "repair"):
+                self._disk(other, steps)
         elif verb == "race":
             for _ in range(trials):
                 self._race(rng)
         else:
             self._kill(verb, rng, trials, steps)
         seconds = round(time.monotonic() - start, 1)
-        found = {"seed": self.seed, "seconds": seconds, "violations": self.violations}
-        return found | dict(sorted(self.count.items()))
+        summary = {"seed": self.seed, "seconds": seconds, "violations": self.violations}
+        return summary | dict(sorted(self.count.items()))
 
     @contextlib.contextmanager
     def trial(self, verb: str, what: str) -> Iterator[tuple[Path, list[str]]]:
         """A copy of a store and a list for what is wrong; the copy is kept if anything is."""
-        folder, found = copied(self.work, verb), []
+        folder, problems = copied(self.work, verb), []
         try:
-            yield folder, found
+            yield folder, problems
         except Exception:
-            found.append(traceback.format_exc())
+            problems.append(traceback.format_exc())
         self.count["trials"] += 1
-        self.close(what, folder, found)
+        self.close(what, folder, problems)
         if self.count["trials"] % 20 == 0:
             print(f"{what}: {self.count['trials']} trials", file=sys.stderr, flush=True)
 
-    def close(self, what: str, folder: Path, found: list[str]) -> None:
-        self.violations += [f"{what}, {folder}: {text}" for text in found]
-        if found:
-            print(what, *found, sep="\n", file=sys.stderr, flush=True)
+    def close(self, what: str, folder: Path, problems: list[str]) -> None:
+        self.violations += [f"{what}, {folder}: {text}" for text in problems]
+        if problems:
+            print(what, *problems, sep="\n", file=sys.stderr, flush=True)
         else:
             shutil.rmtree(folder)
 
@@ -84,9 +84,9 @@ class Harness:
         if verb != "delete" and self.real:
             options.append(True)
         said = {real: self.unkilled(verb, rng, real) for real in options}
-        names = next(own[2] for own in said[options[0]] if own[1] == "steps")
+        names = next(message[2] for message in said[options[0]] if message[1] == "steps")
         marks = {
-            real: np.array([own[0] for own in words if own[1] != "steps"]) / 1e9
+            real: np.array([message[0] for message in words if message[1] != "steps"]) / 1e9
             for real, words in said.items()
         }
         while self.count["kills inside"] < trials and self.count["trials"] < 2 * trials + 20:
@@ -144,7 +144,10 @@ class Harness:
         self.note_kill(child.end())
 
     def note_kill(self, said: list[list[Any]]) -> None:
-        words = [" ".join(map(str, own[1:2] if own[1] == "ack" else own[1:3])) for own in said]
+        words = [
+            " ".join(map(str, message[1:2] if message[1] == "ack" else message[1:3]))
+            for message in said
+        ]
         words = [word for word in words if not word.startswith("steps")]
         where = "before" if not words else "after" if words[-1] == "end" else "inside"
         self.count[f"kills {where}"] += 1
@@ -162,7 +165,7 @@ class Harness:
     def _delete(self, verb: str, rng, real: bool | None, kill: Kill, case: Case | None = None):
         number = self.count["trials"]
         with (
-            self.trial(verb, f"{verb} {case or ''}") as (folder, found),
+            self.trial(verb, f"{verb} {case or ''}") as (folder, problems),
             contextlib.ExitStack() as stack,
         ):
             reader = stack.enter_context(Reader(folder)) if number % 3 == 0 else None
@@ -174,23 +177,23 @@ class Harness:
             kill(child)
             self.check_said(child.said)
             acked = (acks(other.finish()) if other else {}) | acks(child.said)
-            facts = self.inspect(folder, acked, found)
+            facts = self.inspect(folder, acked, problems)
             if not other and any(
                 0 < len(set(ids) & set(facts.deleted)) < len(ids) for ids in requests
             ):
-                found.append("a request was done by halves")
+                problems.append("a request was done by halves")
             self.count["deletions acknowledged"] += len(acked)
             self.count["deletions on disk before they were acknowledged"] += len(
                 set(facts.deleted) - set(acked)
             )
-            self.look(reader, acked, folder, found)
-            self.go_on(folder, found)
+            self.look(reader, acked, folder, problems)
+            self.go_on(folder, problems)
 
     def _train(self, verb: str, rng, real: bool, kill: Kill, case: Case | None = None) -> None:
         number = self.count["trials"]
         acked = dict.fromkeys(HURT if verb == "repair" else (), 0)
         with (
-            self.trial(verb, f"{verb} {case or ''}") as (folder, found),
+            self.trial(verb, f"{verb} {case or ''}") as (folder, problems),
             contextlib.ExitStack() as stack,
         ):
             reader = stack.enter_context(Reader(folder)) if number % 3 == 0 else None
@@ -200,30 +203,30 @@ class Harness:
                 child = Child(train, folder, verb, self.work, real, case)
                 kill(child, meanwhile)
                 self.check_said(child.said)
-                self.inspect(folder, acked, found)
+                self.inspect(folder, acked, problems)
                 self.count["kills of runs that computed"] += bool(real)
                 meanwhile = None
                 if child.said and child.said[-1][1] == "end":
                     break
-            self.complete(verb, rng, folder, acked, found)
-            self.look(reader, acked, folder, found)
-            self.go_on(folder, found)
+            self.complete(verb, rng, folder, acked, problems)
+            self.look(reader, acked, folder, problems)
+            self.go_on(folder, problems)
 
     def _between(self, verb: str, name: str) -> None:
         """Nothing is killed; the deletion counts against what the run has trained."""
-        with self.trial(verb, f"{verb}, {name} is deleted meanwhile") as (folder, found):
+        with self.trial(verb, f"{verb}, {name} is deleted meanwhile") as (folder, problems):
             said = Child(train_between, folder, verb, self.work, name).finish()
             acked = dict.fromkeys(HURT if verb == "repair" else (), 0) | acks(said)
-            self.inspect(folder, acked, found)
+            self.inspect(folder, acked, problems)
             self.count["deletions during a run"] += 1
-            self.go_on(folder, found)
+            self.go_on(folder, problems)
 
     def late(self, folder: Path, name: str, acked: dict[str, int]) -> None:
         service.Service(folder).delete([name])
         acked[name] = time.monotonic_ns()
         self.count["deletions acknowledged"] += 1
 
-    def complete(self, verb: str, rng, folder: Path, acked: dict[str, int], found: list[str]):
+    def complete(self, verb: str, rng, folder: Path, acked: dict[str, int], problems: list[str]):
         """Runs the verb again, to its end; a deletion comes in every second trial."""
         facts = Facts(folder)
         lanes = len(list(folder.glob("work/*/*/[0-9]*.npz")))
@@ -237,13 +240,15 @@ class Harness:
 
         taken = self.bench.ask("finish", str(folder), verb, meanwhile=meanwhile)
         if not begun_anew and not name and min(map(min, facts.left())) < 2 and taken != 2 * lanes:
-            found.append(f"{lanes} lanes were on disk, but only {taken} prefixes were taken over")
+            problems.append(
+                f"{lanes} lanes were on disk, but only {taken} prefixes were taken over"
+            )
         if min(map(min, Facts(folder).left())) < 2 and not name:
-            found.append(f"stages left are {Facts(folder).left()} after a complete run")
-        self.inspect(folder, acked, found)
+            problems.append(f"stages left are {Facts(folder).left()} after a complete run")
+        self.inspect(folder, acked, problems)
         self.count["prefixes taken over"] += taken
         if list(folder.rglob(".*")) or (folder / "work").exists():
-            found.append("what killed runs left is still there after a complete run")
+            problems.append("what killed runs left is still there after a complete run")
 
     # Looking
 
@@ -252,31 +257,31 @@ class Harness:
         if said and said[-1][1] == "failed":
             raise RuntimeError(said[-1][2])
 
-    def inspect(self, folder: Path, acked: dict[str, int], found: list[str]) -> Facts:
+    def inspect(self, folder: Path, acked: dict[str, int], problems: list[str]) -> Facts:
         facts = Facts(folder)
         self.count["torn lines"] += facts.torn
-        found += inspect(folder, acked, self.reference)
+        problems += inspect(folder, acked, self.reference)
         return facts
 
-    def look(self, reader: Reader | None, acked: dict[str, int], folder: Path, found: list[str]):
+    def look(self, reader: Reader | None, acked: dict[str, int], folder: Path, problems: list[str]):
         if reader is not None:
             looks, wrong = reader.problems(acked, Facts(folder).deleted)
             self.count["looks of readers"] += looks
-            found += wrong
+            problems += wrong
 
-    def go_on(self, folder: Path, found: list[str]) -> None:
+    def go_on(self, folder: Path, problems: list[str]) -> None:
         """The store still deletes."""
         store = service.Service(folder)
         name = next(name for name in IDS if name not in store.deleted)
         if [store.delete([name])[0].repeated for _ in range(2)] != [False, True]:
-            found.append(f"deleting {name} twice was not said to be new, then repeated")
-        found += inspect(folder, {name: 0}, self.reference)
+            problems.append(f"deleting {name} twice was not said to be new, then repeated")
+        problems += inspect(folder, {name: 0}, self.reference)
 
     # Others
 
     def _race(self, rng: np.random.Generator) -> None:
         ids = rng.choice(IDS, 12, replace=False)
-        with self.trial("delete", "race") as (folder, found), Reader(folder) as reader:
+        with self.trial("delete", "race") as (folder, problems), Reader(folder) as reader:
             source, gate = os.pipe()
             children = [Child(compete, folder, requests_of(rng, ids), source) for _ in range(3)]
             for child in children:
@@ -285,29 +290,31 @@ class Harness:
             said = [child.finish() for child in children]
             os.close(source)
             os.close(gate)
-            own = [pair for words in said for word in words if word[1] == "ack" for pair in word[2]]
-            new = sorted(name for name, repeated in own if not repeated)
-            if new != sorted(ids) or len(own) != 3 * len(ids):
-                found.append(f"new were {new}, of {sorted(ids)}")
+            pairs = [
+                pair for words in said for word in words if word[1] == "ack" for pair in word[2]
+            ]
+            new = sorted(name for name, repeated in pairs if not repeated)
+            if new != sorted(ids) or len(pairs) != 3 * len(ids):
+                problems.append(f"new were {new}, of {sorted(ids)}")
             acked = collections.ChainMap(*map(acks, said))
-            self.count["deletions acknowledged"] += len(own)
-            self.count["entries"] += len(self.inspect(folder, dict(acked), found).lines) - 2
-            self.look(reader, dict(acked), folder, found)
-            self.go_on(folder, found)
+            self.count["deletions acknowledged"] += len(pairs)
+            self.count["entries"] += len(self.inspect(folder, dict(acked), problems).lines) - 2
+            self.look(reader, dict(acked), folder, problems)
+            self.go_on(folder, problems)
 
     def _disk(self, verb: str, limit: int) -> None:
         acked = {"delete": {IDS[5]: 0}, "train": {}, "repair": dict.fromkeys(HURT, 0)}[verb]
         said = Child(suffer, self.work, verb, limit, self.seed).finish()
-        for _, _, what, folder, raised, found in said[:-1]:
+        for _, _, what, folder, raised, problems in said[:-1]:
             self.count["trials"] += 1
             self.count[f"{verb}: {'raised' if raised else 'had no effect'}"] += 1
             self.count["on a small file system"] += "small" in what
             try:
-                self.inspect(Path(folder), acked, found)
-                self.go_on(Path(folder), found)
+                self.inspect(Path(folder), acked, problems)
+                self.go_on(Path(folder), problems)
             except Exception:
-                found.append(traceback.format_exc())
-            self.close(f"{verb}, {what}", Path(folder), found)
+                problems.append(traceback.format_exc())
+            self.close(f"{verb}, {what}", Path(folder), problems)
 
 
 def requests_of(rng: np.random.Generator, ids: Any = IDS) -> list[list[str]]:

@@ -66,9 +66,9 @@ class Steps:
         real = getattr(module, name)
 
         def call(first: Any, *rest: Any, **options: Any) -> Any:
-            own = functools.partial(real, first, *rest, **options)
+            action = functools.partial(real, first, *rest, **options)
             path = None if name in ("fsync", "flock") else str(first)
-            return self.do(name, own, path=path) if self._is_mine(first, options) else own()
+            return self.do(name, action, path=path) if self._is_mine(first, options) else action()
 
         return call
 
@@ -81,11 +81,11 @@ class Steps:
 
     def _open(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
-            own = functools.partial(real, path, mode, *rest, **options)
+            action = functools.partial(real, path, mode, *rest, **options)
             if not set(mode) & set("wa+") or not self._is_mine(path, {}):
-                return own()
+                return action()
             return Watched(
-                self.do("open", own, path=str(path)), self, path, options.get("buffering") == 0
+                self.do("open", action, path=str(path)), self, path, options.get("buffering") == 0
             )
 
         return call
@@ -107,10 +107,10 @@ class Watched:
         self.close()
 
     def write(self, data: Any) -> int:
-        own = functools.partial(self._file.write, data)
+        action = functools.partial(self._file.write, data)
         if not self._raw:
-            return own()
-        return self._steps.do("write", own, lambda: self._file.write(data[: len(data) // 2]))
+            return action()
+        return self._steps.do("write", action, lambda: self._file.write(data[: len(data) // 2]))
 
     def truncate(self, size: int) -> int:
         return self._steps.do("truncate", functools.partial(self._file.truncate, size))

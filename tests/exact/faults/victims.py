@@ -63,7 +63,7 @@ def train_between(tell: Tell, folder: Path, verb: str, work: Path, name: str) ->
 
 def acks(said: list[list[Any]]) -> dict[str, int]:
     """When which id was acknowledged."""
-    return {name: own[0] for own in said if own[1] == "ack" for name, _ in own[2]}
+    return {name: message[0] for message in said if message[1] == "ack" for name, _ in message[2]}
 
 
 # What is not

@@ -11,16 +11,17 @@ import pytest
 
 from jaxunlearn.core import adapters, tree
 from jaxunlearn.nn.files import safetensors
-from jaxunlearn.nn.language import decoder, weights
+from jaxunlearn.nn.language import weights
 from tests.network_files import (
     LLAMA,
+    TARGETS,
     assert_same,
     random_params,
     rewrite,
 )
 
 
-def adapted(config, *, rank=4, alpha=8.0, targets=decoder.LORA_TARGETS, seed=0, **options):
+def adapted(config, *, rank=4, alpha=8.0, targets=TARGETS, seed=0, **options):
     params = random_params(config)
     params = adapters.attach(params, targets, rank, alpha, jax.random.key(seed), **options)
     rng = np.random.default_rng(seed)
@@ -62,7 +63,7 @@ def test_adapter_of_the_output_layer_and_in_bfloat16(tmp_path):
 
 def test_outermost_adapter_goes_on_top(tmp_path):
     below = adapted(LLAMA)
-    both = adapters.attach(below, decoder.LORA_TARGETS, 2, 2.0, jax.random.key(1))
+    both = adapters.attach(below, TARGETS, 2, 2.0, jax.random.key(1))
     weights.save_adapter(tmp_path, both)
     assert_same(weights.load_adapter(tmp_path, below), both)
 
@@ -72,17 +73,19 @@ def test_adapters_that_do_not_fit(tmp_path):
     params = random_params(LLAMA)
     file, settings = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
     deeper = dataclasses.replace(LLAMA, n_layers=4)
-    with pytest.raises(ValueError, match="layers.3.*for 'layers/.*/kernel' is missing"):
+    with pytest.raises(ValueError, match="layers.3.*for 'layers/.*/kernel/A' is missing"):
         weights.load_adapter(tmp_path, random_params(deeper))
     shallower = dataclasses.replace(LLAMA, n_layers=2)
     with pytest.raises(ValueError, match="tensor .*layers.2.* has no place in this network"):
         weights.load_adapter(tmp_path, random_params(shallower))
     wider = dataclasses.replace(LLAMA, mlp_width=96)
-    with pytest.raises(ValueError, match=r"has shape \[4, 64\]; rank 4 and 'layers/down/kernel'"):
+    with pytest.raises(
+        ValueError, match=r"has shape \[4, 64\]; .* for 'layers/down/kernel/A'; r is 4"
+    ):
         weights.load_adapter(tmp_path, random_params(wider))
     config = json.loads(settings.read_text())
     for change, message in [
-        ({"r": 8}, r"has shape \[4, 64\]; rank 8 and 'layers/down/kernel' need \[8, 64\]"),
+        ({"r": 8}, r"has shape \[4, 64\]; \[8, 64\] is .*'layers/down/kernel/A'; r is 8 in adap"),
         ({"r": None}, "r is None"),
         ({"use_dora": True}, "use_dora is True"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from jaxunlearn.core import mesh, tree
-from jaxunlearn.nn.files import gguf as _gguf
-from jaxunlearn.nn.language import decoder
-from jaxunlearn.nn.language.block import rope_frequencies
+from jaxunlearn.nn.language import decoder, gguf_config
+from jaxunlearn.nn.layers.frequencies import rope_frequencies
 from tests.network_files import (
     BIASED,
     LLAMA,
@@ -54,6 +53,8 @@ def test_gguf(tmp_path, config):
     assert read.config == decoder.read_config(file) == config
     assert read.tokenizer is None and read.chat_template is None
     assert_same(read.params, params)
+    with pytest.raises(ValueError, match="variant is 'fp16'; a .gguf file has none"):
+        decoder.from_pretrained(file, variant="fp16")
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"])
@@ -74,7 +75,7 @@ def test_quantised_gguf(tmp_path, family, kind):
 def test_block_of_a_quantised_tensor(tmp_path):
     params = random_params(LLAMA)
     file = write_gguf(tmp_path / "it.gguf", LLAMA, params, KINDS.Q8_0)
-    _, packed, _ = _gguf.read(file)
+    _, packed, _ = gguf_config.read(file)
     rows = rounded(params, KINDS.Q8_0)["layers"]["k"]["kernel"][1].T
     for index in [(slice(3, 9), slice(4, 20)), (slice(None), slice(8)), (slice(14, 16),)]:
         np.testing.assert_array_equal(packed["blk.1.attn_k.weight"][index], rows[index])
@@ -123,7 +124,7 @@ def test_gguf_files_that_do_not_fit(tmp_path):
     params, file = random_params(LLAMA), tmp_path / "it.gguf"
     q1, q = "blk.1.attn_q.weight", np.ones((32, 32), np.float32)
     for change, message in [
-        (lambda t: t.pop(q1), f"it.gguf: tensor '{q1}' is missing"),
+        (lambda t: t.pop(q1), f"it.gguf: tensor '{q1}' for 'layers/q/kernel' is missing"),
         (lambda t: t.pop("token_embd.weight"), "it.gguf: tensor 'token_embd.weight' is missing"),
         (lambda t: t.update({q1: q[:16]}), rf"it.gguf: tensor '{q1}' has shape \[16, 32\]"),
         (

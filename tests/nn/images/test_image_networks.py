@@ -118,7 +118,7 @@ def test_blocks_keep_every_pixel():
 
 
 def test_small_cnn_names_the_least_budget():
-    with pytest.raises(ValueError, match="budget is 1000 .* takes 29456"):
+    with pytest.raises(ValueError, match="multiply_adds is 1000; .* takes 29456"):
         nn.small_cnn(CIFAR, 1000)
     with pytest.raises(ValueError, match="at least 2"):
         nn.small_cnn((1, 8, 3), 10**6)

@@ -11,8 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxunlearn.core import adapters, mesh, tree
 from jaxunlearn.nn.language import decoder, likelihood
-from jaxunlearn.nn.language.block import rope_frequencies, rotation
 from jaxunlearn.nn.language.generation import generate
+from jaxunlearn.nn.layers.frequencies import rope_frequencies
+from jaxunlearn.nn.layers.rotary import rotation
+from tests.network_files import TARGETS
 
 CONFIG = decoder.Config(
     "qwen3", 61, 32, 48, 3, 4, 2, 16, 128, tied=False, qkv_bias=False, qk_norm=True, eos=(60,)
@@ -201,7 +203,7 @@ def test_a_config_that_is_not_computed_is_refused(change, message):
 
 
 def test_shardings_split_heads_and_widths_and_leave_what_does_not_divide(params):
-    adapted = adapters.attach(params, decoder.LORA_TARGETS, 2, 4.0, KEY)
+    adapted = adapters.attach(params, TARGETS, 2, 4.0, KEY)
     devices = mesh.make({"data": 1, "model": 1})
     found = {name: s.spec for name, s in tree.named(decoder.shardings(adapted, devices)).items()}
     assert found["embed/table"] == P("model", "data")
@@ -294,10 +296,9 @@ def test_a_second_call_compiles_nothing(params, tokens):
 
 
 def test_angles_of_far_positions_are_exact_in_a_compiled_program():
-    config = dataclasses.replace(CONFIG, head_dim=64, rope_theta=5e5)
     positions = jnp.array([[1, 4097, 32768, 131071]])
     frequencies = rope_frequencies(64, 5e5, None)
     angles = np.asarray(positions, np.float32)[..., None] * frequencies
-    cos, sin = jax.jit(lambda at: rotation(at, config))(positions)
+    cos, sin = jax.jit(lambda at: rotation(at, frequencies))(positions)
     np.testing.assert_allclose(cos, np.cos(angles.astype(np.float64)), atol=1e-6)
     np.testing.assert_allclose(sin, np.sin(angles.astype(np.float64)), atol=1e-6)

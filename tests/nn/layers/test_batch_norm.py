@@ -5,16 +5,19 @@ import pytest
 from flax import nnx
 
 from jaxunlearn import nn
+from jaxunlearn.core.model import RUNNING, Statistics
+
+X = np.random.default_rng(0).normal(3.0, 2.0, (4, 3, 2, 5)).astype(np.float32)
+MEAN, VAR = X.mean((0, 1, 2)), X.var((0, 1, 2))
 
 
 def test_training_normalises_and_remembers_the_unbiased_variance():
-    x = np.random.default_rng(0).normal(3.0, 2.0, (4, 3, 2, 5)).astype(np.float32)
     layer = nn.BatchNorm(5, rngs=nnx.Rngs(0))
-    y = np.asarray(layer(jnp.asarray(x), train=True))
+    y = np.asarray(layer(jnp.asarray(X), train=True))
     np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(y.var((0, 1, 2)), 1, atol=1e-4)
-    np.testing.assert_allclose(layer.mean[...], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
-    expected = 0.9 + 0.1 * x.var((0, 1, 2), ddof=1)
+    np.testing.assert_allclose(layer.mean[...], 0.1 * MEAN, rtol=1e-5)
+    expected = 0.9 + 0.1 * X.var((0, 1, 2), ddof=1)
     np.testing.assert_allclose(layer.var[...], expected, rtol=1e-5)
 
 
@@ -25,6 +28,37 @@ def test_evaluation_uses_the_running_statistics_and_keeps_them():
     np.testing.assert_allclose(layer(jnp.array([[3.0, 5.0]])), [[2.5, 2.0]], rtol=1e-5)
     np.testing.assert_array_equal(layer.mean[...], [1.0, 2.0])
     np.testing.assert_array_equal(layer.var[...], [4.0, 9.0])
+
+
+@pytest.mark.parametrize("source", ["batch", 0.0, 0.3, 1.0])
+@pytest.mark.parametrize("update", [False, True])
+def test_mixtures_and_updates_follow_the_formula(source, update):
+    layer = nn.BatchNorm(5, momentum=0.25)
+    running = np.linspace(1, 2, 5, dtype=np.float32), np.linspace(3, 5, 5, dtype=np.float32)
+    layer.mean[...], layer.var[...] = map(jnp.asarray, running)
+    y = layer(jnp.asarray(X), statistics=Statistics(source, update))
+    alpha = 1.0 if source == "batch" else source
+    mean, var = (alpha * b + (1 - alpha) * r for b, r in zip((MEAN, VAR), running, strict=True))
+    np.testing.assert_allclose(y, (X - mean) / np.sqrt(var + 1e-5), rtol=1e-4, atol=1e-5)
+    new = running
+    if update:
+        new = 0.75 * running[0] + 0.25 * MEAN, 0.75 * running[1] + 0.25 * VAR * 24 / 23
+    np.testing.assert_allclose(layer.mean[...], new[0], rtol=1e-5)
+    np.testing.assert_allclose(layer.var[...], new[1], rtol=1e-5)
+
+
+def test_train_stands_for_statistics():
+    x = jnp.asarray(X)
+    for train, statistics in ((True, Statistics("batch", update=True)), (False, RUNNING)):
+        one, other = nn.BatchNorm(5), nn.BatchNorm(5)
+        np.testing.assert_array_equal(one(x, train), other(x, statistics=statistics))
+        np.testing.assert_array_equal(one.var[...], other.var[...])
+
+
+@pytest.mark.parametrize("momentum", [0.0, -0.1, 1.1, float("nan")])
+def test_a_momentum_out_of_range(momentum):
+    with pytest.raises(ValueError, match=f"momentum is {momentum}; above 0 and at most 1"):
+        nn.BatchNorm(3, momentum=momentum)
 
 
 def test_names_are_those_of_flax():
@@ -41,14 +75,15 @@ def test_a_small_variance_beside_a_large_mean_keeps_its_digits():
 
 
 def test_the_gradient_ignores_shifts():
-    x = jax.random.normal(jax.random.key(0), (6, 2, 2, 3))
-
     def loss(x):
-        return jnp.sum(jnp.sin(nn.BatchNorm(3)(x, train=True)))
+        return jnp.sum(jnp.sin(nn.BatchNorm(5)(x, train=True)))
 
-    np.testing.assert_allclose(jax.jit(jax.grad(loss))(x).sum((0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(jax.jit(jax.grad(loss))(X)).sum((0, 1, 2)), 0, atol=1e-4)
 
 
 def test_one_value_per_channel_has_no_variance():
-    with pytest.raises(ValueError, match="1 value per channel"):
-        nn.BatchNorm(3)(jnp.ones((1, 3)), train=True)
+    for how in ({"train": True}, {"statistics": Statistics("batch")}):
+        with pytest.raises(ValueError, match="1 value per channel"):
+            nn.BatchNorm(3)(jnp.ones((1, 3)), **how)
+    y = nn.BatchNorm(3)(jnp.ones((1, 3)), statistics=Statistics(0.5))  # 0.5 of the running ones
+    np.testing.assert_allclose(y, 0.5 / np.sqrt(0.5 + 1e-5) * np.ones((1, 3)), rtol=1e-5)

@@ -23,22 +23,22 @@ def npz(path: Path) -> tuple[Arrays, int]:
     Raises:
         ValueError: it is no such file; says what is wrong.
     """
-    found = _npz_arrays(path)
-    if {"x_train", "y_train", "x_val", "y_val"} <= set(found):
+    stored = _npz_arrays(path)
+    if {"x_train", "y_train", "x_val", "y_val"} <= set(stored):
         splits = {"train": ("x_train", "y_train"), "val": ("x_val", "y_val")}
-    elif {"x", "y"} <= set(found):
+    elif {"x", "y"} <= set(stored):
         splits = {"all": ("x", "y")}
     else:
         raise ValueError(
-            f"{path} holds {sorted(found)}; x_train, y_train, x_val and y_val, or x and y, are "
+            f"{path} holds {sorted(stored)}; x_train, y_train, x_val and y_val, or x and y, are "
             "needed"
         )
     arrays: Arrays = {}
     for split, (x, y) in splits.items():
-        arrays[f"x_{split}"] = _images(f"{x} of {path}", found[x])
-        arrays[f"y_{split}"] = _labels(f"{y} of {path}", found[y])
-        if len(found[x]) != len(found[y]):
-            raise ValueError(f"{path} has {len(found[x])} {x} but {len(found[y])} {y}")
+        arrays[f"x_{split}"] = _images(f"{x} of {path}", stored[x])
+        arrays[f"y_{split}"] = _labels(f"{y} of {path}", stored[y])
+        if len(stored[x]) != len(stored[y]):
+            raise ValueError(f"{path} has {len(stored[x])} {x} but {len(stored[y])} {y}")
     kinds = {f"{x.dtype}{list(x.shape[1:])}" for k, x in arrays.items() if k.startswith("x_")}
     if len(kinds) > 1:
         raise ValueError(f"{path} has x_train and x_val of {sorted(kinds)}; they must be alike")
@@ -156,7 +156,7 @@ def images(
         ValueError: a file that is not there, is no image, or has another size or number of
             channels; it is named.
     """
-    found = []
+    decoded = []
     for file in map(Path, files):
         if not file.is_file():
             raise ValueError(f"{file} is no file")
@@ -167,8 +167,8 @@ def images(
                 f"{file} is {described(image.shape)}; the network reads {described(shape)} "  # pyright: ignore[reportArgumentType]
                 + "(`resize` scales images)" * (image.shape[2] == shape[2])
             )
-        found.append(image)
-    return np.stack(found)
+        decoded.append(image)
+    return np.stack(decoded)
 
 
 def _children(path: Path) -> list[Path]:

@@ -1,0 +1,177 @@
+"""Tables: where the leaves of a network lie in files, and in which layout.
+
+A network brings one `Table`, and nothing else, to be read and written (`reader`, `writer`).
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Form(NamedTuple):
+    """The layout of a leaf in a file: the leaf is reshaped to `view`, then its axes are permuted.
+
+    Attributes:
+        axes: axes of the view in the file's order; None for our order.
+        view: a shape with at most one -1, or None for the leaf's.
+    """
+
+    axes: tuple[int, ...] | None = None
+    view: tuple[int, ...] | None = None
+
+    def to_file(self, leaf: Any) -> Any:
+        """The tensor that stands for a leaf."""
+        leaf = leaf if self.view is None else leaf.reshape(self.view)
+        return leaf if self.axes is None else leaf.transpose(self.axes)
+
+    def from_file(self, tensor: np.ndarray) -> np.ndarray:
+        """The inverse of `to_file`, before the view is reshaped to the leaf."""
+        return tensor if self.axes is None else tensor.transpose(np.argsort(self.axes))
+
+    def shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the tensor that stands for a leaf of this shape.
+
+        >>> patches(4, 3).shape((48, 10))
+        (10, 3, 4, 4)
+        """
+        if self.view is not None:
+            rest = math.prod(leaf) // abs(math.prod(self.view))
+            view = tuple(rest if size == -1 else size for size in self.view)
+            if math.prod(view) != math.prod(leaf):
+                raise ValueError(f"a leaf of shape {list(leaf)} has no view {list(self.view)}")
+            leaf = view
+        return leaf if self.axes is None else tuple(leaf[axis] for axis in self.axes)
+
+
+AS_IS = Form()
+LINEAR = Form(axes=(1, 0))  # [in, out] here, [out, in] in files
+CONVOLUTION = Form(axes=(3, 2, 0, 1))  # HWIO here, OIHW in files
+
+
+def patches(side: int, channels: int) -> Form:
+    """A kernel [P P C, D] that multiplies patches, a convolution [D, C, P, P] in files."""
+    return Form(CONVOLUTION.axes, (side, side, channels, -1))
+
+
+class Row(NamedTuple):
+    r"""What one leaf, or several by a pattern, is called in files.
+
+    Attributes:
+        leaf: regular expression for the whole name of a leaf.
+        tensor: name of its tensor, where `\1` stands for a group of the expression and `{}` for the
+            layer, if the leaf is stacked over layers.
+        form: layout of one layer's tensor.
+    """
+
+    leaf: str
+    tensor: str
+    form: Form = AS_IS
+
+
+def layer_rows(leaf: str, tensor: str, form: Form = LINEAR) -> tuple[Row, ...]:
+    """Rows of a layer's kernel (in a form), bias, scale and table under PyTorch's names."""
+    return (
+        Row(f"{leaf}/kernel", f"{tensor}.weight", form),
+        Row(f"{leaf}/bias", f"{tensor}.bias"),
+        Row(f"{leaf}/(?:scale|table)", f"{tensor}.weight"),
+    )
+
+
+class Piece(NamedTuple):
+    """A leaf as a part of tensors.
+
+    Attributes:
+        leaf: name of the leaf.
+        form: layout of one layer.
+        shape: shape of one layer, in our layout.
+        rows: part of the tensor's first axis that belongs to it.
+    """
+
+    leaf: str
+    form: Form
+    shape: tuple[int, ...]
+    rows: slice
+
+    def read(self, tensor: Any, index: tuple[slice, ...]) -> np.ndarray:
+        """A block of one layer, cut out of a stored tensor; the slices are explicit."""
+        if self.form.view is not None:  # a block of the leaf is no block of the tensor
+            whole = tensor[self.rows] if self.shape else tensor[()]
+            return self.form.from_file(whole).reshape(self.shape)[index]
+        at = [index[axis] for axis in self.form.axes or range(len(index))]
+        if at:
+            at[0] = slice(at[0].start + self.rows.start, at[0].stop + self.rows.start)
+        return self.form.from_file(tensor[tuple(at)])
+
+
+class Place(NamedTuple):
+    """Tensors of one shape, and the leaves that they hold.
+
+    Attributes:
+        tensors: names, one for each layer, or a single one.
+        shape: shape of each tensor.
+        stacked: whether the leaves have a first axis of layers.
+        pieces: leaves, one after the other along the tensors' first axis.
+    """
+
+    tensors: tuple[str, ...]
+    shape: tuple[int, ...]
+    stacked: bool
+    pieces: tuple[Piece, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Names and layouts of a network's tensors in files.
+
+    Attributes:
+        rows: the first one that matches a leaf is its own. Leaves with the same tensor (a fused
+            query, key and value, say) split its first axis among them, in the order of the rows.
+        ignore: regular expression for names of tensors to leave out, of whatever type; "" for none.
+        prefix: begin of names that files of the bare network leave out.
+    """
+
+    rows: tuple[Row, ...]
+    ignore: str = ""
+    prefix: str = ""
+
+    def tensor(self, leaf: str) -> tuple[int, str, Form]:
+        """Number of the row of a leaf, the name of its tensor with `{}` for the layer, and form."""
+        for number, row in enumerate(self.rows):
+            if match := re.fullmatch(row.leaf, leaf):
+                return number, match.expand(row.tensor), row.form
+        raise ValueError(f"no row of the table is for the leaf {leaf!r}")
+
+    def names(self, leaf: str, n_layers: int) -> list[str]:
+        """Names of the tensors of a leaf: one for each layer, or a single one."""
+        _, tensor, _ = self.tensor(leaf)
+        return [tensor.format(i) for i in range(n_layers if "{}" in tensor else 1)]
+
+    def places(self, leaves: Mapping[str, Any]) -> list[Place]:
+        """Where leaves (of which only shapes are asked) lie, in their order."""
+        shared: dict[str, list[tuple[int, str, Form]]] = {}
+        for leaf in leaves:
+            number, tensor, form = self.tensor(leaf)
+            shared.setdefault(tensor, []).append((number, leaf, form))
+        return [_place(tensor, entries, leaves) for tensor, entries in shared.items()]
+
+
+def _place(tensor: str, entries: list[tuple[int, str, Form]], leaves: Mapping[str, Any]) -> Place:
+    """The place of leaves that share tensors; an entry is number of the row, leaf and form."""
+    is_stacked, start, pieces, sizes = "{}" in tensor, 0, [], set()
+    for _, leaf, form in sorted(entries, key=lambda entry: entry[0]):
+        n_layers, *shape = leaves[leaf].shape if is_stacked else (1, *leaves[leaf].shape)
+        in_file = form.shape(tuple(shape)) or (1,)
+        rows = slice(start, start := start + in_file[0])
+        pieces.append(Piece(leaf, form, tuple(shape), rows))
+        sizes.add((n_layers, in_file[1:]))
+    if len(sizes) > 1 or (len(pieces) > 1 and not all(piece.shape for piece in pieces)):
+        names = ", ".join(repr(piece.leaf) for piece in pieces)
+        raise ValueError(f"{names} are one tensor {tensor!r} in the table, but do not fit together")
+    ((n_layers, rest),) = sizes
+    names = tuple(tensor.format(layer) for layer in range(n_layers))
+    is_scalar = not form.shape(pieces[0].shape)
+    return Place(names, () if is_scalar else (start, *rest), is_stacked, tuple(pieces))
