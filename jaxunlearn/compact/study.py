@@ -16,21 +16,13 @@ from jaxunlearn.compact import phases as training
 from jaxunlearn.compact.architecture import Architecture
 from jaxunlearn.compact.recipe import Recipe
 from jaxunlearn.compact.slim import SlimRecipe
-<<<<<<< HEAD
-from jaxunlearn.core import members, records, tree
-=======
-from jaxunlearn.core import cohort, records, study, tree
->>>>>>> main
+from jaxunlearn.core import members, records, study, tree
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.keys import Key
-<<<<<<< HEAD
 from jaxunlearn.core.resume import ResumePoint
-from jaxunlearn.core.run_folder import Clock, RunFolder, run_record
-=======
 from jaxunlearn.core.run_folder import Progress, RunFolder, run_record, ticking
 from jaxunlearn.core.study import Where
->>>>>>> main
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import Dataset
 
@@ -174,13 +166,8 @@ def execute(job: Job, progress: Progress = study.quiet) -> dict[str, Any]:
     data = job.dataset
     n_val = min(10_000, len(data.x_train) // 5)
     images = fitting.Images(jnp.asarray(data.x_train), jnp.asarray(data.y_train), n_val)
-<<<<<<< HEAD
-    keys = jax.vmap(jax.random.key)(job.settings.seed + jnp.arange(job.settings.models))
-    where = fitting.Placement(job.mesh, lambda phase: _point(job, phase), _ticking(job, progress))
-=======
     keys = jax.vmap(jax.random.key)(job.settings.seed + jnp.arange(job.settings.n_models))
-    where = fitting.Where(job.mesh, lambda phase: _store(job, phase), _ticking(job, progress))
->>>>>>> main
+    where = fitting.Placement(job.mesh, lambda phase: _point(job, phase), _ticking(job, progress))
     train = _train_dual if job.settings.network == "dual" else _train_slim
     finals, val, report = train(job, images, keys, where)
     progress("evaluation", 0, 1)

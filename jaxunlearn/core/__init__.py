@@ -80,11 +80,8 @@ __getattr__, __dir__ = exports(
         "pixels",
         "products",
         "records",
-<<<<<<< HEAD
         "resume",
-=======
         "run_folder",
->>>>>>> main
         "sources",
         "stages",
         "step",

@@ -180,14 +180,7 @@ class Service(Predictor):
         self.weights.sweep((a, b, generation.number) for (a, b), generation in current)
         return todo
 
-<<<<<<< HEAD
-    def _sweep(self) -> None:
-        self.files.sweep((a, b, own.generation) for (a, b), own in self.state.trained.items())
-
     def _known(self, left: np.ndarray) -> dict[Prefix, prefixes.Weights]:
-=======
-    def _known(self, left: np.ndarray) -> dict[Prefix, prefixes.Stage]:
->>>>>>> main
         """The stages that are left: no slice of theirs lost anything since they were trained."""
         known = {}
         for a, b in self.state.trained:
