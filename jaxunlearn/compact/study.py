@@ -217,7 +217,7 @@ def _train_dual(job: Job, images: fitting.Images, keys: Key, where: fitting.Plac
 
 
 def _of_folds(
-    job: Job, folds: list[cohort.Trained], images: fitting.Images
+    job: Job, folds: list[members.Fitted], images: fitting.Images
 ) -> tuple[Tree, np.ndarray | None, dict[str, Any]]:
     """The models of the best or the last fold, their accuracies if fit to choose by, a report."""
     recipe, n_models = job.settings.recipe, job.settings.n_models
