@@ -109,15 +109,14 @@ def run(
             evaluation get as `shared`, is `{"shared": shared, "own": its part of own}`; without
             `own` it is `shared`.
         width: models per lane, see `ensemble.run`.
-        mode: how those of a lane are computed.
+        mode: see there.
         mesh: by default one device.
         point: where it is kept how far the models are, and what a run goes on from to the same bits
             if nothing else has changed.
-        callback: `callback(checks done, checks)` after each block, with all checks so far as in
-            `Fitted`.
+        callback: `callback(checks done, checks)` after each block, all checks as in `Fitted`.
 
     Raises:
-        ValueError: stretches of unequal lengths, or the progress kept is that of other models.
+        ValueError: unequal stretches, or the progress of other models.
         NonFiniteError: a model diverged; the blocks before are kept.
     """
     block, mesh = _block(stage), mesh or meshes.make({"models": 1})
