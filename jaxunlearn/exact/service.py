@@ -190,7 +190,7 @@ class Service(Predictor):
         return known
 
     def _written(
-        self, trained: dict[Prefix, prefixes.Stage], shard: int, order: int
+        self, trained: dict[Prefix, prefixes.Weights], shard: int, order: int
     ) -> dict[str, Any]:
         """Writes the next generation of an order; returns what the ledger says of it."""
         before = self.state.trained.get((shard, order))
