@@ -95,11 +95,11 @@ def keras_nadam(
     of steps taken, as in Keras.
     """
 
-    def init(params: Tree) -> NadamState:
+    def init(params: Tree) -> Any:
         mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))  # two, to be donated
         return NadamState(jnp.zeros((), jnp.int32), jnp.ones(()), mu, nu)
 
-    def update(updates: Tree, state: Any, params: Any = None) -> tuple[Tree, NadamState]:
+    def update(updates: Tree, state: Any, params: Any = None) -> tuple[Tree, Any]:
         del params
         grads = updates
         lr: Any = learning_rate(state.count) if callable(learning_rate) else learning_rate
