@@ -17,11 +17,10 @@ from jax.sharding import Mesh
 
 from jaxunlearn.attribution import masks as subsets
 from jaxunlearn.attribution._statistics import Statistics
-from jaxunlearn.core import ensemble, records, tree
+from jaxunlearn.core import ensemble, finite, records, tree
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.disk import DamagedError
-from jaxunlearn.core.errors import NonFiniteError
 
 # train(shared, rows int [k], key) -> outputs, any shape: all logits on all targets, as a rule
 Train = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -73,11 +72,7 @@ def _outputs_of(train: Train) -> Callable:
 
 
 def _check_finite(lane: dict[str, np.ndarray], first: int) -> None:
-    good = np.isfinite(lane["outputs"]).reshape(len(lane["outputs"]), -1).all(1)
-    if not good.all():
-        raise NonFiniteError(
-            f"member {first + int(np.flatnonzero(~good)[0])} gives outputs that are not finite"
-        )
+    finite.check_members("an output of member {}".format, lane["outputs"], first)
 
 
 class Outputs:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal, TypeAlias, get_args
 
 from jaxunlearn import nn
+from jaxunlearn.core import checks
 from jaxunlearn.core.model import Model
 from jaxunlearn.nn.images import dual_cnn
 
@@ -19,10 +20,10 @@ class Architecture:
         input_shape: height, width and channels of an image.
         n_classes: number of classes.
         network: "dual", the fused one of two branches; "slim" or "minimal", with BatchNorm.
-        filters: of a branch's first convolution, of "dual".
-        hidden: units between the branches and the answer, of "dual".
-        channels: of the convolutions of "slim".
-        classes: their names, if they have some.
+        filters: filters of a branch's first convolution ("dual").
+        hidden: units between the branches and the answer ("dual").
+        channels: output channels of the convolutions ("slim").
+        classes: class names, if there are any.
     """
 
     input_shape: tuple[int, int, int]
@@ -34,22 +35,21 @@ class Architecture:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.network not in NAMES:
-            raise ValueError(f"network is {self.network!r}; {', '.join(NAMES)} are known")
+        checks.one_of("network", self.network, NAMES)
         if self.classes and len(self.classes) != self.n_classes:
             raise ValueError(
                 f"classes has {len(self.classes)} names, but n_classes is {self.n_classes}"
             )
 
     @classmethod
-    def of_json(cls, found: dict[str, Any]) -> "Architecture":
+    def of_json(cls, record: dict[str, Any]) -> "Architecture":
         """From what `dataclasses.asdict` and JSON made of one."""
-        if not isinstance(found, dict):
-            raise ValueError(f"{found!r} describes no network")
+        if not isinstance(record, dict):
+            raise ValueError(f"{record!r} describes no network")
         lists: dict[str, Any] = {
-            name: tuple(value) for name, value in found.items() if isinstance(value, list)
+            name: tuple(value) for name, value in record.items() if isinstance(value, list)
         }
-        return cls(**(found | lists))
+        return cls(**(record | lists))
 
     @property
     def pair(self) -> dual_cnn.Pair:

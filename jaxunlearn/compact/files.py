@@ -37,8 +37,8 @@ def save(
 
     Args:
         path: the file.
-        architecture: is kept in the file's metadata.
-        params: of one model.
+        architecture: kept in the file's metadata.
+        params: parameters of one model.
         int8: kernels as whole numbers from -127 to 127, with one scale (`NAME.scale`) for each
             output; biases stay float32.
 
@@ -73,7 +73,9 @@ def load(path: str | os.PathLike) -> Loaded:
         _ = architecture.model
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} describes no network that is known: {error}") from error
-    stored = {name: own[...] for name, own in safetensors.tensors(path, quantised=True).items()}
+    stored = {
+        name: tensor[...] for name, tensor in safetensors.tensors(path, quantised=True).items()
+    }
     leaves = _dequantised(path, stored)
     _check(str(path), architecture, leaves)
     return Loaded(architecture, tree.nested(leaves))
@@ -94,14 +96,14 @@ def export(model: Model, params: Tree, input_shape: tuple[int, int, int]) -> byt
 
 
 def _check(what: str, architecture: Architecture, leaves: dict[str, Any]) -> None:
-    """Whether these are finite parameters of one model of the architecture."""
+    """Raises a ValueError unless these are finite parameters of one model."""
     like, _ = jax.eval_shape(architecture.model.init, jax.random.key(0))
     wanted = {name: leaf.shape for name, leaf in tree.named(like).items()}
     for name in {**wanted, **leaves}:
-        found = np.shape(leaves[name]) if name in leaves else None
-        if found != wanted.get(name):
+        shape = np.shape(leaves[name]) if name in leaves else None
+        if shape != wanted.get(name):
             raise ValueError(
-                f"{what}: {name} is {_described(found)}; the network, of images "
+                f"{what}: {name} is {_described(shape)}; the network, of images "
                 f"{list(architecture.input_shape)}, has {_described(wanted.get(name))}"
             )
         if not np.isfinite(leaves[name]).all():
@@ -109,36 +111,36 @@ def _check(what: str, architecture: Architecture, leaves: dict[str, Any]) -> Non
 
 
 def _quantised(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
+    out: dict[str, np.ndarray] = {}
     for name, leaf in leaves.items():
         if leaf.ndim == 1:
-            found[name] = leaf
+            out[name] = leaf
             continue
         scale = np.abs(leaf).max(axis=tuple(range(leaf.ndim - 1))) / 127
         scale = np.where(scale > 0, scale, 1).astype(np.float32)
-        found[name] = np.round(leaf / scale).astype(np.int8)
-        found[name + _SCALE] = scale
-    return found
+        out[name] = np.round(leaf / scale).astype(np.int8)
+        out[name + _SCALE] = scale
+    return out
 
 
 def _dequantised(path: Path, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """In float32; scales are taken with what they are for."""
-    found = {}
-    for name, own in stored.items():
+    out = {}
+    for name, array in stored.items():
         of = name.removesuffix(_SCALE)
         if of != name and of in stored and stored[of].dtype == np.int8:
             continue
-        if own.dtype != np.int8:
-            found[name] = own.astype(np.float32)
+        if array.dtype != np.int8:
+            out[name] = array.astype(np.float32)
             continue
         scale = stored.get(name + _SCALE)
-        if scale is None or scale.shape != own.shape[-1:]:
+        if scale is None or scale.shape != array.shape[-1:]:
             shape = _described(None if scale is None else scale.shape)
             raise ValueError(
-                f"{path}: {name} is int8 {list(own.shape)}, but {name + _SCALE} is {shape}"
+                f"{path}: {name} is int8 {list(array.shape)}, but {name + _SCALE} is {shape}"
             )
-        found[name] = own * scale
-    return found
+        out[name] = array * scale
+    return out
 
 
 def _described(shape: tuple[int, ...] | None) -> str:

@@ -25,12 +25,12 @@ from jaxunlearn.data import augment
 
 
 class Images(NamedTuple):
-    """What is trained on, and how it is split.
+    """Images to train on, and how they are split.
 
     Attributes:
         x: [n, H, W, C], uint8 or floats in [0, 1].
         y: int32 [n].
-        n_val: the first rows, which are not trained on before the folds.
+        n_val: number of first rows, which are not trained on before the folds.
     """
 
     x: jax.Array
@@ -38,11 +38,7 @@ class Images(NamedTuple):
     n_val: int
 
     def check(self) -> None:
-        """Whether there is something to train on and to judge by.
-
-        Raises:
-            ValueError: there is not, or images and labels differ in number.
-        """
+        """Raises a ValueError unless there are rows to train on and rows to judge by."""
         if len(self.x) != len(self.y) or not 1 <= self.n_val < len(self.y):
             raise ValueError(
                 f"images has {len(self.x)} x, {len(self.y)} y and n_val {self.n_val}; as many of "
@@ -76,23 +72,23 @@ def fit(
     batch_size: int,
     where: Placement,
     transform: Callable[[Any, Key], Any],
-    own: dict[str, Any] | None = None,
+    each: dict[str, Any] | None = None,
     least: int | None = None,
 ) -> members.Fitted:
     """One stage for all models; an epoch is a block with a check at its end.
 
     Args:
-        stage: its data, length and block are set here.
-        n_epochs: the most.
+        stage: the stage; its data, length and block are set here.
+        n_epochs: most epochs.
         state: leading axis N.
-        keys: of the models; each derives the stage's own.
+        keys: key of each model, from which that of the stage is derived.
         images: the data.
-        batch_size: incomplete batches are dropped.
-        where: where.
-        transform: of the batches.
-        own: of each model, leading axis N: `train` and `val`, the rows it learns and is judged by
-            (by default those of `images`), ended by -1, and `x`, what it reads in place of images.
-        least: rows to train on that each model has at least, if they differ.
+        batch_size: images per step; incomplete batches are dropped.
+        where: see `Placement`.
+        transform: change of every batch.
+        each: arrays of each model, leading axis N: `train` and `val`, rows to learn and to judge
+            by (by default those of `images`), ended by -1, and `x`, inputs in place of images.
+        least: fewest rows that a model trains on, if they differ.
 
     Raises:
         ValueError: see `Images.check`.
@@ -100,24 +96,24 @@ def fit(
     """
     images.check()
     n_models, n = len(keys), len(images.y)
-    own = dict(own or {})
-    if "train" not in own:
+    each = dict(each or {})
+    if "train" not in each:
         rows = np.arange(n, dtype=np.int32)
-        own["train"] = np.tile(rows[images.n_val :], (n_models, 1))
-        own["val"] = np.tile(rows[: images.n_val], (n_models, 1))
-    n_train = least or own["train"].shape[1]
+        each["train"] = np.tile(rows[images.n_val :], (n_models, 1))
+        each["val"] = np.tile(rows[: images.n_val], (n_models, 1))
+    n_train = least or each["train"].shape[1]
     per_epoch = n_train // min(batch_size, n_train)
     stage = dataclasses.replace(stage, n_steps=n_epochs * per_epoch, every=per_epoch)
-    own_keys = jax.vmap(lambda key: stages.stage_key(stage, key, (), (stage.name,)))(keys)
+    stage_keys = jax.vmap(lambda key: stages.stage_key(stage, key, (), (stage.name,)))(keys)
     mesh = _no_more_than(where.mesh, n_models)
     where.tell(stage.name, 0, n_epochs)
     return members.run(
         stage,
         state,
-        own_keys,
+        stage_keys,
         data=_source(batch_size, least, transform),
         shared={"x": images.x, "y": images.y},
-        own=own,
+        each=each,
         width=1 if jax.default_backend() == "cpu" else -(-n_models // (mesh.size if mesh else 1)),
         mode=ensemble.pick_mode(True),
         mesh=mesh,
@@ -137,7 +133,7 @@ def _no_more_than(mesh: Mesh | None, n_models: int) -> Mesh | None:
 def _source(batch_size: int, least: int | None, transform: Callable) -> Callable[[Any], Any]:
     def source(reads: Any) -> Any:
         arrays = {"x": _inputs(reads), "y": reads["shared"]["y"]}
-        rows = reads["own"]["train"]
+        rows = reads["each"]["train"]
         return data.batches(arrays, rows, batch_size, least=least, transform=transform)
 
     return source
@@ -145,7 +141,7 @@ def _source(batch_size: int, least: int | None, transform: Callable) -> Callable
 
 def _inputs(reads: Any) -> jax.Array:
     """Images, or what a model reads in their place."""
-    return reads["own"].get("x", reads["shared"]["x"])
+    return reads["each"].get("x", reads["shared"]["x"])
 
 
 @functools.cache
@@ -165,7 +161,7 @@ def accuracy_of(model: Model) -> Callable[[TrainState, Any], Metrics]:
 
 def validation(reads: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What a model is judged by: images, labels, and 1 for each that counts (not rows of -1)."""
-    rows = reads["own"]["val"]
+    rows = reads["each"]["val"]
     return augment.as_float(_inputs(reads)[rows]), reads["shared"]["y"][rows], (rows >= 0) * 1.0
 
 

@@ -41,12 +41,12 @@ def speed(
     images = np.random.default_rng(0).random((batch, *input_shape), np.float32)
 
     def seconds(x: np.ndarray, n: int) -> list[float]:
-        own = call.lower(x).compile()
-        np.asarray(own(x))
+        compiled = call.lower(x).compile()
+        np.asarray(compiled(x))
         times = []
         for _ in range(n):
             start = time.perf_counter()
-            np.asarray(own(x))
+            np.asarray(compiled(x))
             times.append(time.perf_counter() - start)
         return times
 
@@ -71,8 +71,8 @@ def correct(model: Model, params: Tree, x: np.ndarray, y: np.ndarray) -> np.ndar
     """
     n_models = len(jax.tree.leaves(params)[0])
     # One model at a time: together their activations would not fit a cache.
-    each = (jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(n_models))
-    return np.stack([logits_of(model, own, x).argmax(-1) == y for own in each])
+    each = (tree.take(params, i) for i in range(n_models))
+    return np.stack([logits_of(model, one, x).argmax(-1) == y for one in each])
 
 
 def confusion(logits: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from jaxunlearn.compact.fitting import (
 )
 from jaxunlearn.compact.recipe import Recipe, Warp
 from jaxunlearn.compact.schedules import LAYERS, layers_of, of_layers
-from jaxunlearn.core import ensemble, members, optimizers
+from jaxunlearn.core import ensemble, members, optimizers, tree
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.loop import EarlyStop
 from jaxunlearn.core.losses import cross_entropy
@@ -48,10 +48,10 @@ def train_dual(
 
     Args:
         pair: the network.
-        recipe: how.
+        recipe: settings of the training.
         images: the data.
-        keys: of the models, [N].
-        where: where.
+        keys: key of each model, [N].
+        where: see `Placement`.
 
     Returns:
         States of `pair.dual`; checks `accuracy_1`, `accuracy_2` for each epoch.
@@ -74,16 +74,16 @@ def train_dual(
             *(keep(m, restore=f"{b}/.*") for m, b in zip(metrics, BRANCHES, strict=True)),
         ),
     )
-    own_keys = jax.vmap(lambda key: fold(key, "init", "dual"))(keys)
-    state = members.init(*jax.vmap(pair.dual.init)(own_keys))
+    init_keys = jax.vmap(lambda key: fold(key, "init", "dual"))(keys)
+    state = members.init(*jax.vmap(pair.dual.init)(init_keys))
     transform = dual_batch(recipe.warp)
     return fit(stage, recipe.dual_epochs, state, keys, images, recipe.batch_size, where, transform)
 
 
 def fuse(pair: Pair, recipe: Recipe, params: Tree, keys: Key) -> TrainState:
     """The surgery for each model; see `nn.dual_cnn.fuse`."""
-    own_keys = jax.vmap(lambda key: fold(key, "init", "fused"))(keys)
-    fresh, _ = jax.vmap(pair.fused.init)(own_keys)
+    init_keys = jax.vmap(lambda key: fold(key, "init", "fused"))(keys)
+    fresh, _ = jax.vmap(pair.fused.init)(init_keys)
     cut = functools.partial(dual_cnn.fuse, heads=recipe.copied_heads)
     return members.init(jax.vmap(cut)(params, fresh))
 
@@ -98,13 +98,13 @@ def unfreezing(pair: Pair, recipe: Recipe) -> list[tuple[Stage, int]]:
     stop = EarlyStop("accuracy", mode="max", patience=5, min_delta=recipe.min_delta)
     before, last = recipe.epochs
     base = Stage("unfreeze", supervised(pair.fused), None, _nadam(recipe.learning_rate), 0)
-    found = []
+    stages = []
     for i, stage in enumerate(of_layers(base, layers)):
         is_last = i == len(layers) - 1
         is_above = _is_above_heads(stage)
         model = above_heads(pair.fused) if is_above else pair.fused
         objective = supervised(model)
-        found.append(
+        stages.append(
             (
                 dataclasses.replace(
                     stage,
@@ -116,7 +116,7 @@ def unfreezing(pair: Pair, recipe: Recipe) -> list[tuple[Stage, int]]:
                 last if is_last else before,
             )
         )
-    return found
+    return stages
 
 
 def unfreeze(
@@ -128,20 +128,20 @@ def unfreeze(
     where: Placement = HERE,
 ) -> list[members.Fitted]:
     """Runs the stages of `unfreezing` on the images as they are, from states of `fuse`."""
-    found, heads = [], None
+    results, heads = [], None
     for stage, n_epochs in unfreezing(pair, recipe):
-        own = {}
+        each = {}
         if _is_above_heads(stage):
             heads = _heads(pair, state, images, where) if heads is None else heads
-            own = {"x": heads}
+            each = {"x": heads}
         result = fit(
-            stage, n_epochs, state, keys, images, recipe.batch_size, where, plain_batch, own
+            stage, n_epochs, state, keys, images, recipe.batch_size, where, plain_batch, each
         )
         state = result.state
         # A stage below them changes what the heads say.
         heads = heads if _is_above_heads(stage) else None
-        found.append(result)
-    return found
+        results.append(result)
+    return results
 
 
 def fine_tune(
@@ -156,11 +156,11 @@ def fine_tune(
 
     Args:
         pair: the network.
-        recipe: with `fold_mode` "independent" or "continued".
-        state: of N models.
+        recipe: settings with `fold_mode` "independent" or "continued".
+        state: state of N models.
         images: the data.
-        keys: [N].
-        where: where.
+        keys: key of each model, [N].
+        where: see `Placement`.
 
     Returns:
         For each fold the N models after it. Independent folds all start from `state` and run as one
@@ -171,7 +171,39 @@ def fine_tune(
     if recipe.fold_mode == "none":
         raise ValueError("fold_mode is 'none'; independent or continued is needed")
     train, val = fold_rows(len(images.y), recipe.folds)
-    stage = Stage(
+    n_models, least = len(keys), int((train >= 0).sum(1).min())
+
+    def tune(stage: Stage, state: TrainState, folds: list[int]) -> members.Fitted:
+        """All models on each of these folds, from states of the models fold by fold."""
+        fold_keys = jax.vmap(lambda i: jax.vmap(lambda key: fold(key, "fold", i))(keys))
+        rows = {"train": train, "val": val}
+        return fit(
+            stage,
+            recipe.fold_epochs,
+            state,
+            fold_keys(jnp.array(folds)).reshape(-1),
+            images,
+            recipe.batch_size,
+            where,
+            plain_batch,
+            {name: np.repeat(table[folds], n_models, 0) for name, table in rows.items()},
+            least,
+        )
+
+    stage, folds = _folding(pair, recipe), list(range(recipe.folds))
+    if recipe.fold_mode == "independent":
+        many = jax.tree.map(lambda x: jnp.tile(x, (recipe.folds, *[1] * (x.ndim - 1))), state)
+        fitted = tune(stage, many, folds)
+        return [tree.take(fitted, slice(i * n_models, (i + 1) * n_models)) for i in folds]
+    results = []
+    for i in folds:
+        results.append(tune(dataclasses.replace(stage, name=f"fold.{i}"), state, [i]))
+        state = results[-1].state
+    return results
+
+
+def _folding(pair: Pair, recipe: Recipe) -> Stage:
+    return Stage(
         "fold",
         _in_parts(supervised(pair.fused)),
         None,
@@ -180,28 +212,6 @@ def fine_tune(
         evaluate=accuracy_of(pair.fused),
         stops=(EarlyStop("accuracy", mode="max", patience=3),),
     )
-    least = int((train >= 0).sum(1).min())
-    tune = functools.partial(
-        fit, images=images, batch_size=recipe.batch_size, where=where, least=least
-    )
-    n_models, found = len(keys), []
-    if recipe.fold_mode == "independent":
-        all_keys = jax.vmap(lambda i: jax.vmap(lambda key: fold(key, "fold", i))(keys))(
-            jnp.arange(recipe.folds)
-        ).reshape(-1)
-        many = jax.tree.map(lambda x: jnp.tile(x, (recipe.folds, *[1] * (x.ndim - 1))), state)
-        own = {"train": np.repeat(train, n_models, 0), "val": np.repeat(val, n_models, 0)}
-        result = tune(stage, recipe.fold_epochs, many, all_keys, transform=plain_batch, own=own)
-        parts = [slice(i * n_models, (i + 1) * n_models) for i in range(recipe.folds)]
-        return [jax.tree.map(lambda x, part=part: x[part], result) for part in parts]
-    for i in range(recipe.folds):
-        own_keys = jax.vmap(lambda key, i=i: fold(key, "fold", i))(keys)
-        own = {"train": np.repeat(train[[i]], n_models, 0), "val": np.repeat(val[[i]], n_models, 0)}
-        named = dataclasses.replace(stage, name=f"fold.{i}")
-        result = tune(named, recipe.fold_epochs, state, own_keys, transform=plain_batch, own=own)
-        state = result.state
-        found.append(result)
-    return found
 
 
 def unseen_accuracies(pair: Pair, folds: list[members.Fitted], images: Images) -> np.ndarray:
@@ -218,13 +228,13 @@ def unseen_accuracies(pair: Pair, folds: list[members.Fitted], images: Images) -
     _, val = fold_rows(len(images.y), len(folds))
     unseen = [rows[(rows >= 0) & (rows < images.n_val)] for rows in val]
     most = max(map(len, unseen))
-    found = []
+    accuracies = []
     for of_fold, rows in zip(folds, unseen, strict=True):
         filled = np.resize(rows, most) if len(rows) else np.zeros(most, int)  # for one program
         correct = measure.correct(pair.fused, of_fold.state.params, x[filled], y[filled])
-        own = correct[:, : len(rows)]
-        found.append(own.mean(1) if len(rows) else np.full(len(own), np.nan))
-    return np.stack(found)
+        correct = correct[:, : len(rows)]
+        accuracies.append(correct.mean(1) if len(rows) else np.full(len(correct), np.nan))
+    return np.stack(accuracies)
 
 
 def fold_rows(n: int, n_folds: int) -> tuple[np.ndarray, np.ndarray]:
@@ -252,12 +262,12 @@ def fold_rows(n: int, n_folds: int) -> tuple[np.ndarray, np.ndarray]:
 def branch_accuracies(pair: Pair, params: Tree, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Accuracy of each branch of each model on images as they are, [N, 2]."""
     rows = jnp.arange(len(y), dtype=jnp.int32)
-    reads = {"shared": {"x": jnp.asarray(x), "y": jnp.asarray(y)}, "own": {"val": rows}}
+    reads = {"shared": {"x": jnp.asarray(x), "y": jnp.asarray(y)}, "each": {"val": rows}}
     evaluate = _accuracies(pair.dual)
     # One model at a time: together their activations would not fit a cache.
     of_all = jax.jit(lambda many, reads: jax.lax.map(lambda state: evaluate(state, reads), many))
-    found = of_all(members.init(params), reads)
-    return np.stack([found[f"accuracy_{i + 1}"] for i in range(len(BRANCHES))], axis=1)
+    checks = of_all(members.init(params), reads)
+    return np.stack([checks[f"accuracy_{i + 1}"] for i in range(len(BRANCHES))], axis=1)
 
 
 def _in_parts(objective: Objective) -> Objective:
@@ -272,7 +282,7 @@ def dual_objective(model: Model) -> Objective:
     def objective(params, stats, shared, batch, key):
         del shared, key
         logits, stats = model.apply(params, stats, batch["x_1"], batch["x_2"], train=True)
-        losses = [jnp.mean(cross_entropy(own, batch["y"])) for own in logits]
+        losses = [jnp.mean(cross_entropy(of_branch, batch["y"])) for of_branch in logits]
         return losses[0] + losses[1], (stats, {"loss_1": losses[0], "loss_2": losses[1]})
 
     return objective
@@ -320,7 +330,7 @@ def _stacked(result: tuple[tuple[jax.Array, ...], Tree]) -> tuple[jax.Array, Tre
 
 def _heads(pair: Pair, state: TrainState, images: Images, where: Placement) -> np.ndarray:
     """What the heads of each model say of all images, [N, n, 2 n_classes]."""
-    found = ensemble.run(
+    results = ensemble.run(
         _heads_of(pair.fused),
         {"x": images.x},
         {"params": state.params},
@@ -328,7 +338,7 @@ def _heads(pair: Pair, state: TrainState, images: Images, where: Placement) -> n
         mode=ensemble.pick_mode(True),
         mesh=where.mesh,
     )
-    return found["heads"]
+    return results["heads"]
 
 
 @functools.cache

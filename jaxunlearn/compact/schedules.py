@@ -53,13 +53,15 @@ def layers_of(schedule: Schedule, k: int = 2) -> tuple[tuple[str, ...], ...]:
             f"schedule is {schedule!r}; paper, official_notebook, last_k, or the layers of each "
             "stage are allowed"
         )
-    found = tuple(tuple(own.split(",") if isinstance(own, str) else own) for own in schedule)
-    if not found or not all(found):
+    layers = tuple(
+        tuple(names.split(",") if isinstance(names, str) else names) for names in schedule
+    )
+    if not layers or not all(layers):
         raise ValueError(f"schedule is {schedule}; at least one stage, of at least one layer")
-    unknown = [name for names in found for name in names if name not in LAYERS]
+    unknown = [name for names in layers for name in names if name not in LAYERS]
     if unknown:
         raise ValueError(f"schedule has the layer {unknown[0]!r}; there are {', '.join(LAYERS)}")
-    return found
+    return layers
 
 
 def of_layers(stage: Stage, layers: tuple[tuple[str, ...], ...]) -> list[Stage]:

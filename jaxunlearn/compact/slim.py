@@ -24,11 +24,11 @@ class SlimRecipe:
     """How a slim network is trained: AdamW, a rate that rises and falls linearly to 0.
 
     Attributes:
-        epochs: over the training images.
-        batch_size: incomplete batches are dropped.
-        learning_rate: at its peak, after a fifth of the steps.
-        weight_decay: of AdamW.
-        flip: mirror half of the images.
+        epochs: passes over the training images.
+        batch_size: images per step; incomplete batches are dropped.
+        learning_rate: peak learning rate, reached after a fifth of the steps.
+        weight_decay: decoupled weight decay of AdamW.
+        flip: whether half of the images are mirrored.
         warp: augmentation of every image.
     """
 
@@ -57,17 +57,17 @@ def train(
 
     Args:
         model: `nn.slim_cnn` or `nn.minimal_cnn`, not folded.
-        recipe: how.
+        recipe: settings of the training.
         images: the data.
-        keys: of the models, [N].
-        where: where.
+        keys: key of each model, [N].
+        where: see `fitting.Placement`.
 
     Returns:
         The models after the last epoch, whichever was best; checks `accuracy` and `loss` for each.
     """
     images.check()
-    own_keys = jax.vmap(lambda key: fold(key, "init", "slim"))(keys)
-    state = members.init(*jax.vmap(model.init)(own_keys))
+    init_keys = jax.vmap(lambda key: fold(key, "init", "slim"))(keys)
+    state = members.init(*jax.vmap(model.init)(init_keys))
     n_train = len(images.y) - images.n_val
     n_steps = recipe.epochs * (n_train // min(recipe.batch_size, n_train))
     stage = Stage(

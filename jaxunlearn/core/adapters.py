@@ -83,9 +83,9 @@ class Dropped:
     rate: jax.Array
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
-        own, kept = self.kernel, 1 - self.rate
+        adapter, kept = self.kernel, 1 - self.rate
         some = jnp.where(jax.random.bernoulli(self.key, kept, x.shape), x / kept, 0).astype(x.dtype)
-        return x @ own.base + products.thin(some, own.lora_a, own.lora_b, own.scale)
+        return x @ adapter.base + products.thin(some, adapter.lora_a, adapter.lora_b, adapter.scale)
 
     def astype(self, dtype: Any) -> "Dropped":
         """Computes in another type."""
@@ -213,8 +213,8 @@ def load(params: Tree, adapter: Tree) -> Tree:
     Raises:
         ValueError: another set of kernels, or another shape; the kernel is named.
     """
-    own, rest = split(params)
-    wanted, given = tree.named(own), tree.named(adapter)
+    fresh, rest = split(params)
+    wanted, given = tree.named(fresh), tree.named(adapter)
     for name in sorted(set(wanted) ^ set(given)):
         where = "in the adapter" if name in given else "in the network"
         raise ValueError(f"adapter: {name!r} is only {where}")
@@ -225,7 +225,7 @@ def load(params: Tree, adapter: Tree) -> Tree:
                 f"the network needs {list(leaf.shape)}"
             )
     leaves = [jnp.asarray(given[name], leaf.dtype) for name, leaf in wanted.items()]
-    return tree.combine(jax.tree.unflatten(jax.tree.structure(own), leaves), rest)
+    return tree.combine(jax.tree.unflatten(jax.tree.structure(fresh), leaves), rest)
 
 
 def _is_adapter(leaf: Any) -> bool:

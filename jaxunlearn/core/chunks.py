@@ -27,7 +27,7 @@ def mapped(function: Callable[[Any], Any], rows: Any, most: int) -> Any:
     size = -(-n // n_chunks)  # chunks of equal size: as few rows as can be are computed twice
     index = jnp.minimum(jnp.arange(n_chunks * size), n - 1).reshape(n_chunks, size)
     parts = jax.lax.map(
-        lambda own: function(jax.tree.map(lambda leaf: jnp.asarray(leaf)[own], rows)), index
+        lambda some: function(jax.tree.map(lambda leaf: jnp.asarray(leaf)[some], rows)), index
     )
     return jax.tree.map(lambda x: x.reshape(n_chunks * size, *x.shape[2:])[:n], parts)
 

@@ -7,7 +7,7 @@ one device or eight, interrupted or not. They do depend on W, which belongs into
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
 import jax
@@ -123,8 +123,7 @@ def run(
     """Runs `fn(shared, member)` for every member, any number of them on any mesh.
 
     Args:
-        fn: a pure function of one model that returns a pytree of arrays with names: dicts,
-            NamedTuples, dataclasses.
+        fn: a pure function of one model that returns arrays in dicts, NamedTuples, dataclasses.
         shared: what all members read; stored once per device, but for arrays that are laid over
             `mesh` already (a large network split over a further axis): they stay as they are.
         members: pytree with a leading axis of N members (keys, initial parameters, index tables).
@@ -141,51 +140,71 @@ def run(
             compiled (if a lane is missing), and after each call of it.
 
     Returns:
-        The results of all members as a nested dict of numpy arrays by name, leading axis N; what
-            holds no array (an empty dict) is left out. Empty where a sink takes them.
+        Nested dict of the results of all members, NumPy arrays by name, leading axis N; what holds
+        no array (an empty dict) is left out. Empty where a sink takes them.
     """
-    sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(members)}
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(f"members have leading axes {sorted(sizes)}; they need one, at least 1")
-    checks.whole("width", width)
-    checks.one_of("mode", mode, ("vmap", "map"))
-    n_members = sizes.pop()
-    mesh = mesh or meshes.make({"models": 1})
-    n_lanes = -(-n_members // width)
-    if store is not None and sink is not None:
-        raise ValueError("store and sink are given; one of them is needed")
-    place = store if sink is None else sink
-    there = [i for i in range(n_lanes) if place is not None and i in place]
+    n_members = _n_members(members)
+    _check_options(width, mode, store, sink)
+    mesh, place = mesh or meshes.make({"models": 1}), store if sink is None else sink
+    lane_numbers = range(-(-n_members // width))
+    there = [i for i in lane_numbers if place is not None and i in place]
     finished = {i: store.read(i) for i in there} if store is not None else {}
-    done = sum(min(width, n_members - i * width) for i in there)
-    report = callback or (lambda done: None)
+    sizes = [min(width, n_members - i * width) for i in lane_numbers]
+    done, report = sum(sizes[i] for i in there), callback or (lambda done: None)
     report(done)
-    missing = [i for i in range(n_lanes) if i not in there]
-    shared = placed(shared, mesh)
-    by_lane = jax.NamedSharding(mesh, PartitionSpec("models"))
-    members = jax.tree.map(np.asarray, _pack_keys(members))
-    for number, group in enumerate(_groups(missing, mesh.shape["models"])):
-        inputs = meshes.place(_take_lanes(members, group, width, n_members), by_lane)
-        program = lanes(fn, mesh, mode).compiled(shared, inputs)
-        if number == 0:
-            report(done)
-        with meshes.exchange():
-            results = meshes.gather(program(shared, inputs))
+    groups = _groups([i for i in lane_numbers if i not in there], mesh.shape["models"])
+    calls = _calls(fn, shared, members, groups, width, mode, mesh, functools.partial(report, done))
+    for group, results in calls:
         for row, i in enumerate(dict.fromkeys(group)):
-            size = min(width, n_members - i * width)
-            lane = jax.tree.map(lambda x, row=row, size=size: x[row, :size], results)
-            lane = tree.nested(tree.named(lane))
+            lane = tree.nested(tree.named(tree.take(results, (row, slice(sizes[i])))))
             if check is not None:
                 check(lane, i * width)
             if place is not None and meshes.is_first():
                 place.write(i, lane)
             if sink is None:
                 finished[i] = lane
-            done += size
+            done += sizes[i]
         report(done)
-    if sink is not None:
-        return {}
-    return jax.tree.map(lambda *rows: np.concatenate(rows), *(finished[i] for i in range(n_lanes)))
+    blocks = [finished[i] for i in lane_numbers if sink is None]
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *blocks) if blocks else {}
+
+
+def _check_options(width: int, mode: str, store: Any, sink: Any) -> None:
+    checks.whole("width", width)
+    checks.one_of("mode", mode, ("vmap", "map"))
+    if store is not None and sink is not None:
+        raise ValueError("store and sink are given; one of them is needed")
+
+
+def _n_members(members: Any) -> int:
+    sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(members)}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(f"members have leading axes {sorted(sizes)}; they need one, at least 1")
+    return sizes.pop()
+
+
+def _calls(
+    fn: Callable[[Any, Any], Tree],
+    shared: Any,
+    members: Any,
+    groups: list[list[int]],
+    width: int,
+    mode: Mode,
+    mesh: Mesh,
+    compiled: Callable[[], None],
+) -> Iterator[tuple[list[int], Tree]]:
+    """The results of each group of lanes, [lanes, width, ...]; tells when the program is there."""
+    n_members, shared = _n_members(members), placed(shared, mesh)
+    by_lane = jax.NamedSharding(mesh, PartitionSpec("models"))
+    members = jax.tree.map(np.asarray, _pack_keys(members))
+    for number, group in enumerate(groups):
+        inputs = meshes.place(_take_lanes(members, group, width, n_members), by_lane)
+        program = lanes(fn, mesh, mode).compiled(shared, inputs)
+        if number == 0:
+            compiled()
+        with meshes.exchange():
+            results = meshes.gather(program(shared, inputs))
+        yield group, results
 
 
 def placed(shared: Any, mesh: Mesh) -> Any:
@@ -193,8 +212,8 @@ def placed(shared: Any, mesh: Mesh) -> Any:
     whole = jax.NamedSharding(mesh, PartitionSpec())
 
     def put(leaf: Any) -> Any:
-        own = getattr(leaf, "sharding", None)
-        laid = isinstance(own, jax.NamedSharding) and own.mesh == mesh
+        sharding = getattr(leaf, "sharding", None)
+        laid = isinstance(sharding, jax.NamedSharding) and sharding.mesh == mesh
         return leaf if laid else meshes.place(leaf, whole)
 
     return jax.tree.map(put, shared)

@@ -166,7 +166,7 @@ def run(
         n_steps: the largest number of steps.
         evaluate: see `Checks`.
         every: steps between two checks; the last stretch may be shorter, `block` is a multiple.
-        stops: early stopping.
+        stops: see `Checks`; `check_start` is its `at_start`.
         check_start: whether there is a check before the first step.
         block: steps of one compiled call; by default all of them. `HostBlocks` have their own.
         callback: called between blocks with the progress and the block's metrics and checks. The
@@ -180,8 +180,7 @@ def run(
     checks = Checks(evaluate, every, tuple(stops), check_start)
     block = checks.block(n_steps, block)
     progress = jax.tree.map(jnp.copy, start(state, stops) if resume is None else resume)
-    history: list[tuple[Metrics, Metrics]] = []
-    taken = 0 if resume is None else int(progress.done)
+    history, taken = [], 0 if resume is None else int(progress.done)
     blocks, stopped = blocks_of(data, block, taken, every), resume and bool(progress.stopped)
     while taken < n_steps and not stopped:
         source, size = next(blocks, (None, 0))

@@ -56,6 +56,6 @@ def margins(logits: jax.Array, labels: jax.Array) -> jax.Array:
     n_classes = logits.shape[-1]
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     is_label = labels[..., None] == jnp.arange(n_classes)
-    own = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
+    labelled = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
     others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits), axis=-1)
-    return jnp.where((labels >= 0) & (labels < n_classes), own - others, jnp.nan)
+    return jnp.where((labels >= 0) & (labels < n_classes), labelled - others, jnp.nan)

@@ -73,9 +73,9 @@ def whole(
 
     def one(shared: Any, member: Any) -> tree.Tree:
         state, reads = start(shared, member)
-        own_stage = dataclasses.replace(stage, data=data(reads))
+        stage_of_one = dataclasses.replace(stage, data=data(reads))
         key = fold(member["key"], "steps")
-        return keep(stages.run_stage(own_stage, state, key, shared=reads)[1])
+        return keep(stages.run_stage(stage_of_one, state, key, shared=reads)[1])
 
     return one
 
@@ -87,7 +87,7 @@ def run(
     *,
     data: Callable[[Any], Any] | None = None,
     shared: Any = None,
-    own: Any = None,
+    each: Any = None,
     width: int = 1,
     mode: ensemble.Mode = "vmap",
     mesh: Mesh | None = None,
@@ -105,19 +105,18 @@ def run(
         data: `data(reads) -> source` of one model, the same function for the same program; by
             default all models read the stage's.
         shared: what all models read.
-        own: what each model reads alone, leading axis N. `reads`, which the objective and the
-            evaluation get as `shared`, is `{"shared": shared, "own": its part of own}`; without
-            `own` it is `shared`.
+        each: what each model reads alone, leading axis N. `reads`, which the objective and the
+            evaluation get as `shared`, is `{"shared": shared, "each": its part of each}`; without
+            `each` it is `shared`.
         width: models per lane, see `ensemble.run`.
-        mode: how those of a lane are computed.
+        mode: see there.
         mesh: by default one device.
         point: where it is kept how far the models are, and what a run goes on from to the same bits
             if nothing else has changed.
-        callback: `callback(checks done, checks)` after each block, with all checks so far as in
-            `Fitted`.
+        callback: `callback(checks done, checks)` after each block, all checks as in `Fitted`.
 
     Raises:
-        ValueError: stretches of unequal lengths, or the progress kept is that of other models.
+        ValueError: unequal stretches, or the progress of other models.
         NonFiniteError: a model diverged; the blocks before are kept.
     """
     block, mesh = _block(stage), mesh or meshes.make({"models": 1})
@@ -125,7 +124,7 @@ def run(
     progress = jax.vmap(functools.partial(loop.start, stops=stage.stops))(begun)
     kept = _Kept.read(point, jax.tree.map(np.asarray, progress))
     n = len(kept.progress.done)
-    members = {"frozen": frozen, "keys": jnp.broadcast_to(keys, (n,)), "own": own}
+    members = {"frozen": frozen, "keys": jnp.broadcast_to(keys, (n,)), "each": each}
     members |= {} if keys.shape else {"number": np.arange(n)}
     everything = {"shared": shared, "source": None if data else as_source(stage.data)}
     everything = ensemble.placed(everything, mesh)  # once, and not in every call
@@ -180,8 +179,8 @@ def _advance(programs, every, stops, data, n_steps, block) -> Callable[[Any, Any
 
     def advance(everything: Any, member: Any) -> Any:
         """One block of one model."""
-        shared, own, number = everything["shared"], member["own"], member.get("number")
-        reads = shared if own is None else {"shared": shared, "own": own}
+        shared, each, number = everything["shared"], member["each"], member.get("number")
+        reads = shared if each is None else {"shared": shared, "each": each}
         source = everything["source"] if data is None else as_source(data(reads))
         progress, metrics, values = loop.advance(
             member["progress"],

@@ -79,8 +79,8 @@ def place(arrays: Tree, sharding: NamedSharding) -> Tree:
 
     # `device_put` would have the processes compare them, leaf by leaf.
     def put(leaf: Any) -> jax.Array:
-        own = np.asarray(jnp.asarray(leaf))
-        return jax.make_array_from_callback(own.shape, sharding, lambda index: own[index])
+        array = np.asarray(jnp.asarray(leaf))
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(put, arrays)
 
@@ -177,16 +177,16 @@ def _first_devices(wanted: int) -> list[Any]:
     """As many devices of each process: all processes take part in everything."""
     if wanted == jax.device_count():
         return jax.devices()
-    own: dict[int, list[Any]] = {}
+    of_process: dict[int, list[Any]] = {}
     for device in jax.devices():
-        own.setdefault(device.process_index, []).append(device)
-    each, rest = divmod(wanted, len(own))
-    if rest or each > min(map(len, own.values())):
+        of_process.setdefault(device.process_index, []).append(device)
+    each, rest = divmod(wanted, len(of_process))
+    if rest or each > min(map(len, of_process.values())):
         raise ValueError(
-            f"{wanted} devices are asked for; {len(own)} processes with "
-            f"{[len(devices) for devices in own.values()]} devices need as many of each"
+            f"{wanted} devices are asked for; {len(of_process)} processes with "
+            f"{[len(devices) for devices in of_process.values()]} devices need as many of each"
         )
-    return [device for devices in own.values() for device in devices[:each]]
+    return [device for devices in of_process.values() for device in devices[:each]]
 
 
 def batch_shards() -> int:

@@ -1,6 +1,7 @@
 """What optax lacks: optimizers as PyTorch and Keras have them, and schedules that papers use."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +35,14 @@ def warmup_stable_decay(
 ) -> optax.Schedule:
     """Linear from 0 up to `peak`, constant, then linear down to `floor * peak` at `n_steps`.
 
-    As in the code of arXiv 2510.16629: with any warm-up the first update has learning rate 0.
+    As in the code of arXiv 2510.16629: with a warm-up the first update has learning rate 0.
 
     Args:
         peak: the constant value.
         n_steps: length.
-        warmup: part of the length that goes up, rounded down to whole steps.
-        decay: part that goes down, rounded down.
-        floor: of the last value, relative to `peak`.
+        warmup: fraction of the length that goes up, rounded down to whole steps.
+        decay: fraction that goes down, likewise.
+        floor: last value, relative to `peak`.
     """
     up, down = int(warmup * n_steps), int(decay * n_steps)
     parts = [optax.schedules.constant_schedule(peak)]
@@ -67,8 +68,10 @@ def sgd(
     )
 
 
-class NadamState(NamedTuple):
-    """Of `keras_nadam`: steps taken, the product of all momenta so far, and both moments."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NadamState:
+    """State of `keras_nadam`: steps taken, product of all momenta so far, and both moments."""
 
     count: jax.Array
     product: jax.Array
@@ -88,15 +91,15 @@ def keras_nadam(
 
         -lr (u_{t+1} m / (1 - U_t u_{t+1}) + (1 - u_t) g / (1 - U_t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-    to the parameters. `optax.nadam` has a constant b1 and another eps. A schedule is asked with the
-    number of steps done, in Keras as well.
+    to the parameters. `optax.nadam` has a constant b1 and another eps. A schedule gets the number
+    of steps taken, as in Keras.
     """
 
-    def init(params: Tree) -> NadamState:
+    def init(params: Tree) -> Any:
         mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))  # two, to be donated
         return NadamState(jnp.zeros((), jnp.int32), jnp.ones(()), mu, nu)
 
-    def update(updates: Tree, state: Any, params: Any = None) -> tuple[Tree, NadamState]:
+    def update(updates: Tree, state: Any, params: Any = None) -> tuple[Tree, Any]:
         del params
         grads = updates
         lr: Any = learning_rate(state.count) if callable(learning_rate) else learning_rate

@@ -133,8 +133,8 @@ def accumulated(objective: Objective, size: int) -> Objective:
 
         def add(carry, i_and_part):
             sums, stats = carry
-            found, stats = of_part(stats, *i_and_part)
-            return (jax.tree.map(jnp.add, sums, found), stats), None
+            part, stats = of_part(stats, *i_and_part)
+            return (jax.tree.map(jnp.add, sums, part), stats), None
 
         cut = n_parts * size
         parts = jax.tree.map(lambda x: x[:cut].reshape(n_parts, size, *x.shape[1:]), batch)
@@ -145,7 +145,7 @@ def accumulated(objective: Objective, size: int) -> Objective:
         means = jax.tree.map(lambda x: x * (size / n), sums)
         if rest:
             last, stats = of_part(stats, n_parts, jax.tree.map(lambda x: x[cut:], batch))
-            means = jax.tree.map(lambda mean, own: mean + own * (rest / n), means, last)
+            means = jax.tree.map(lambda mean, x: mean + x * (rest / n), means, last)
         loss, metrics, grads = means
         # Linear in params around where they are: this value, and these gradients.
         slopes = jax.tree.map(lambda g, p, at: jnp.sum(g * (p - at)), grads, params, fixed)
@@ -171,9 +171,9 @@ def weighted_sum(terms: Mapping[str, tuple[float | jax.Array, Objective]]) -> Ob
     def objective(params, stats, shared, batch, key):
         total, metrics = jnp.zeros(()), {}
         for name, (weight, term) in terms.items():
-            loss, (stats, own) = term(params, stats, shared, batch[name], fold(key, name))
+            loss, (stats, of_term) = term(params, stats, shared, batch[name], fold(key, name))
             total = total + weight * loss
-            metrics |= {f"{name}/{metric}": value for metric, value in own.items()}
+            metrics |= {f"{name}/{metric}": value for metric, value in of_term.items()}
             metrics[f"{name}/loss"] = loss
         return total, (stats, metrics)
 

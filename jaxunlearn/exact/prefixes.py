@@ -73,16 +73,16 @@ def arrange(plan: Plan, examples: Any, places: np.ndarray) -> Slices:
         )
     source = np.full((n_places, plan.capacity), -1)
     for place in range(n_places):
-        own = np.flatnonzero(places == place)
-        source[place, : len(own)] = own
+        rows = np.flatnonzero(places == place)
+        source[place, : len(rows)] = rows
     present = source.ravel() >= 0
 
     def put(array: Any) -> np.ndarray:
         array = np.asarray(array)
         # What a place without an example holds is 0, not a neighbour's.
-        own = array[np.maximum(source.ravel(), 0)]
-        own[~present] = 0
-        return own
+        placed = array[np.maximum(source.ravel(), 0)]
+        placed[~present] = 0
+        return placed
 
     return Slices(jax.tree.map(put, examples), present)
 
@@ -249,7 +249,7 @@ def _below(network: Network, capacity: int, stop_at: int) -> Callable[[Tree, jax
     @jax.jit
     def below(base: Tree, x: jax.Array) -> jax.Array:
         by_slice = x.reshape(-1, capacity, *x.shape[1:])
-        hidden = jax.lax.map(lambda own: network.layers(base, own, 0, stop_at), by_slice)
+        hidden = jax.lax.map(lambda some: network.layers(base, some, 0, stop_at), by_slice)
         return hidden.reshape(-1, *hidden.shape[2:])
 
     return below
@@ -270,10 +270,10 @@ def _members(
         [trained[shard, order[:level]] for level in range(1, len(order))] for shard, order in todo
     ]
     if before[0]:
-        stacks = [_stacked(plan, [stage["adapter"] for stage in own]) for own in before]
+        stacks = [_stacked(plan, [stage["adapter"] for stage in parents]) for parents in before]
         rows["before"] = tree.stack(stacks)
     if network.trains_head:
-        heads = [own[-1]["head"] if own else base["head"] for own in before]
+        heads = [parents[-1]["head"] if parents else base["head"] for parents in before]
         rows["head"] = tree.stack(jax.device_get(heads))
     return rows
 

@@ -6,7 +6,6 @@ it has to be public, or at least none of the examples that a store will hold.
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn.core import checkpoint, loop
+from jaxunlearn.core import Model, Stage, finite, stages
 from jaxunlearn.core.keys import Key, fold
-from jaxunlearn.core.step import gradient_step, init_state, supervised
+from jaxunlearn.core.resume import ResumePoint
+from jaxunlearn.core.step import supervised
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import batches
 from jaxunlearn.nn.images import vit
@@ -31,10 +31,10 @@ class Pretraining:
     """How the base is trained: AdamW, warm-up over a tenth of the steps, then a cosine to 0.
 
     Attributes:
-        epochs: over the public examples.
-        batch_size: of a step.
-        learning_rate: the highest.
-        weight_decay: decoupled.
+        epochs: passes over the public examples.
+        batch_size: examples per step.
+        learning_rate: peak learning rate.
+        weight_decay: decoupled weight decay.
     """
 
     epochs: int = 20
@@ -71,7 +71,7 @@ def pretrain(
 
     Raises:
         ValueError: fewer examples than a batch.
-        ArithmeticError: the weights are not finite in the end.
+        NonFiniteError: the weights are not finite in the end.
     """
     if len(x) < settings.batch_size or len(x) != len(y):
         raise ValueError(
@@ -80,6 +80,23 @@ def pretrain(
         )
     model = vit.build(dataclasses.replace(config, n_classes=int(y.max()) + 1))
     model = model._replace(apply=functools.partial(model.apply, unroll=config.n_layers))
+    stage = _stage(model, x, y, settings, augment)
+    state, _ = stages.run_stage(
+        stage,
+        stages.init(model.init(fold(key, "init"))[0]),
+        fold(key, "pretraining"),
+        report=progress,
+        point=folder and ResumePoint(folder / "progress", seconds=_SECONDS),
+    )
+    advice = "; a lower learning_rate may help"
+    finite.check_leaves("the weights of the base", state.params, advice)
+    head = vit.build(config).init(fold(key, "head"))[0]["head"]
+    return jax.device_get(state.params | {"head": head})
+
+
+def _stage(
+    model: Model, x: np.ndarray, y: np.ndarray, settings: Pretraining, augment: Any
+) -> Stage:
     transform = None
     if augment is not None:
         transform = lambda batch, key: batch | {"x": augment(key, batch["x"])}  # noqa: E731
@@ -88,36 +105,5 @@ def pretrain(
     n_steps = settings.epochs * source.steps_per_epoch
     rate = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, n_steps // 10, n_steps)
     optimizer = optax.adamw(rate, weight_decay=settings.weight_decay)
-    state = init_state(model.init(fold(key, "init"))[0], optimizer)
-    kept = None if folder is None else folder / "progress"
-    resume = None
-    if kept is not None and kept.exists():
-        resume = checkpoint.restore(kept, loop.start(state, ()))
-    saved = time.monotonic()
-
-    def after_epoch(now: loop.Progress, *_: Any) -> None:
-        nonlocal saved
-        done = int(now.done)
-        if progress is not None:
-            progress(done, n_steps)
-        if kept is not None and done < n_steps and time.monotonic() > saved + _SECONDS:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.save(kept, now)
-            saved = time.monotonic()
-
-    found = loop.run(
-        gradient_step(supervised(model), optimizer),
-        state,
-        None,
-        source,
-        fold(key, "pretraining"),
-        n_steps,
-        block=source.steps_per_epoch,
-        callback=after_epoch,
-        resume=resume,
-    )
-    params = found.state.params
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
-        raise ArithmeticError("the weights of the base are not finite; take a lower learning_rate")
-    head = vit.build(config).init(fold(key, "head"))[0]["head"]
-    return jax.device_get(params | {"head": head})
+    block = source.steps_per_epoch
+    return Stage("pretraining", supervised(model), source, optimizer, n_steps, block=block)

@@ -15,6 +15,7 @@ import pytest
 from jaxunlearn import nn
 from jaxunlearn.attribution import datamodels, masks, members
 from jaxunlearn.core.disk import DamagedError
+from jaxunlearn.core.errors import NonFiniteError
 from jaxunlearn.data import batches
 from jaxunlearn.unlearn import Problem, scratch
 
@@ -181,7 +182,7 @@ def test_a_member_that_is_not_finite_is_named(tmp_path):
         return train(shared, rows, key) + jnp.where(jnp.array_equal(rows, bad), jnp.nan, 0)
 
     store = outputs_in(tmp_path)
-    with pytest.raises(members.NonFiniteError, match="member 6"):
+    with pytest.raises(NonFiniteError, match="member 6 is nan"):
         members.run(diverging, SHARED, store)
     np.testing.assert_array_equal(store.completed, np.arange(M) < 4)
 

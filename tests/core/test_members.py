@@ -23,13 +23,13 @@ KEYS = jax.random.split(jax.random.key(1), N)
 
 
 def source(reads):
-    return batches(reads["shared"], reads["own"]["rows"], 8)
+    return batches(reads["shared"], reads["each"]["rows"], 8)
 
 
 def evaluate(state, reads):
-    """Made so that each model stops where its `reads["own"]["until"]` says."""
+    """Made so that each model stops where its `reads["each"]["until"]` says."""
     epoch = state.step // PER_EPOCH
-    return {"score": jnp.minimum(epoch, reads["own"]["until"]) * 1.0}
+    return {"score": jnp.minimum(epoch, reads["each"]["until"]) * 1.0}
 
 
 def the_stage(patience=2, trainable=".*"):
@@ -60,7 +60,7 @@ def own(until=(1, 2, 100)):
 
 
 def trained(**options):
-    arguments = {"data": source, "shared": SHARED, "own": own()} | options
+    arguments = {"data": source, "shared": SHARED, "each": own()} | options
     stage = arguments.pop("stage", the_stage())
     return members.run(stage, start(), KEYS, **arguments)
 
@@ -85,7 +85,7 @@ def test_a_model_is_as_if_it_were_alone(result, i):
     mine = {name: leaf[i] for name, leaf in own().items()}
     alone = jax.tree.map(lambda leaf: leaf[i], start())
     stage = the_stage()
-    reads = {"shared": SHARED, "own": mine}
+    reads = {"shared": SHARED, "each": mine}
     stage = Stage(**{**vars(stage), "data": source(reads)})
     state, _ = stages.run_stage(stage, alone, KEYS[i], shared=reads)
     jax.tree.map(
@@ -162,10 +162,10 @@ def test_blocks_of_several_checks_and_none_at_all_take_the_same_steps(result):
 
 def test_whole_stages_take_the_same_steps_in_one_call(result):
     stage = the_stage()
-    parts = jax.tree.map(np.asarray, {"state": start(), "own": own()})
+    parts = jax.tree.map(np.asarray, {"state": start(), "each": own()})
 
     def begin(shared, member):
-        reads = {"shared": shared, "own": member["own"]}
+        reads = {"shared": shared, "each": member["each"]}
         return member["state"], reads
 
     def keep(result):
@@ -176,7 +176,7 @@ def test_whole_stages_take_the_same_steps_in_one_call(result):
     whole = ensemble.run(function, SHARED, many, width=2)
     # The key of a member's stage is its key folded by "steps".
     keys = jax.vmap(lambda key: fold(key, "steps"))(KEYS)
-    blocks = members.run(stage, start(), keys, data=source, shared=SHARED, own=own())
+    blocks = members.run(stage, start(), keys, data=source, shared=SHARED, each=own())
     np.testing.assert_array_equal(whole["best"], blocks.best_checks[0])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
