@@ -4,6 +4,7 @@ A network brings one `Table`, and nothing else, to be read and written (`reader`
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -128,10 +129,15 @@ class Table:
     ignore: str = ""
     prefix: str = ""
 
+    @functools.cached_property
+    def _patterns(self) -> list[re.Pattern[str]]:
+        return [re.compile(row.leaf) for row in self.rows]  # more than `re` keeps by itself
+
     def tensor(self, leaf: str) -> tuple[int, str, Form]:
         """Number of the row of a leaf, the name of its tensor with `{}` for the layer, and form."""
-        for number, row in enumerate(self.rows):
-            if match := re.fullmatch(row.leaf, leaf):
+        for number, pattern in enumerate(self._patterns):
+            if match := pattern.fullmatch(leaf):
+                row = self.rows[number]
                 return number, match.expand(row.tensor), row.form
         raise ValueError(f"no row of the table is for the leaf {leaf!r}")
 
