@@ -116,13 +116,17 @@ class Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Names and layouts of a network's tensors in files.
+    r"""Names and layouts of a network's tensors in files.
 
     Attributes:
         rows: rows; the first that matches a leaf counts. Leaves with the same tensor (a fused
             query, key and value, say) split its first axis among them, in the order of the rows.
         ignore: regular expression for names of tensors to leave out, of whatever type; "" for none.
         prefix: start of names that files of the bare network leave out.
+
+    >>> table = Table((Row(r"(down|up)/(\d)/kernel", r"\1_blocks.\2.weight", CONVOLUTION),))
+    >>> table.names("down/3/kernel", n_layers=1)
+    ('down_blocks.3.weight',)
     """
 
     rows: tuple[Row, ...]
