@@ -1,1 +1,4 @@
-"""Weights in files: safetensors, GGUF, configs, adapters."""
+"""Weights in files: `folder` finds them, `reader` and `writer` go by a network's `tables`.
+
+Formats are `safetensors`, `gguf` (read only) and `configs` (JSON); `peft` is for adapters.
+"""

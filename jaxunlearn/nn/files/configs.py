@@ -32,11 +32,11 @@ def of_folder(folder: Path, parse: Callable[[dict[str, Any]], Config]) -> Config
         hint = f"; {other[0]} in it can be read by its own path" if other else ""
         state = f"a folder without config.json{hint}" if folder.is_dir() else "not there"
         raise ValueError(f"path is {str(folder)!r}, which is {state}")
+    record = read_json(file)
     try:
-        return parse(read_json(file))
+        return parse(record)
     except ValueError as error:
-        message = str(error) if str(error).startswith(str(file)) else f"{file}: {error}"
-        raise ValueError(message) from error
+        raise ValueError(f"{file}: {error}") from error
 
 
 def size_of(config: Mapping[str, Any], name: str) -> int:

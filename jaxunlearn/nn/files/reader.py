@@ -17,7 +17,7 @@ import numpy as np
 from jaxunlearn.core import tree
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.tree import Tree
-from jaxunlearn.nn.files.tables import Piece, Place, Table
+from jaxunlearn.nn.files.tables import Place, Table
 
 
 class Tensor(Protocol):
@@ -81,81 +81,65 @@ def read(
         ValueError: tensors that are missing, left over or of another shape; they are named.
     """
     leaves = tree.named(shapes)
-    places = table.places(leaves)
-    stored = _matched(path, tensors, table, places)
     layouts = {} if shardings is None else tree.named(shardings)
     out: dict[str, Any] = {}
-    for place, of_place in zip(places, stored, strict=True):
-        for piece in place.pieces:
-            shape = leaves[piece.leaf].shape
-            kind = dtype or np.result_type(*(tensor.dtype for tensor in of_place))
-            blocks = read_blocks(place, piece, of_place, shape, kind)
-            if shardings is None:
-                out[piece.leaf] = jnp.asarray(blocks(None))
-            else:
-                out[piece.leaf] = jax.make_array_from_callback(
-                    shape, layouts[piece.leaf], blocks, dtype=kind
-                )
+    for place, stored in _matched(path, tensors, table, leaves):
+        kind = dtype or np.result_type(*(tensor.dtype for tensor in stored))
+        shape, layout = leaves[place.leaf].shape, layouts.get(place.leaf)
+        block = read_blocks(place, stored, shape, kind)
+        out[place.leaf] = (
+            jnp.asarray(block(None))
+            if layout is None
+            else jax.make_array_from_callback(shape, layout, block, dtype=kind)
+        )
     return jax.tree.unflatten(jax.tree.structure(shapes), [out[leaf] for leaf in leaves])
 
 
 def _matched(
-    path: Path, tensors: Mapping[str, Tensor], table: Table, places: Sequence[Place]
-) -> list[list[Tensor]]:
-    """The tensors of each place, each of which is there and has its shape, and none is left."""
+    path: Path, tensors: Mapping[str, Tensor], table: Table, leaves: Mapping[str, Any]
+) -> list[tuple[Place, list[Tensor]]]:
+    """The tensors of each leaf, each of which is there and has its shape, and none is left."""
     rest = {name: it for name, it in tensors.items() if not re.fullmatch(table.ignore, name)}
     is_bare = not any(name.startswith(table.prefix) for name in rest)
-    matched = []
-    for place in places:
+    matched, taken = [], set()
+    for place in table.places(leaves):
         names = [name.removeprefix(table.prefix) if is_bare else name for name in place.tensors]
         missing = [name for name in names if name not in rest]
         if missing:
             others = f" (and {len(missing) - 1} like it)" if len(missing) > 1 else ""
-            raise ValueError(
-                f"{path}: tensor {missing[0]!r}{others} for {place.pieces[0].leaf!r} is missing"
-            )
-        matched.append([rest.pop(name) for name in names])
-        for name, tensor in zip(names, matched[-1], strict=True):
-            if tuple(tensor.shape) != place.shape:
+            raise ValueError(f"{path}: tensor {missing[0]!r}{others} for {place.leaf!r} is missing")
+        matched.append((place, [rest[name] for name in names]))
+        taken.update(names)
+        for name, tensor in zip(names, matched[-1][1], strict=True):
+            if tuple(tensor.shape) != place.of:
                 raise ValueError(
                     f"{tensor.file}: tensor {name!r} has shape {list(tensor.shape)}; "
-                    f"{list(place.shape)} is needed for "
-                    f"{', '.join(repr(piece.leaf) for piece in place.pieces)}"
+                    f"{list(place.of)} is needed for {place.leaf!r}"
                 )
-    if rest:
-        name = min(rest)
-        others = f" (and {len(rest) - 1} more)" if len(rest) > 1 else ""
-        raise ValueError(f"{rest[name].file}: tensor {name!r}{others} has no place in this network")
+    if left := sorted(rest.keys() - taken):
+        others = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+        file = rest[left[0]].file
+        raise ValueError(f"{file}: tensor {left[0]!r}{others} has no place in this network")
     return matched
 
 
-Bounds = tuple[tuple[int, int, int], ...]  # start, stop and step along each axis
-
-
 def read_blocks(
-    place: Place, piece: Piece, tensors: Sequence[Tensor], shape: tuple[int, ...], dtype: np.dtype
+    place: Place, tensors: Sequence[Tensor], shape: tuple[int, ...], dtype: np.dtype
 ) -> Callable[[tuple[slice, ...] | None], np.ndarray]:
     """Reads any block of a leaf, or all of it; one that several devices share is read once."""
-    known: dict[Bounds, np.ndarray] = {}
+    known: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
 
     def block(index: tuple[slice, ...] | None) -> np.ndarray:
         index = index or (slice(None),) * len(shape)
         bounds = tuple(axis.indices(size) for axis, size in zip(index, shape, strict=True))
         if bounds not in known:
-            known[bounds] = _block(place, piece, tensors, bounds, dtype)
+            index = tuple(slice(*axis) for axis in bounds)
+            out = known[bounds] = np.empty([len(range(*axis)) for axis in bounds], dtype)
+            if place.is_stacked:
+                for layer, tensor in enumerate(tensors[index[0]]):
+                    out[layer, ...] = place.cut(tensor, index[1:])
+            else:
+                out[...] = place.cut(tensors[0], index)
         return known[bounds]
 
     return block
-
-
-def _block(
-    place: Place, piece: Piece, tensors: Sequence[Tensor], bounds: Bounds, dtype: np.dtype
-) -> np.ndarray:
-    out = np.empty([len(range(*axis)) for axis in bounds], dtype)
-    index = tuple(slice(*axis) for axis in bounds)
-    if not place.stacked:
-        out[...] = piece.read(tensors[0], index)
-        return out
-    for layer, tensor in enumerate(tensors[index[0]]):
-        out[layer, ...] = piece.read(tensor, index[1:])
-    return out

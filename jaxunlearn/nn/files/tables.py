@@ -4,6 +4,7 @@ A network brings one `Table`, and nothing else, to be read and written (`reader`
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -81,97 +82,93 @@ def layer_rows(leaf: str, tensor: str, form: Form = LINEAR) -> tuple[Row, ...]:
     )
 
 
-class Piece(NamedTuple):
-    """A leaf as a part of tensors.
+class Place(NamedTuple):
+    """Where a leaf lies.
 
     Attributes:
         leaf: name of the leaf.
-        form: layout of one layer.
+        tensors: names of its tensors, one for each layer, or a single one.
         shape: shape of one layer, in our layout.
-        rows: part of the tensor's first axis that belongs to it.
+        form: layout of one layer.
+        start: first of its rows along the tensors' first axis; other leaves have the others.
+        of: shape of each tensor.
+        is_stacked: whether the leaf has a first axis of layers.
     """
 
     leaf: str
-    form: Form
+    tensors: tuple[str, ...]
     shape: tuple[int, ...]
-    rows: slice
+    form: Form
+    start: int
+    of: tuple[int, ...]
+    is_stacked: bool
 
-    def read(self, tensor: Any, index: tuple[slice, ...]) -> np.ndarray:
-        """A block of one layer, cut out of a stored tensor; the slices are explicit."""
+    def cut(self, tensor: Any, index: tuple[slice, ...]) -> np.ndarray:
+        """A block of one layer from its tensor; each slice has a start and a stop."""
         if self.form.view is not None:  # a block of the leaf is no block of the tensor
-            whole = tensor[self.rows] if self.shape else tensor[()]
+            whole = tensor[self.start : self.start + self.form.shape(self.shape)[0]]
             return self.form.from_file(whole).reshape(self.shape)[index]
         at = [index[axis] for axis in self.form.axes or range(len(index))]
         if at:
-            at[0] = slice(at[0].start + self.rows.start, at[0].stop + self.rows.start)
+            at[0] = slice(at[0].start + self.start, at[0].stop + self.start)
         return self.form.from_file(tensor[tuple(at)])
-
-
-class Place(NamedTuple):
-    """Tensors of one shape, and the leaves that they hold.
-
-    Attributes:
-        tensors: names, one for each layer, or a single one.
-        shape: shape of each tensor.
-        stacked: whether the leaves have a first axis of layers.
-        pieces: leaves, one after the other along the tensors' first axis.
-    """
-
-    tensors: tuple[str, ...]
-    shape: tuple[int, ...]
-    stacked: bool
-    pieces: tuple[Piece, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Names and layouts of a network's tensors in files.
+    r"""Names and layouts of a network's tensors in files.
 
     Attributes:
         rows: rows; the first that matches a leaf counts. Leaves with the same tensor (a fused
             query, key and value, say) split its first axis among them, in the order of the rows.
         ignore: regular expression for names of tensors to leave out, of whatever type; "" for none.
         prefix: start of names that files of the bare network leave out.
+
+    >>> table = Table((Row(r"(down|up)/(\d)/kernel", r"\1_blocks.\2.weight", CONVOLUTION),))
+    >>> table.names("down/3/kernel", n_layers=1)
+    ('down_blocks.3.weight',)
     """
 
     rows: tuple[Row, ...]
     ignore: str = ""
     prefix: str = ""
 
+    @functools.cached_property
+    def _patterns(self) -> list[re.Pattern[str]]:
+        return [re.compile(row.leaf) for row in self.rows]  # more than `re` keeps by itself
+
     def tensor(self, leaf: str) -> tuple[int, str, Form]:
         """Number of the row of a leaf, the name of its tensor with `{}` for the layer, and form."""
-        for number, row in enumerate(self.rows):
-            if match := re.fullmatch(row.leaf, leaf):
+        for number, pattern in enumerate(self._patterns):
+            if match := pattern.fullmatch(leaf):
+                row = self.rows[number]
                 return number, match.expand(row.tensor), row.form
         raise ValueError(f"no row of the table is for the leaf {leaf!r}")
 
-    def names(self, leaf: str, n_layers: int) -> list[str]:
+    def names(self, leaf: str, n_layers: int) -> tuple[str, ...]:
         """Names of the tensors of a leaf: one for each layer, or a single one."""
         _, tensor, _ = self.tensor(leaf)
-        return [tensor.format(i) for i in range(n_layers if "{}" in tensor else 1)]
+        return tuple(tensor.format(i) for i in range(n_layers if "{}" in tensor else 1))
 
     def places(self, leaves: Mapping[str, Any]) -> list[Place]:
-        """Where leaves (of which only shapes are asked) lie, in their order."""
+        """Where leaves, of which only shapes are asked, lie; those of one tensor follow another."""
         shared: dict[str, list[tuple[int, str, Form]]] = {}
         for leaf in leaves:
             number, tensor, form = self.tensor(leaf)
             shared.setdefault(tensor, []).append((number, leaf, form))
-        return [_place(tensor, entries, leaves) for tensor, entries in shared.items()]
-
-
-def _place(tensor: str, entries: list[tuple[int, str, Form]], leaves: Mapping[str, Any]) -> Place:
-    """The place of leaves that share tensors; an entry is number of the row, leaf and form."""
-    is_stacked, start, pieces, sizes = "{}" in tensor, 0, [], set()
-    for _, leaf, form in sorted(entries, key=lambda entry: entry[0]):
-        n_layers, *shape = leaves[leaf].shape if is_stacked else (1, *leaves[leaf].shape)
-        in_file = form.shape(tuple(shape)) or (1,)
-        rows = slice(start, start := start + in_file[0])
-        pieces.append(Piece(leaf, form, tuple(shape), rows))
-        sizes.add((n_layers, in_file[1:]))
-    if len(sizes) > 1 or (len(pieces) > 1 and not all(piece.shape for piece in pieces)):
-        names = ", ".join(repr(piece.leaf) for piece in pieces)
-        raise ValueError(f"{names} are one tensor {tensor!r} in the table, but do not fit together")
-    ((n_layers, rest),) = sizes
-    names = tuple(tensor.format(layer) for layer in range(n_layers))
-    is_scalar = not form.shape(pieces[0].shape)
-    return Place(names, () if is_scalar else (start, *rest), is_stacked, tuple(pieces))
+        places = []
+        for tensor, entries in shared.items():
+            is_stacked, together, n_rows = "{}" in tensor, [], 0
+            for _, leaf, form in sorted(entries, key=lambda entry: entry[0]):
+                n_layers, *shape = leaves[leaf].shape if is_stacked else (1, *leaves[leaf].shape)
+                names, of = self.names(leaf, n_layers), form.shape(tuple(shape))
+                together.append(Place(leaf, names, tuple(shape), form, n_rows, of, is_stacked))
+                n_rows += of[0] if of else 0
+            kinds = {(place.tensors, place.of[1:]) for place in together}
+            if len(kinds) > 1 or (len(together) > 1 and not n_rows):
+                names = ", ".join(repr(place.leaf) for place in together)
+                raise ValueError(f"{names} are one tensor {tensor!r}, but do not fit together")
+            places += [
+                place._replace(of=(n_rows, *place.of[1:])[: len(place.of)]) for place in together
+            ]
+        return places

@@ -1,5 +1,6 @@
 """Weights into files, by a network's table: the inverse of `reader`, one leaf at a time."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -53,16 +54,20 @@ def checked(params: Tree, shapes: Tree) -> dict[str, Any]:
 
 
 class _Tensor(NamedTuple):
-    """A tensor to write: one layer of a place."""
+    """A tensor to write: one layer of places that follow each other along its first axis."""
 
     name: str
-    place: Place
+    places: list[Place]
     layer: int
     dtype: np.dtype
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self.places[0].of
+
+    @property
     def n_bytes(self) -> int:
-        return math.prod(self.place.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def save(
@@ -90,11 +95,7 @@ def save(
     Raises:
         ValueError: a leaf of a type that safetensors files of this module do not hold.
     """
-    tensors = [
-        _Tensor(name, place, layer, _type_of(place, leaves))
-        for place in table.places(leaves)
-        for layer, name in enumerate(place.tensors)
-    ]
+    tensors = _tensors(leaves, table)
     shards = _sharded(tensors, stem, max_shard_bytes)
     for file, shard in shards.items():
         _write(path / file, shard, leaves)
@@ -108,26 +109,25 @@ def save(
         if mesh.is_first():
             old = [file.name for file in path.glob(f"{stem}-*-of-*.safetensors")]
             texts = dict.fromkeys(old) | index | dict(texts)
-            write_texts(path, {name: text for name, text in texts.items() if text is not None})
+            for name, text in texts.items():
+                if text is not None:
+                    with replacing(path / name) as opened:
+                        opened.write(text.encode())
             for name in texts.keys() - shards.keys():
                 if texts[name] is None:
                     (path / name).unlink(missing_ok=True)
 
 
-def write_texts(path: Path, texts: Mapping[str, str]) -> None:
-    """Writes small files into a folder, which is made if it is not there, in the order given."""
-    path.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        with replacing(path / name) as file:
-            file.write(text.encode())
-
-
-def _type_of(place: Place, leaves: Mapping[str, Any]) -> np.dtype:
-    types = [safetensors.writable(leaves[p.leaf].dtype, p.leaf) for p in place.pieces]
-    if len(set(types)) > 1:
-        names = ", ".join(piece.leaf for piece in place.pieces)
-        raise ValueError(f"{names} are {types}; they are one tensor of the file, of one type")
-    return types[0]
+def _tensors(leaves: Mapping[str, Any], table: Table) -> list[_Tensor]:
+    tensors = []
+    for names, group in itertools.groupby(table.places(leaves), lambda place: place.tensors):
+        places = list(group)
+        types = {safetensors.writable(leaves[one.leaf].dtype, one.leaf) for one in places}
+        if len(types) > 1:
+            leaf_names = ", ".join(place.leaf for place in places)
+            raise ValueError(f"{leaf_names} are {types}; one tensor of a file has one type")
+        tensors += [_Tensor(name, places, i, *types) for i, name in enumerate(names)]
+    return tensors
 
 
 def _sharded(tensors: list[_Tensor], stem: str, most: float) -> dict[str, list[_Tensor]]:
@@ -154,7 +154,7 @@ def _write(file: Path, tensors: list[_Tensor], leaves: Mapping[str, Any]) -> Non
             list(arrays)  # leaves are gathered by all processes together
             return
         file.parent.mkdir(parents=True, exist_ok=True)
-        layout = {tensor.name: (tensor.place.shape, tensor.dtype) for tensor in tensors}
+        layout = {tensor.name: (tensor.shape, tensor.dtype) for tensor in tensors}
         try:
             with replacing(file) as opened:
                 safetensors.write(opened, layout, arrays)
@@ -165,14 +165,15 @@ def _write(file: Path, tensors: list[_Tensor], leaves: Mapping[str, Any]) -> Non
 
 
 def _on_host(tensors: Iterable[_Tensor], leaves: Mapping[str, Any]) -> Iterator[np.ndarray]:
-    values: list[np.ndarray] = []  # the leaves of one place at a time are held
+    values: list[np.ndarray] = []  # the leaves of one tensor at a time are held
     for tensor in tensors:
-        place = tensor.place
         if tensor.layer == 0 or not values:
             values.clear()
-            values += (_gathered(leaves[piece.leaf]) for piece in place.pieces)
-        layers = [value[tensor.layer] if place.stacked else value for value in values]
-        pieces = [p.form.to_file(layer) for p, layer in zip(place.pieces, layers, strict=True)]
+            values += (_gathered(leaves[place.leaf]) for place in tensor.places)
+        pieces = [
+            place.form.to_file(value[tensor.layer] if place.is_stacked else value)
+            for place, value in zip(tensor.places, values, strict=True)
+        ]
         yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 

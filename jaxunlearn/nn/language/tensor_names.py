@@ -1,4 +1,12 @@
-"""What the leaves of a decoder are called in files of Hugging Face and of llama.cpp."""
+"""What the leaves of a decoder are called in files of Hugging Face and of llama.cpp.
+
+>>> HUGGING_FACE.names("layers/q/kernel", 2)
+('model.layers.0.self_attn.q_proj.weight', 'model.layers.1.self_attn.q_proj.weight')
+>>> GGUF.names("layers/q/bias", 2)
+('blk.0.attn_q.bias', 'blk.1.attn_q.bias')
+>>> HUGGING_FACE.names("norm/scale", 2)
+('model.norm.weight',)
+"""
 
 from jaxunlearn.nn.files.tables import Table, layer_rows
 

@@ -217,10 +217,10 @@ def test_split_of_a_fused_tensor(tmp_path):
     np.testing.assert_array_equal(stored["h.1.qkv.bias"][8:], layers["v"]["bias"][1])
     assert_same(read(tmp_path, params, FUSED), params)
     rewrite(tmp_path / "model.safetensors", lambda a: a | {"h.1.qkv.bias": np.ones(9, "<f4")})
-    with pytest.raises(ValueError, match=r"\[9\]; \[12\] is needed for 'layers/q/bias', 'layers/k"):
+    with pytest.raises(ValueError, match=r"\[9\]; \[12\] is needed for 'layers/q/bias'"):
         read(tmp_path, params, FUSED)
     layers["k"]["bias"] = layers["k"]["bias"].astype("float16")
-    with pytest.raises(ValueError, match="they are one tensor of the file, of one type"):
+    with pytest.raises(ValueError, match="one tensor of a file has one type"):
         save(tmp_path / "other", params, FUSED)
     assert not (tmp_path / "other").exists()
 
@@ -229,10 +229,10 @@ def test_tables_that_do_not_fit():
     a, b = jax.ShapeDtypeStruct((2, 3), "float32"), jax.ShapeDtypeStruct((3, 2), "float32")
     with pytest.raises(ValueError, match="no row of the table is for the leaf 'b'"):
         Table((Row("a", "t"),)).places({"a": a, "b": b})
-    with pytest.raises(ValueError, match="'a', 'b' are one tensor 't' .* do not fit together"):
+    with pytest.raises(ValueError, match="'a', 'b' are one tensor 't', but do not fit together"):
         Table((Row("a|b", "t"),)).places({"a": a, "b": b})
     scalar = jax.ShapeDtypeStruct((), "float32")
-    with pytest.raises(ValueError, match="'a', 'b' are one tensor 't' .* do not fit together"):
+    with pytest.raises(ValueError, match="'a', 'b' are one tensor 't', but do not fit together"):
         Table((Row("a|b", "t"),)).places({"a": scalar, "b": scalar})
     with pytest.raises(ValueError, match=r"a leaf of shape \[2, 3\] has no view \[4, -1\]"):
         Table((Row("a", "t", Form(view=(4, -1))),)).places({"a": a})
@@ -281,16 +281,12 @@ def test_random_tables_round_trip(tmp_path_factory, data):
     assert_same(read(path, params, table, None), params)
     tensors, leaves = folder.tensors(path), tree.named(params)
     for place in table.places(leaves):
-        for piece in place.pieces:
-            leaf = np.asarray(leaves[piece.leaf])
-            stored = [tensors[name] for name in place.tensors]
-            block = reader.read_blocks(place, piece, stored, leaf.shape, leaf.dtype)
-            bounds = [
-                sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n))))
-                for n in leaf.shape
-            ]
-            index = tuple(slice(*pair) for pair in bounds)
-            np.testing.assert_array_equal(block(index), leaf[index])
+        leaf = np.asarray(leaves[place.leaf])
+        stored = [tensors[name] for name in place.tensors]
+        block = reader.read_blocks(place, stored, leaf.shape, leaf.dtype)
+        bounds = [st.tuples(st.integers(0, n), st.integers(0, n)) for n in leaf.shape]
+        index = tuple(slice(*sorted(data.draw(pair))) for pair in bounds)
+        np.testing.assert_array_equal(block(index), leaf[index])
 
 
 def test_over_a_mesh(tmp_path):

@@ -121,7 +121,7 @@ def test_blocks_are_cut_out_of_the_file(folder, monkeypatch):
     stored = [tensors[f"model.layers.{i}.mlp.down_proj.weight"] for i in range(3)]
     leaf = jax.ShapeDtypeStruct((3, 64, 32), "float32")
     (place,) = HUGGING_FACE.places({"layers/down/kernel": leaf})
-    part = reader.read_blocks(place, place.pieces[0], stored, leaf.shape, np.dtype("float32"))
+    part = reader.read_blocks(place, stored, leaf.shape, np.dtype("float32"))
     index = (slice(1, 3), slice(16, 32), slice(0, 8))
     block = part(index)
     full = random_params(LLAMA)["layers"]["down"]["kernel"]
