@@ -243,27 +243,45 @@ def sequences():
     return Batch(tokens, where, labels)
 
 
-@pytest.mark.parametrize("limit", [2**24, 200])
-@pytest.mark.parametrize("tied", [False, True])
-def test_chunked_likelihoods_equal_plain_ones(params, limit, tied, monkeypatch):
-    monkeypatch.setattr(likelihood, "_LOGITS", limit)
+def slopes(nll):
+    """The gradient of a function of the values, and the values."""
+
+    def loss(params):
+        values = nll(params)
+        return jnp.sum(jnp.sin(values)), values
+
+    return jax.jit(jax.grad(loss, has_aux=True))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def plain(request, params):
+    """Parameters, gradient and values, without chunks."""
     batch = sequences()
-    if tied:
+    if request.param:
         params = {name: value for name, value in params.items() if name != "head"}
 
-    def plain(params):
+    def nll(params):
         logits, _ = MODEL.apply(params, {}, batch.tokens)
         logp = jax.nn.log_softmax(logits[jnp.arange(4)[:, None], batch.where])
         of_labels = jnp.take_along_axis(logp, jnp.maximum(batch.labels, 0)[..., None], -1)[..., 0]
         return jnp.where(batch.labels >= 0, -of_labels, 0)
 
-    def ours(params):
-        return likelihood.token_nll(MODEL, params, batch)
+    return params, *jax.device_get(slopes(nll)(params))
 
-    np.testing.assert_allclose(jax.jit(ours)(params), jax.jit(plain)(params), atol=1e-5)
-    weighted = lambda f: jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(f(p)))))  # noqa: E731
-    slopes = (jax.tree.leaves(jax.device_get(weighted(f)(params))) for f in (ours, plain))
-    for name, a, b in zip(tree.named(params), *slopes, strict=True):
+
+@pytest.mark.parametrize("limit", [2**24, 200])
+def test_chunked_likelihoods_equal_plain_ones(plain, limit, monkeypatch):
+    monkeypatch.setattr(likelihood, "_LOGITS", limit)
+    params, expected_slope, expected = plain
+
+    def nll(params):
+        return likelihood.token_nll(MODEL, params, sequences())
+
+    slope, values = jax.device_get(slopes(nll)(params))
+    for computed in (values, jax.jit(nll)(params)):  # its own forward pass without a gradient
+        np.testing.assert_allclose(computed, expected, atol=1e-5)
+    pairs = zip(jax.tree.leaves(slope), jax.tree.leaves(expected_slope), strict=True)
+    for name, (a, b) in zip(tree.named(params), pairs, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1, float(np.abs(b).max())), err_msg=name)
 
 
