@@ -13,11 +13,9 @@ usage: jaxunlearn exact VERB [options]
 `jaxunlearn exact VERB --help` lists a verb's options.
 """
 
-import json
 import shlex
-import sys
 
-from jaxunlearn.cli.console import FAILED, INTERRUPTED, OK, error
+from jaxunlearn.cli.console import OK, check_json, error, guarded, printer, write_json
 
 VERBS = ("plan", "train", "delete", "predict", "status", "verify", "repair")
 
@@ -35,31 +33,12 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in VERBS:
         known = ", ".join(VERBS)
         return error(f"exact: verb is {argv[0] if argv else ''!r}; known verbs: {known}")
-    from rich.console import Console
-
     from jaxunlearn.cli import exact_verbs
-    from jaxunlearn.core.disk import DamagedError, replacing
 
     options = exact_verbs.parse(argv[0], argv[1:])
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    try:
-        if options.json is not None and (
-            options.json.is_dir() or not options.json.absolute().parent.is_dir()
-        ):
-            raise ValueError(
-                f"json is {str(options.json)!r}; a file in an existing folder is needed"
-            )
-        answer = options.run(console)
-        if options.json is not None:
-            with replacing(options.json) as file:
-                file.write((json.dumps(answer, indent=1) + "\n").encode())
-    except KeyboardInterrupt:
-        print("interrupted; what is finished is kept. Go on with", file=sys.stderr)
-        print(f"  {shlex.join(['jaxunlearn', 'exact', *argv])}", file=sys.stderr)
-        return INTERRUPTED
-    except (DamagedError, ArithmeticError) as failure:
-        error(str(failure))
-        return FAILED
-    except (ValueError, OSError) as failure:
-        return error(str(failure))
-    return OK
+
+    def work() -> None:
+        check_json(options.json)
+        write_json(options.json, options.run(printer()))
+
+    return guarded(work, shlex.join(["jaxunlearn", "exact", *argv]))

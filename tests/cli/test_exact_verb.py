@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -65,6 +68,33 @@ def test_a_life_of_a_store(trained, tmp_path, capsys):
     assert "had been deleted before" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["status", "STORE"], 0),
+        (["delete", "STORE", "train-0"], 0),
+        (["delete", "STORE", "nothing"], 2),
+        (["status", "NEW"], 2),
+        (["--help"], 0),
+        (["forget"], 2),
+    ],
+)
+def test_what_reads_only_the_ledger_is_light(tmp_path, arguments, code):
+    old = Path(__file__).parents[1] / "exact" / "stores" / "digits"
+    places = {"STORE": str(shutil.copytree(old, tmp_path / "store")), "NEW": str(tmp_path / "new")}
+    argv = [places.get(argument, argument) for argument in arguments]
+    program = (
+        "import sys; from jaxunlearn.cli import app\n"
+        f"code = app.main(['exact', *{argv!r}])\n"
+        "names = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'scipy', 'sklearn', 'matplotlib'}\n"
+        "print('loaded', sorted(names & set(sys.modules)))\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded []"
+
+
 def test_images_are_answered_to(trained, tmp_path):
     files = []
     for i in range(2):
@@ -102,7 +132,10 @@ def test_the_planner_knows_the_paper(tmp_path, capsys):
         (["train", "NEW", "--sizes.patches", "3"], "sizes.patches is 3; it must divide"),
         (["train", "NEW", "--data", "tofu:full"], "texts need a language model"),
         (["train", "NEW", "--base", "NEW"], "new', which is not there"),
-        (["delete", "STORE", "train-1", "--json", "NEW/no/x.json"], "a file in an existing folder"),
+        (
+            ["delete", "STORE", "train-1", "--json", "NEW/no/x.json"],
+            "a file in a folder that can be written",
+        ),
         (["verify", "STORE", "--prefix", "0", "0", "1"], "prefix is given without retrain"),
         (["verify", "STORE", "--retrain", "--prefix", "0", "0", "9"], "stages left"),
         (["predict", "STORE", "NEW/a.png"], "is no file"),
@@ -128,8 +161,6 @@ def test_mistakes_are_explained_and_change_nothing(trained, tmp_path, capsys, ar
 
 
 def test_a_damaged_store_is_a_failure_that_names_the_file(trained, tmp_path, capsys):
-    import shutil
-
     store = tmp_path / "store"
     shutil.copytree(trained, store)
     file = sorted((store / "orders").iterdir())[0]

@@ -82,7 +82,7 @@ def _refuse_pickles(path: Path, names: Iterable[str]) -> None:
             f"{path} has only pickled weights ({', '.join(pickled)}), which could run any code "
             "when they are read. Where torch and safetensors are installed, two lines convert "
             "them, after `import torch, safetensors.torch`:\n"
-            f"    weights = {{name: tensor.clone().contiguous() for file in {files} for name, tensor in "
-            "torch.load(file, map_location='cpu', weights_only=True).items()}\n"
+            f"    weights = {{name: tensor.clone().contiguous() for file in {files} for name, "
+            "tensor in torch.load(file, map_location='cpu', weights_only=True).items()}\n"
             f"    safetensors.torch.save_file(weights, {str(path / target)!r})"
         )

@@ -164,7 +164,7 @@ def _dequantised(packed: np.ndarray, kind: int) -> np.ndarray:
     gguf = _package()
     kind = gguf.GGMLQuantizationType(kind)
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    # The package takes 16 rows at a time; long rows of our own are faster.
+    # The package takes 16 rows at a time; longer ones are faster.
     flat = np.ascontiguousarray(packed).reshape(-1)
     out = np.empty(flat.size // size * block, np.float32)
     step = _AT_ONCE // block

@@ -74,7 +74,7 @@ def read(
         tensors: by their names in files.
         table: where the leaves lie among them.
         shapes: parameters as `ShapeDtypeStruct`s.
-        dtype: of the weights in memory; None keeps the files'.
+        dtype: type of the weights in memory; None keeps the files'.
         shardings: how leaves are laid over a mesh; None for one device.
 
     Raises:

@@ -128,10 +128,10 @@ class Table:
     """Names and layouts of a network's tensors in files.
 
     Attributes:
-        rows: the first one that matches a leaf is its own. Leaves with the same tensor (a fused
+        rows: rows; the first that matches a leaf counts. Leaves with the same tensor (a fused
             query, key and value, say) split its first axis among them, in the order of the rows.
         ignore: regular expression for names of tensors to leave out, of whatever type; "" for none.
-        prefix: begin of names that files of the bare network leave out.
+        prefix: start of names that files of the bare network leave out.
     """
 
     rows: tuple[Row, ...]

@@ -84,7 +84,7 @@ def save(
         leaves: by name, see `kernels`.
         table: where they lie.
         texts: other files by name, written after the weights and in this order; None removes one.
-        stem: begin of the names of files of weights.
+        stem: start of the names of the files of weights.
         max_shard_bytes: largest file of weights; only a single larger tensor exceeds it.
 
     Raises:

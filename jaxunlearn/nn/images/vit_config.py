@@ -22,13 +22,13 @@ class Config:
 
     Attributes:
         image: height, width and channels.
-        patch: P, the side of a square patch; divides height and width.
-        width: D.
-        n_layers: N.
-        n_heads: divides the width.
-        mlp_width: of the hidden layer.
+        patch: P, the side of a square patch, which divides height and width.
+        width: D, the width of the residual stream.
+        n_layers: N, the number of layers.
+        n_heads: number of heads, which divides the width.
+        mlp_width: width of the hidden layer.
         n_classes: outputs.
-        eps: of the normalisations.
+        eps: what the normalisations add to the variance.
     """
 
     image: tuple[int, int, int]

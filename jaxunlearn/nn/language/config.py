@@ -17,16 +17,16 @@ class Config:
     Attributes:
         family: "llama" (2, 3.x), "qwen2" (2, 2.5) or "qwen3".
         vocabulary: number of tokens.
-        width: of the residual stream.
-        mlp_width: of the gated layer.
+        width: width of the residual stream.
+        mlp_width: width of the gated layer.
         n_layers: depth.
         n_heads: query heads.
         n_kv_heads: key and value heads; each serves `n_heads / n_kv_heads` query heads.
         head_dim: width of one head, not necessarily `width / n_heads`.
         context: largest number of positions.
-        eps: of the RMS norms.
+        eps: what the RMS norms add to the mean square.
         rope_theta: base of the rotary frequencies.
-        rope_scaling: of Llama 3, or None.
+        rope_scaling: frequency scaling of Llama 3, or None.
         tied: whether the output layer is the embedding.
         qkv_bias: whether queries, keys and values have biases.
         output_bias: whether the attention's output has one.
@@ -119,8 +119,8 @@ def to_hugging_face(config: Config, dtype: str) -> dict[str, Any]:
     """The content of a `config.json`, in the Hub's form; the inverse of `from_hugging_face`.
 
     Args:
-        config: of the decoder.
-        dtype: of the weights beside it, such as "float32".
+        config: the decoder.
+        dtype: type of the weights beside it, such as "float32".
     """
     scaling = config.rope_scaling
     hub = {

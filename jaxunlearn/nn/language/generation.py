@@ -36,8 +36,8 @@ def generate(
         pad: token after the one that ends the text (`config.eos`).
 
     Returns:
-        int32 [B, n_tokens]; the ending token is there, and `pad` after it. Row b draws with the key
-        folded by b and the step: other rows do not change it.
+        int32 [B, n_tokens], with `pad` after an ending token. Row b draws with the key folded by b
+        and the step: other rows do not change it.
 
     Raises:
         ValueError: the context is too short.
@@ -55,7 +55,6 @@ def generate(
         row_keys = jax.vmap(fold, (None, 0, None))(key, jnp.arange(batch), step)
         return jax.vmap(jax.random.categorical)(row_keys, logits / temperature).astype(jnp.int32)
 
-    # The prompt's last hidden state is all that the output layer needs.
     (hidden, cache), _ = model.apply(
         params, {}, tokens, None, mask, cache=cache, return_hidden=True
     )

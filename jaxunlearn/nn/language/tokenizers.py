@@ -60,22 +60,22 @@ def from_gguf(metadata: Mapping[str, Any]) -> "tuple[Tokenizer | None, str | Non
         ImportError: there is a tokenizer, but not the package.
     """
     template = metadata.get("tokenizer.chat_template")
-    own = {
+    entries = {
         name.removeprefix("tokenizer.ggml."): value
         for name, value in metadata.items()
         if name.startswith("tokenizer.ggml.")
     }
-    kind = own.get("model", "none")
-    if kind == "none" or "tokens" not in own:
+    kind = entries.get("model", "none")
+    if kind == "none" or "tokens" not in entries:
         return None, template
     if kind not in ("gpt2", "llama"):
         raise ValueError(f"tokenizer.ggml.model is {kind!r}; 'gpt2' and 'llama' are known")
-    kinds = own.get("token_type") or [_NORMAL] * len(own["tokens"])
-    tokenizer = _byte_level(own, kinds) if kind == "gpt2" else _sentence_piece(own, kinds)
+    kinds = entries.get("token_type") or [_NORMAL] * len(entries["tokens"])
+    tokenizer = _byte_level(entries, kinds) if kind == "gpt2" else _sentence_piece(entries, kinds)
     whole = {
         kind: [
             _package().AddedToken(text, special=kind == _CONTROL, normalized=False)
-            for text, one in zip(own["tokens"], kinds, strict=True)
+            for text, one in zip(entries["tokens"], kinds, strict=True)
             if one == kind
         ]
         for kind in (_CONTROL, _USER_DEFINED)
@@ -83,36 +83,36 @@ def from_gguf(metadata: Mapping[str, Any]) -> "tuple[Tokenizer | None, str | Non
     tokenizer.add_special_tokens(whole[_CONTROL])
     tokenizer.add_tokens(whole[_USER_DEFINED])
     # What llama.cpp takes for files that do not say.
-    begins = own.get("add_bos_token", kind == "llama" or own.get("pre") == "llama-bpe")
-    if begins and "bos_token_id" in own:
-        bos = own["bos_token_id"]
-        text = own["tokens"][bos]
+    begins = entries.get("add_bos_token", kind == "llama" or entries.get("pre") == "llama-bpe")
+    if begins and "bos_token_id" in entries:
+        bos = entries["bos_token_id"]
+        text = entries["tokens"][bos]
         tokenizer.post_processor = _package().processors.TemplateProcessing(
             single=[text, "$A"], pair=[text, "$A", text, "$B:1"], special_tokens=[(text, bos)]
         )
     return tokenizer, template
 
 
-def _byte_level(own: dict[str, Any], kinds: list[int]) -> "Tokenizer":
+def _byte_level(entries: dict[str, Any], kinds: list[int]) -> "Tokenizer":
     """BPE over bytes, as of GPT-2, with the pre-tokenizer that the file names."""
     tokenizers = _package()
-    name = own.get("pre", "default")
+    name = entries.get("pre", "default")
     if name not in _PRE_TOKENIZERS:
         raise ValueError(
             f"tokenizer.ggml.pre is {name!r}; known are {', '.join(map(repr, _PRE_TOKENIZERS))}"
         )
     vocabulary = {
         text: i
-        for i, (text, kind) in enumerate(zip(own["tokens"], kinds, strict=True))
+        for i, (text, kind) in enumerate(zip(entries["tokens"], kinds, strict=True))
         if kind != _UNUSED
     }
-    merges = [tuple(pair.split(" ")) for pair in own["merges"]]
+    merges = [tuple(pair.split(" ")) for pair in entries["merges"]]
     # Llama 3 takes words that are in the vocabulary whole, whatever the merges give.
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.BPE(vocabulary, merges, ignore_merges=name == "llama-bpe")
     )
     pre = tokenizers.pre_tokenizers
-    prefix = bool(own.get("add_space_prefix", False))
+    prefix = bool(entries.get("add_space_prefix", False))
     if name in _SPLITS:
         first = [pre.Split(tokenizers.Regex(_SPLITS[name]), "isolated")]
     else:
@@ -125,14 +125,14 @@ def _byte_level(own: dict[str, Any], kinds: list[int]) -> "Tokenizer":
     return tokenizer
 
 
-def _sentence_piece(own: dict[str, Any], kinds: list[int]) -> "Tokenizer":
+def _sentence_piece(entries: dict[str, Any], kinds: list[int]) -> "Tokenizer":
     """BPE over characters that falls back to bytes, as of Llama 2; merges follow from scores."""
     tokenizers = _package()
-    tokens = own["tokens"]
+    tokens = entries["tokens"]
     vocabulary = {text: i for i, text in enumerate(tokens)}
     mergeable = {text for text, kind in zip(tokens, kinds, strict=True) if kind == _NORMAL}
     scored = []
-    for text, score in zip(tokens, own["scores"], strict=True):
+    for text, score in zip(tokens, entries["scores"], strict=True):
         if text in mergeable:
             for at in range(1, len(text)):
                 pair = (text[:at], text[at:])
@@ -140,7 +140,7 @@ def _sentence_piece(own: dict[str, Any], kinds: list[int]) -> "Tokenizer":
                     scored.append((score, *pair))
     # The better score first; of several ways to one token, that of the longer left part.
     scored.sort(key=lambda merge: (-merge[0], -len(merge[1]), -len(merge[2])))
-    unknown = own.get("unknown_token_id", 0)
+    unknown = entries.get("unknown_token_id", 0)
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.BPE(
             vocabulary,
@@ -150,7 +150,7 @@ def _sentence_piece(own: dict[str, Any], kinds: list[int]) -> "Tokenizer":
             byte_fallback=True,
         )
     )
-    prefix = own.get("add_space_prefix", True)
+    prefix = entries.get("add_space_prefix", True)
     normalizers, decoders = tokenizers.normalizers, tokenizers.decoders
     tokenizer.normalizer = normalizers.Sequence(
         [*([normalizers.Prepend("▁")] if prefix else []), normalizers.Replace(" ", "▁")]

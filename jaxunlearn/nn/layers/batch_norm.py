@@ -87,7 +87,7 @@ class BatchNorm(nnx.Module):
     def _remember(self, mean: jax.Array, var: jax.Array, n: int) -> None:
         unbiased = var * (n / (n - 1))
         for kept, value in ((self.mean, mean), (self.var, unbiased)):
-            kept[...] = jax.lax.stop_gradient(_between(self.momentum, value, kept[...]))
+            kept.set_value(jax.lax.stop_gradient(_between(self.momentum, value, kept[...])))
 
 
 def _between(share: float, batch: jax.Array, running: jax.Array) -> jax.Array:

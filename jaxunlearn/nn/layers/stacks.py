@@ -15,8 +15,8 @@ class Stack(NamedTuple):
     """A stack of equal blocks; a program compiles as fast for 80 of them as for 2.
 
     Attributes:
-        block: one block without statistics, `block.apply(params, {}, x, *shared) -> x`; with
-            inputs for each block (see `run`), `block.apply(params, {}, x, *shared, input) -> (x, out)`.
+        block: one block without statistics, `block.apply(params, {}, x, *shared)` gives x; or
+            (x, out), where each block has an input after the shared ones (see `run`).
         n: number of blocks.
     """
 

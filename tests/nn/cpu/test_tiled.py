@@ -17,6 +17,10 @@ SHAPES = [
 ]
 
 
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def plain(x, kernel, padding):
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), ((padding, padding),) * 2, dimension_numbers=("CHWN", "HWIO", "CHWN")
@@ -28,40 +32,41 @@ def plain(x, kernel, padding):
 def test_values_and_gradients(shape, cache, monkeypatch):
     monkeypatch.setattr(tiles, "_CACHE", cache)
     n_in, n_out, size, height, width, n_images, padding = shape
-    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)  # noqa: E731
-    x, kernel = draw(0, n_in, height, width, n_images), draw(1, size, size, n_in, n_out)
-    g = draw(2, *jax.eval_shape(lambda x: plain(x, kernel, padding), x).shape)
+    x, kernel = normal(n_in, height, width, n_images), normal(size, size, n_in, n_out, seed=1)
+    g = normal(*jax.eval_shape(lambda x: plain(x, kernel, padding), x).shape, seed=2)
 
-    def found(conv):
-        y, pull = jax.vjp(lambda x, kernel: conv(x, kernel, padding), x, kernel)
-        return y, pull(g)
+    def pulled(conv):
+        def run(x, kernel, g):
+            y, pull = jax.vjp(lambda x, kernel: conv(x, kernel, padding), x, kernel)
+            return y, pull(g)
+
+        return jax.jit(run)(x, kernel, g)
 
     # New functions each time: a compiled one would keep the tiles of another cache.
-    ours = jax.jit(lambda: found(lambda *a: tiles.conv(*a)))()
-    chex.assert_trees_all_close(ours, jax.jit(lambda: found(plain))(), rtol=1e-4, atol=1e-4)
+    ours = pulled(lambda *a: tiles.conv(*a))
+    chex.assert_trees_all_close(ours, pulled(plain), rtol=1e-4, atol=1e-4)
 
 
 def test_several_models_at_once(monkeypatch):
     monkeypatch.setattr(tiles, "_CACHE", 3000)
-    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 5, 9))
-    kernel = jax.random.normal(jax.random.key(1), (2, 3, 3, 3, 4))
+    x, kernel = normal(2, 3, 5, 5, 9), normal(2, 3, 3, 3, 4, seed=1)
     loss = lambda conv: lambda x, kernel: jnp.sum(conv(x, kernel, 1) ** 2)  # noqa: E731
-    ours = jax.vmap(jax.grad(loss(tiles.conv), (0, 1)))(x, kernel)
-    theirs = jax.vmap(jax.grad(loss(plain), (0, 1)))(x, kernel)
+    ours = jax.jit(jax.vmap(jax.grad(loss(tiles.conv), (0, 1))))(x, kernel)
+    theirs = jax.jit(jax.vmap(jax.grad(loss(plain), (0, 1))))(x, kernel)
     chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_large_batches_are_tiled(monkeypatch):
     """And the result is that of small ones."""
-    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 12))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 4))
-    small = batch_last.conv(x, kernel, 1)
+    x, kernel = normal(2, 6, 6, 12), normal(3, 3, 2, 4, seed=1)
+    run = lambda: jax.jit(lambda x, kernel: batch_last.conv(x, kernel, 1))(x, kernel)  # noqa: E731
+    small = run()
     calls = []
     conv = tiles.conv
     monkeypatch.setattr(tiles, "conv", lambda *a: calls.append(a) or conv(*a))
     monkeypatch.setattr(batch_last, "_MOST", tiles.n_bytes(x, kernel, 1))
-    batch_last.conv(x, kernel, 1)
+    run()
     assert not calls and tiles.n_bytes(x, kernel, 1) == 4 * 9 * 2 * 36 * 12
     monkeypatch.setattr(batch_last, "_MOST", 0)
-    np.testing.assert_allclose(batch_last.conv(x, kernel, 1), small, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(), small, rtol=1e-4, atol=1e-5)
     assert calls

@@ -25,9 +25,9 @@ def adapted(config, *, rank=4, alpha=8.0, targets=TARGETS, seed=0, **options):
     params = random_params(config)
     params = adapters.attach(params, targets, rank, alpha, jax.random.key(seed), **options)
     rng = np.random.default_rng(seed)
-    own, rest = adapters.split(params)
-    own = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), own)
-    return tree.combine(own, rest)
+    thin, rest = adapters.split(params)
+    thin = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), thin)
+    return tree.combine(thin, rest)
 
 
 @pytest.mark.parametrize("options", [{}, {"rank_stabilized": True}, {"rank": 3, "alpha": 10.0}])

@@ -64,7 +64,7 @@ def text_encoder():
         "o": {"kernel": (2, 4, 6), "bias": (2, 6)},
         "up": {"kernel": (2, 6, 12), "bias": (2, 12)},
     }
-    shapes = {f"layers/{name}/{end}": s for name, own in layer.items() for end, s in own.items()}
+    shapes = {f"layers/{name}/{end}": s for name, ends in layer.items() for end, s in ends.items()}
     shapes |= {"embed/tokens/table": (9, 6), "embed/positions/table": (5, 6)}
     return random_tree(shapes | {"norm/scale": (6,), "norm/bias": (6,)})
 
@@ -272,8 +272,8 @@ def test_random_tables_round_trip(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("random")
     rows, shapes = [], {}
     for number in range(data.draw(st.integers(1, 4))):
-        more, own = data.draw(entries(number))
-        rows, shapes = rows + more, shapes | own
+        more_rows, more_shapes = data.draw(entries(number))
+        rows, shapes = rows + more_rows, shapes | more_shapes
     dtype = data.draw(st.sampled_from(["float32", "bfloat16", "float16"]))
     table, params = Table(tuple(rows)), random_tree(shapes, dtype)
     save(path, params, table, max_shard_bytes=data.draw(st.sampled_from([1, 50, 10**6])))

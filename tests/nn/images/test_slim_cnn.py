@@ -7,6 +7,7 @@ import pytest
 
 from jaxunlearn import nn
 from jaxunlearn.core import tree
+from jaxunlearn.core.model import from_nnx
 
 SHAPE = (18, 19, 2)
 BUILD = {
@@ -35,22 +36,22 @@ def test_multiply_adds_count_depthwise_convolutions():
 @pytest.fixture(scope="module", params=list(BUILD))
 def trained(request):
     """A network whose every number is random, and images."""
-    build = BUILD[request.param]
-    params, stats = build().init(jax.random.key(0))
-    noise = lambda w: w + 0.3 * jax.random.uniform(jax.random.key(w.size), w.shape)  # noqa: E731
-    x = jax.random.uniform(jax.random.key(1), (9, *SHAPE))
-    return build, jax.tree.map(noise, params), jax.tree.map(noise, stats), x
+    build, rng = BUILD[request.param], np.random.default_rng(0)
+    like = jax.eval_shape(build().init, jax.random.key(0))
+    draw = lambda w: rng.normal(0, w.size**-0.25, w.shape).astype(np.float32)  # noqa: E731
+    params, stats = jax.tree.map(draw, like[0]), jax.tree.map(lambda w: np.abs(draw(w)), like[1])
+    return build, params, stats, rng.uniform(size=(9, *SHAPE)).astype(np.float32)
 
 
 def test_folded_it_says_the_same(trained):
     build, params, stats, x = trained
-    folded = nn.fold_batch_norm(params, stats)
-    wanted, _ = build(folded=True).init(jax.random.key(0))
+    folded = jax.jit(nn.fold_batch_norm)(params, stats)
+    wanted, _ = jax.eval_shape(build(folded=True).init, jax.random.key(0))
     assert {n: w.shape for n, w in tree.named(folded).items()} == {
         n: w.shape for n, w in tree.named(wanted).items()
     }
-    ours, _ = build(folded=True).apply(folded, {}, x)
-    theirs, _ = build().apply(params, stats, x)
+    ours, _ = jax.jit(build(folded=True).apply)(folded, {}, x)
+    theirs, _ = jax.jit(build().apply)(params, stats, x)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -61,10 +62,11 @@ def test_all_lowerings_say_the_same(trained):
         y, new = build().apply(params, stats, x, train=True, key=jax.random.key(2))
         return jnp.sum(y**2), new
 
-    ours = jax.value_and_grad(loss, has_aux=True)(params)
+    run = lambda: jax.jit(lambda p: jax.value_and_grad(loss, has_aux=True)(p))(params)  # noqa: E731
+    ours = run()
     for depthwise in (True, False):
         with nn.plain_convolutions(depthwise):
-            plain = jax.value_and_grad(loss, has_aux=True)(params)
+            plain = run()
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), ours, plain
         )
@@ -72,15 +74,14 @@ def test_all_lowerings_say_the_same(trained):
 
 def test_statistics_are_those_of_the_usual_layout():
     """BatchNorm over the first axis is that over the last one."""
-    x = jax.random.normal(jax.random.key(0), (3, 4, 5, 6))
-    from jaxunlearn.core.model import from_nnx
-
+    x = np.random.default_rng(0).normal(size=(3, 4, 5, 6)).astype(np.float32)
     first = from_nnx(lambda rngs: nn.BatchNorm(3, axis=0, rngs=rngs))
     last = from_nnx(lambda rngs: nn.BatchNorm(3, rngs=rngs))
     params, stats = first.init(jax.random.key(0))
-    y, new = first.apply(params, stats, x, train=True)
-    z, other = last.apply(params, stats, jnp.moveaxis(x, 0, -1), train=True)
-    np.testing.assert_allclose(jnp.moveaxis(y, 0, -1), z, atol=1e-5)
+    run = lambda model, x: jax.jit(lambda x: model.apply(params, stats, x, train=True))(x)  # noqa: E731
+    y, new = run(first, x)
+    z, other = run(last, np.moveaxis(x, 0, -1))
+    np.testing.assert_allclose(np.moveaxis(y, 0, -1), z, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new, other)
 
 
@@ -99,6 +100,6 @@ def test_sizes_that_are_none():
 
 def test_images_of_other_sizes(trained):
     build, params, stats, x = trained
-    for bad in (x[:, :-1], x[..., :1], x[0], x.astype(jnp.uint8)):
+    for bad in (x[:, :-1], x[..., :1], x[0], x.astype(np.uint8)):
         with pytest.raises(ValueError, match=r"x is .*; floats \[B, 18, 19, 2\] are needed"):
             build().apply(params, stats, bad)

@@ -18,17 +18,17 @@ tokenizers = pytest.importorskip("tokenizers")
 
 def trained(pre):
     """A byte-level tokenizer with a pre-tokenizer of its own, as `tokenizer.json` would have it."""
-    own = tokenizers.Tokenizer(tokenizers.models.BPE())
-    own.pre_tokenizer = pre
-    own.decoder = tokenizers.decoders.ByteLevel()
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = pre
+    made.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=340,
         special_tokens=["<|begin|>", "<|end|>"],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    own.train_from_iterator([TEXT] * 20, trainer)
-    return own
+    made.train_from_iterator([TEXT] * 20, trainer)
+    return made
 
 
 TEXT = (
@@ -124,14 +124,14 @@ def sentence_piece(text, scores):
     """The algorithm of SentencePiece's BPE: joins the best-scored neighbours, leftmost first."""
     pieces = list("▁" + text.replace(" ", "▁"))
     while True:
-        found = [
+        joins = [
             (-scores[a + b], i)
             for i, (a, b) in enumerate(itertools.pairwise(pieces))
             if a + b in scores
         ]
-        if not found:
+        if not joins:
             break
-        _, i = min(found)
+        _, i = min(joins)
         pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
     out = []
     for piece in pieces:
@@ -173,12 +173,12 @@ def test_sentence_piece_tokenizer_of_a_gguf_file(tmp_path):
 
 
 def test_tokenizer_of_a_folder(tmp_path):
-    own = trained(pre_tokenizer("smollm"))
-    own.enable_truncation(3)
-    own.enable_padding(length=8)
-    config = dataclasses.replace(LLAMA, vocabulary=own.get_vocab_size(), bos=0, eos=(1,))
+    made = trained(pre_tokenizer("smollm"))
+    made.enable_truncation(3)
+    made.enable_padding(length=8)
+    config = dataclasses.replace(LLAMA, vocabulary=made.get_vocab_size(), bos=0, eos=(1,))
     params = random_params(config)
-    weights.save(tmp_path, config, params, tokenizer=own, chat_template="{{ a }}")
+    weights.save(tmp_path, config, params, tokenizer=made, chat_template="{{ a }}")
     read = decoder.from_pretrained(tmp_path)
     want = trained(pre_tokenizer("smollm")).encode(TEXT).ids
     assert read.tokenizer.encode(TEXT).ids == want  # neither cut nor padded
@@ -200,7 +200,7 @@ def test_tokenizer_of_a_folder(tmp_path):
     assert decoder.from_pretrained(tmp_path).chat_template == "{{ c }}"
     (tmp_path / "chat_template.jinja").write_text("{{ d }}")
     assert decoder.from_pretrained(tmp_path).chat_template == "{{ d }}"
-    weights.save(tmp_path, config, params, tokenizer=own, chat_template="{{ e }}")
+    weights.save(tmp_path, config, params, tokenizer=made, chat_template="{{ e }}")
     assert decoder.from_pretrained(tmp_path).chat_template == "{{ e }}"
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="tokenizer.json: no tokenizer"):
