@@ -52,41 +52,42 @@ def _headlines() -> str:
     mnist = read("experiments/lightweight_cnn/mnist.json")["recipes"]["paper"]
     rows = [
         (
-            _system("Baselines", "comparison", "baselines"),
+            *_system("Baselines", "unlearn", "comparison", "baselines"),
             "SCRUB, SSD, KLOM, NeurIPS 2023 epsilon",
-            f"digits: the best of six baselines has a forget KLOM of {klom[best]:.2f} ({best}); "
-            f"doing nothing {klom['none']:.2f}, floor {digits['floor']['forget']['mean']:.2f}",
+            f"digits: the best of {len(klom) - 2} baselines has a forget KLOM of {klom[best]:.2f} "
+            f"({best}); doing nothing {klom['none']:.2f}, "
+            f"floor {digits['floor']['forget']['mean']:.2f}",
         ),
         (
-            _system("Datamodel Matching", "comparison", "dmm"),
+            *_system("Datamodel Matching", "unlearn --methods dmm", "comparison", "dmm"),
             "[Attribute-to-Delete](https://arxiv.org/abs/2410.23232), ICLR 2025",
             f"CIFAR-10, 8 images: a forget KLOM of {direct:.2f} (`dm_direct`), floor {floor:.2f}",
         ),
         (
-            _system("Orders of stages", "paths", "retrain_equivalence"),
+            *_system("Orders of stages", "paths", "paths", "retrain_equivalence"),
             "[On the Impossibility of Retrain Equivalence](https://arxiv.org/abs/2510.16629)",
             f"a tiny transformer forgets a stage it saw first {slow['ratio']:.1f} times as far "
             f"as one it saw last, the slowest in {slow['p4']} of {len(tiny['seeds'])} seeds",
         ),
         (
-            _system("S3T", "exact", "s3t"),
+            *_system("S3T", "exact", "exact", "s3t"),
             "[Sequence-aware Sharded Sliced Training](https://arxiv.org/abs/2406.16257), ICLR 2025",
             f"{four:.1f} deletions before a new training with 4 orders of each of 5 shards, "
             f"{one:.1f} with one",
         ),
         (
-            _system("Lightweight CNN", "compact", "lightweight_cnn"),
+            *_system("Lightweight CNN", "compact", "compact", "lightweight_cnn"),
             "[Building Efficient Lightweight CNN Models](https://arxiv.org/abs/2501.15547)",
             f"MNIST: {percent(mnist['test_accuracy'])} % with {mnist['parameters']:,} parameters",
         ),
     ]
-    lines = [line("system", "paper", "measured"), "|---" * 3 + "|"]
+    lines = [line("system", "command", "paper", "measured"), "|---" * 4 + "|"]
     return "\n".join([*lines, *(line(*row) for row in rows)])
 
 
-def _system(title: str, package: str, experiment: str) -> str:
+def _system(title: str, verb: str, package: str, experiment: str) -> tuple[str, str]:
     manual, tables = f"jaxunlearn/{package}/README.md", f"experiments/{experiment}/README.md"
-    return f"{title}: [manual]({manual}), [tables]({tables})"
+    return f"{title}: [manual]({manual}), [tables]({tables})", f"`jaxunlearn {verb}`"
 
 
 def _exact_sizes() -> str:

@@ -4,11 +4,13 @@ import ast
 import importlib
 import inspect
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import jaxunlearn
+from jaxunlearn.cli import attribute, compact, exact_verbs, paths, study, unlearn
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxunlearn"
@@ -111,3 +113,32 @@ def resolves(name):
             return part in getattr(module, "__annotations__", {})
         module = getattr(module, part)
     return True
+
+
+def commands(readme):
+    """The commands of `jaxunlearn` in a README, as lists of words."""
+    for block in re.findall(r"```bash\n(.*?)```", readme.read_text(), flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            start = re.search(r"(?:^|python -m )jaxunlearn ", line.replace('"', "'"))
+            if start:
+                words = shlex.split(line[start.end() :].rstrip('"'), comments=True)
+                yield words[: words.index("&&")] if "&&" in words else words
+
+
+@pytest.mark.parametrize(
+    "readme", [ROOT / "README.md", *MANUALS], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_commands_in_readmes_are_understood(readme):
+    for verb, *argv in commands(readme):
+        if verb == "exact":
+            exact_verbs.parse(argv[0], argv[1:])
+        elif [verb, *argv[:1]] == ["compact", "predict"]:
+            study.parse(compact.Predict, "compact predict", argv[1:])
+        else:
+            options = {
+                "unlearn": unlearn.Unlearn,
+                "attribute": attribute.Attribute,
+                "paths": paths.Paths,
+                "compact": compact.Compact,
+            }
+            study.parse(options[verb], verb, argv)

@@ -10,6 +10,8 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -47,7 +49,12 @@ def devices(settings: Settings, n_devices: int) -> Mesh:
 
 
 @study.begins
-def prepare(settings: Settings, where: Where, methods: Methods = BASELINES) -> Job:
+def prepare(
+    settings: Settings,
+    where: Where,
+    methods: Methods = BASELINES,
+    networks: Mapping[str, Model] = MappingProxyType({}),
+) -> Job:
     """Checks everything that can be wrong before work starts.
 
     Args:
@@ -60,6 +67,7 @@ def prepare(settings: Settings, where: Where, methods: Methods = BASELINES) -> J
             a method's models follow from its name up to an "@": "dmm@2" and "dmm@4" with 2 and 4
             epochs are one course of unlearning, looked at twice. `none` and
             `retrain` are always among the results, and `retrain` takes the training of `settings`.
+        networks: the caller's own, `{name: model}`, which the model of the settings may name.
 
     Raises:
         ValueError: bad settings or a folder that does not fit; nothing has been written then.
@@ -79,8 +87,8 @@ def prepare(settings: Settings, where: Where, methods: Methods = BASELINES) -> J
     forget = forget_set(settings, dataset)
     problem = Problem.of(dataset, forget)
     _check_needs(settings, methods, dataset, problem, where.out)
-    model = network_for(settings.model, settings.multiply_adds, dataset)
-    record = run_record(settings, data=dataset.arrays, forget=forget)
+    model, layout = _network(settings, dataset, networks)
+    record = run_record(settings, data=dataset.arrays, forget=forget, **layout)
     configs = {name: dataclasses.asdict(config) for name, (_, config) in methods.items()}
     return Job(
         settings=settings,
@@ -125,6 +133,30 @@ def _check_needs(
     estimates.check(estimated, needs, n, settings.n_models, settings.training)
     if "effect" in needs and estimated.attribution != "trak":
         estimates.check_space(out, estimated.members, n + m, dataset.n_classes)
+
+
+def _network(
+    settings: Settings, dataset: Dataset, networks: Mapping[str, Model]
+) -> tuple[Model, dict[str, np.ndarray]]:
+    """The network; of one of the caller's also its layout, for the record knows only its name."""
+    if settings.model not in networks:
+        return network_for(settings.model, settings.multiply_adds, dataset), {}
+    model, inputs = networks[settings.model], dataset.x_train
+    x = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
+    weights = jax.eval_shape(model.init, jax.random.key(0))
+    try:
+        logits, _ = jax.eval_shape(model.apply, *weights, x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"model is {settings.model!r}, which cannot read {x.dtype} inputs of {x.shape}: {error}"
+        ) from error
+    if jax.tree.map(np.shape, logits) != (1, dataset.n_classes):
+        raise ValueError(
+            f"model is {settings.model!r}, which gives {jax.tree.map(np.shape, logits)} for one "
+            f"input; logits (1, {dataset.n_classes}) are needed"
+        )
+    layout = repr(jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), weights))
+    return model, {"network": np.frombuffer(layout.encode(), np.uint8)}
 
 
 def network_for(name: str, multiply_adds: int, dataset: Dataset) -> Model:

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -6,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import comparison, core
+from jaxunlearn import comparison, core, nn
 from jaxunlearn.comparison import Settings
 from jaxunlearn.core import ensemble
 from jaxunlearn.core.disk import DamagedError
@@ -251,6 +252,24 @@ def test_damaged_settings_are_named(finished, tmp_path):
     (tmp_path / "run" / "settings.json").write_text("{")
     with pytest.raises(DamagedError, match="settings.json is damaged"):
         comparison.run(TINY, FEW, out=tmp_path / "run", resume=True)
+
+
+def test_a_network_of_ones_own_joins_the_comparison(tmp_path):
+    mine = dataclasses.replace(TINY, model="mine", n_models=2)
+    model = nn.mlp(64, (8,), 10)
+    run = functools.partial(comparison.run, mine, {}, out=tmp_path / "a")
+    results = run({"mine": model})
+    assert list(results["methods"]) == ["none", "retrain"]
+    assert "network_sha256" in results["settings"]
+    with pytest.raises(ValueError, match="network_sha256"):
+        run({"mine": nn.mlp(64, (9,), 10)}, resume=True)
+    with pytest.raises(ValueError, match="model is 'mine'; it must be mlp, cnn"):
+        comparison.run(mine, {}, out=tmp_path / "b")
+    with pytest.raises(ValueError, match=r"gives \(1, 3\) for one input; logits \(1, 10\)"):
+        comparison.run(mine, {}, {"mine": nn.mlp(64, (8,), 3)}, out=tmp_path / "b")
+    with pytest.raises(ValueError, match="model is 'mine', which cannot read float32 inputs"):
+        comparison.run(mine, {}, {"mine": nn.mlp(63, (8,), 10)}, out=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_method_of_ones_own_joins_the_comparison(tmp_path):
