@@ -92,8 +92,10 @@ def influences(
         grid = figure.subplots(len(targets), width, squeeze=False)
         for row, target in zip(grid, targets, strict=True):
             _draw(row[0], x_val[target["index"]], f"#{target['index']}: {target['label']}")
-            for axes, own in zip(row[1:], [*target["helpful"], *target["harmful"]], strict=True):
-                _draw(axes, x_train[own["index"]], f"{own['label']} ({own['effect']:+.2f})")
+            shown = [*target["helpful"], *target["harmful"]]
+            for axes, point in zip(row[1:], shown, strict=True):
+                title = f"{point['label']} ({point['effect']:+.2f})"
+                _draw(axes, x_train[point["index"]], title)
         figure.suptitle(
             f"validation example and class; its {n_side} most helpful and {n_side} most harmful "
             "training examples (effect on its margin)",

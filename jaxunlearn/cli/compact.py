@@ -103,7 +103,7 @@ def table(results: dict[str, Any]) -> Table:
     """What a network reaches and what it costs."""
     rows = {
         "test accuracy": f"{100 * results['test_accuracy']:.2f} %",
-        "of each model": ", ".join(f"{100 * own:.2f}" for own in results["test_accuracies"]),
+        "of each model": ", ".join(f"{100 * value:.2f}" for value in results["test_accuracies"]),
         "in int8": f"{100 * results['int8_test_accuracy']:.2f} %",
         "parameters": f"{results['parameters']:,}",
         "multiply-adds of an image": f"{results['multiply_adds']:,}",

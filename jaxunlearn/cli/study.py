@@ -150,10 +150,10 @@ def run(
         from jaxunlearn.core import mesh
         from jaxunlearn.core.study import Where
 
-        found = _devices(place, functools.partial(devices, options))
+        on = _devices(place, functools.partial(devices, options))
         with mesh.together():
             check_json(place.json, made=out)
-        jobs.append(prepare(options, Where(out, place.resume, found, place.data_dir)))
+        jobs.append(prepare(options, Where(out, place.resume, on, place.data_dir)))
         with mesh.together():
             _keep_command(command, jobs[0].folder)
 

@@ -234,12 +234,12 @@ def trajectories(
     """
     with drawing.figure(path, (3 * len(courses), 6)) as figure:
         grid = figure.subplots(2, len(courses), squeeze=False, sharey="row")
-        for (scores, gaps), (name, (cost, own)) in zip(grid.T, courses.items(), strict=True):
-            scores.plot(cost, own.klom.mean(1), "o-", label="all stop together")
-            scores.axhline(own.klom.min(0).mean(), color="C1", label="each point at its best")
+        for (scores, gaps), (name, (cost, course)) in zip(grid.T, courses.items(), strict=True):
+            scores.plot(cost, course.klom.mean(1), "o-", label="all stop together")
+            scores.axhline(course.klom.min(0).mean(), color="C1", label="each point at its best")
             scores.axhline(floor, color="0.6", linestyle=":", label="floor")
             scores.set_title(name)
-            gaps.plot(cost, own.gap, color="0.4", linewidth=0.7)
+            gaps.plot(cost, course.gap, color="0.4", linewidth=0.7)
             gaps.axhline(0, color="0.6", linestyle=":")
             gaps.set_yscale("symlog", linthresh=2.0)
             gaps.set_xlabel("cost in retrainings")

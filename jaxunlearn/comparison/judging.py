@@ -12,8 +12,6 @@ from jaxunlearn.core import losses
 from jaxunlearn.data import Dataset
 from jaxunlearn.unlearn import Problem
 
-GROUPS = ("forget", "retain", "val")
-
 
 @dataclasses.dataclass(frozen=True)
 class Judge:

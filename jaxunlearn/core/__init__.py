@@ -86,6 +86,7 @@ __getattr__, __dir__ = exports(
         "stages",
         "step",
         "study",
+        "study",
         "tree",
     ),
     {"EarlyStop": "loop", "Model": "model", "Stage": "stages", "TrainState": "step"},

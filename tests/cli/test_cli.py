@@ -321,6 +321,30 @@ def test_help_and_version(tmp_path):
         assert option in out
 
 
+LIGHT = """
+import sys
+from jaxunlearn.cli import app
+for arguments in [["--version"], ["--help"], ["forget"], ["exact", "--help"], ["exact", "forget"]]:
+    app.main(arguments)
+heavy = {"jax", "numpy", "tyro", "rich", "flax", "scipy"} & set(sys.modules)
+assert not heavy, heavy
+for verb in ("unlearn", "attribute", "paths", "exact status", "exact delete"):
+    try:
+        app.main([*verb.split(), "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+heavy = {"jax", "flax", "optax", "orbax", "scipy", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_help_and_mistakes_load_nothing_heavy(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 ATTRIBUTE = [
     "--n-train", "60", "--n-val", "40", "--members", "24", "--held-out", "8", "--checkpoints", "1",
     "--features", "32", "--targets", "0", "5", "--training.epochs", "2", "--out", "run",
