@@ -63,7 +63,7 @@ def forget(job: Job, paths: dict[tuple[str, ...], Tree], progress: Progress) -> 
 
     Returns:
         By name, leading axis members in the order of `job.members`: `measured`, what
-        `_path_metrics.measure` gives before the first step and at every interval; `losses` of all
+        `measures.measure` gives before the first step and at every interval; `losses` of all
         steps; `adapter`, the fresh one that was trained.
     """
     s = job.settings
