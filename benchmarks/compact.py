@@ -57,18 +57,18 @@ def rows() -> Iterator[Row]:
             gap,
             target=1.2 if batch == 32 else None,
         )
-        found = keras("train", batch)
+        timings = keras("train", batch)
         yield Row(
             f"stage A, {N_IMAGES} images, batch {batch}",
             ours,
             Measured(
-                found["seconds"][0],
-                float(np.median(found["seconds"][1:])),
-                (min(found["seconds"][1:]), max(found["seconds"][1:])),
+                timings["seconds"][0],
+                float(np.median(timings["seconds"][1:])),
+                (min(timings["seconds"][1:]), max(timings["seconds"][1:])),
                 0.0,
-                note=found["backend"],
+                note=timings["backend"],
             ),
-            f"Keras {found['keras']}",
+            f"Keras {timings['keras']}",
             keras_gap,
             target=3.0 if batch == 32 else None,
         )
@@ -85,11 +85,11 @@ def equal() -> float:
     floats = augment.as_float(x)
     theirs = torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)
     with torch.no_grad():
-        own = theirs.float() / 255
-        of_dual = peers.load(peers.Dual(SHAPE), dual)(own, own)
-        of_fused = peers.load(peers.Fused(SHAPE).eval(), fused)(own)
+        peer_images = theirs.float() / 255
+        of_dual = peers.load(peers.Dual(SHAPE), dual)(peer_images, peer_images)
+        of_fused = peers.load(peers.Fused(SHAPE).eval(), fused)(peer_images)
         matrices = peers.matrices(32, SHAPE[0])
-        warped = peers.affine(own, matrices).permute(0, 2, 3, 1)
+        warped = peers.affine(peer_images, matrices).permute(0, 2, 3, 1)
     ours = PAIR.dual.apply(dual, {}, floats, floats)[0]
     gaps = [agree("dual", ours[i], of_dual[i].numpy(), 1e-5) for i in range(2)]
     gaps.append(agree("fused", PAIR.fused.apply(fused, {}, floats)[0], of_fused.numpy(), 1e-5))
@@ -105,22 +105,25 @@ def equal_keras() -> float:
     weights = {"x": np.asarray(x)} | {
         f"{branch}_{layer}/{part}": np.asarray(value)
         for branch, layers in dual.items()
-        for layer, own in layers.items()
-        for part, value in own.items()
+        for layer, arrays in layers.items()
+        for part, value in arrays.items()
     }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "weights.npz"
         write_npz(file, weights)
-        found = keras_all("outputs", str(file))
+        answers = keras_all("outputs", str(file))
     ours = jax.nn.softmax(jnp.stack(PAIR.dual.apply(dual, {}, x, x)[0]))
-    return max(agree(own["backend"], ours, np.array(own["probabilities"]), 1e-5) for own in found)
+    return max(
+        agree(answer["backend"], ours, np.array(answer["probabilities"]), 1e-5)
+        for answer in answers
+    )
 
 
 def stage_a(batch: int) -> Measured:
     """An epoch of one model: both branches, augmentation, one program; steady from the second."""
     recipe = Recipe(batch_size=batch, dual_epochs=6)
     times: list[float] = []
-    where = fitting.Where(
+    where = fitting.Placement(
         mesh.make({"models": 1}), tell=lambda *now: times.append(time.perf_counter())
     )
     phases.train_dual(PAIR, recipe, images(), jax.random.split(jax.random.key(0), 1), where)
@@ -146,9 +149,9 @@ def torch_stage_a(batch: int) -> Measured:
 
 def torch_images() -> tuple[torch.Tensor, torch.Tensor]:
     """What stage A trains on."""
-    own = images()
-    x = torch.tensor(np.asarray(own.x[own.n_val :])).permute(0, 3, 1, 2).contiguous()
-    return x, torch.tensor(np.asarray(own.y[own.n_val :])).long()
+    data = images()
+    x = torch.tensor(np.asarray(data.x[data.n_val :])).permute(0, 3, 1, 2).contiguous()
+    return x, torch.tensor(np.asarray(data.y[data.n_val :])).long()
 
 
 def folds(gap: float) -> Iterator[Row]:
@@ -162,14 +165,14 @@ def folds(gap: float) -> Iterator[Row]:
     )
 
     def ours(devices: int, n_models: int, fold_mode: str, n_folds: int) -> Measured:
-        own = Recipe(**{**vars(recipe), "fold_mode": fold_mode})
+        fold_recipe = Recipe(**{**vars(recipe), "fold_mode": fold_mode})
         times: list[float] = []
-        where = fitting.Where(
+        where = fitting.Placement(
             mesh.make({"models": devices}), tell=lambda *now: times.append(time.perf_counter())
         )
         part = jax.tree.map(lambda leaf: leaf[:n_models], state)
         keys = jax.random.split(jax.random.key(2), n_models)
-        phases.fine_tune(PAIR, own, part, images(), keys, where)
+        phases.fine_tune(PAIR, fold_recipe, part, images(), keys, where)
         seconds = np.diff(times)
         scale = FOLDS * SEEDS / n_folds / n_models
         steady = seconds[1:3] * scale
@@ -209,7 +212,7 @@ def pipeline(gap: float) -> Row:
     """All of the paper's training for one seed, with 2, 5 and 6 epochs."""
     recipe = Recipe(dual_epochs=2, unfreeze_epochs=1, last_epochs=1, folds=FOLDS, fold_epochs=1)
     keys = jax.random.split(jax.random.key(0), 1)
-    where = fitting.Where(mesh.make({"models": mesh.cores()}))
+    where = fitting.Placement(mesh.make({"models": mesh.cores()}))
 
     def ours() -> None:
         dual = phases.train_dual(PAIR, recipe, images(), keys, where)
@@ -241,18 +244,18 @@ def latency(gap: float) -> Iterator[Row]:
     program = files.export(PAIR.fused, params, SHAPE)
     call = jax.jit(jax.export.deserialize(bytearray(program)).call)
     image = np.zeros((1, *SHAPE), np.float32)
-    own = call.lower(image).compile()
+    compiled = call.lower(image).compile()
 
     def many() -> None:
         for _ in range(100):
-            np.asarray(own(image))
+            np.asarray(compiled(image))
 
-    found = keras("predict", 1)
+    timings = keras("predict", 1)
     speed = costs.speed(program, SHAPE)
     ours = measure(many)
     note = f"p50 {speed['p50_ms']:.3f} ms, p99 {speed['p99_ms']:.3f} ms"
     for name in ("predict", "call"):
-        seconds = np.array(found[name])
+        seconds = np.array(timings[name])
         p50, p99 = np.percentile(seconds, [50, 99]) * 1000
         total = float(seconds.sum())
         theirs = Measured(
@@ -260,7 +263,7 @@ def latency(gap: float) -> Iterator[Row]:
             total,
             (total, total),
             0.0,
-            note=f"{found['backend']}, p50 {p50:.3f} ms, p99 {p99:.3f} ms",
+            note=f"{timings['backend']}, p50 {p50:.3f} ms, p99 {p99:.3f} ms",
         )
         yield Row("100 single images", ours, theirs, f"Keras {name}", gap, note=note)
 
@@ -268,19 +271,19 @@ def latency(gap: float) -> Iterator[Row]:
 def keras(job: str, batch: int) -> dict[str, Any]:
     """The fastest of Keras' backends that are installed."""
     key = "seconds" if job == "train" else "predict"
-    return min(keras_all(job, str(batch)), key=lambda own: np.median(own[key][1:]))
+    return min(keras_all(job, str(batch)), key=lambda timings: np.median(timings[key][1:]))
 
 
 def keras_all(job: str, of: str) -> list[dict[str, Any]]:
     """What each of Keras' backends that are installed finds."""
-    found = []
+    outputs = []
     for backend in KERAS:
         command = [sys.executable, "-m", "benchmarks.peers.keras_compact", backend, job, of]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
-            found.append(json.loads(done.stdout.splitlines()[-1]))
+            outputs.append(json.loads(done.stdout.splitlines()[-1]))
         else:
             print(f"Keras with {backend} does not run:", *done.stderr.splitlines()[-1:])
-    if not found:
+    if not outputs:
         raise RuntimeError("Keras does not run; install the extra `bench`")
-    return found
+    return outputs

@@ -120,12 +120,12 @@ def _regression() -> list[Row]:
     set_up = time.perf_counter() - start
     chosen = fit(size, "lasso")()
     l1, numbers, rows = chosen.penalty, " ".join(map(str, size)), []
-    for what, penalty, found in (
+    for what, penalty, fitted in (
         ("a path and a held-out choice each", None, chosen),
         ("one given penalty each", l1, fit(size, "lasso", l1=l1)()),
     ):
         theirs = peer.fit(sample, penalty)
-        gaps = np.abs(found.weights[:, sample] - theirs).max(0) / np.abs(theirs).max()
+        gaps = np.abs(fitted.weights[:, sample] - theirs).max(0) / np.abs(theirs).max()
         gap = agree(what, gaps, np.zeros(SAMPLE), 1e-3)
         ours = measure(
             fit(size, "lasso", **({} if penalty is None else {"l1": penalty})), repeats=2

@@ -49,19 +49,19 @@ def texts(prompts: list[np.ndarray], responses: list[np.ndarray], length: int) -
     """Pads and labels them."""
     n, n_labels = len(prompts), -(-max(map(len, responses)) // 8) * 8
     tokens, labels = np.zeros((n, length), np.int32), np.full((n, length), -1, np.int32)
-    where, own = np.zeros((n, n_labels), np.int32), np.full((n, n_labels), -1, np.int32)
+    where, responded = np.zeros((n, n_labels), np.int32), np.full((n, n_labels), -1, np.int32)
     widths = np.array([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         tokens[i, : widths[i]] = np.concatenate([prompt, response])
         labels[i, len(prompt) : widths[i]] = response
         where[i, : len(response)] = np.arange(len(prompt) - 1, widths[i] - 1)
-        own[i, : len(response)] = response
+        responded[i, : len(response)] = response
     theirs = {
         "tokens": torch.tensor(tokens, dtype=torch.int64),
         "labels": torch.tensor(np.where(labels < 0, torch_language.IGNORED, labels)).long(),
         "widths": torch.tensor(widths),
     }
-    return Texts(text.Sequences(tokens, where, own), theirs)
+    return Texts(text.Sequences(tokens, where, responded), theirs)
 
 
 def random_texts(n: int, seed: int, vocabulary: int = CONFIG.vocabulary) -> Texts:
@@ -186,8 +186,8 @@ def our_steps(method: str, forget: Texts, retain: Texts) -> Callable[..., Any]:
     data = in_order(_references(params, *arrays, _control(), method=method), BATCH)
     kl = method == "GradDiff-KL"  # the cached hidden states need a frozen output layer
     trains = r"(?!head/).*" if kl else ".*"
-    own, frozen = tree.partition(params, tree.select(params, trains))
-    members = {"params": jax.tree.map(lambda x: x[None], own)}
+    trained, frozen = tree.partition(params, tree.select(params, trains))
+    members = {"params": jax.tree.map(lambda x: x[None], trained)}
 
     def call(n_steps: int, devices: Any, callback: Any = None) -> np.ndarray:
         shared = {"frozen": frozen, "data": data}
@@ -258,8 +258,8 @@ def peer_steps(method: str, forget: Texts, retain: Texts) -> dict[str, Callable[
 def splits() -> dict[str, Any]:
     """The meshes that a batch may be spread over."""
     n = jax.device_count()
-    found = {"1 device": mesh.make({"models": 1})}
-    return found | (
+    meshes = {"1 device": mesh.make({"models": 1})}
+    return meshes | (
         {f"batch over {n} devices": mesh.make({"models": 1, "data": n})} if n > 1 else {}
     )
 

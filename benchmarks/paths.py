@@ -48,8 +48,8 @@ def _sweep_parts() -> tuple[Any, Any, Any]:
     """The stages' own adapter, the frozen rest, and the adapter that unlearning begins with."""
     params, _ = small()
     attach = functools.partial(adapters.attach, params, LORA_TARGETS, RANK, ALPHA)
-    own, frozen = adapters.split(attach(jax.random.key(3)))
-    return own, frozen, adapters.split(attach(jax.random.key(4)))[0]
+    adapter, frozen = adapters.split(attach(jax.random.key(3)))
+    return adapter, frozen, adapters.split(attach(jax.random.key(4)))[0]
 
 
 @functools.cache  # the same object is the same program
@@ -80,10 +80,10 @@ def forgetter(n_steps: int):
         before = adapters.merge(tree.combine(member["adapter"], shared["base"]))
         key = jax.random.key(4)
         adapted = adapters.attach(before, LORA_TARGETS, RANK, ALPHA, key)
-        own, frozen = adapters.split(adapted)
+        adapter, frozen = adapters.split(adapted)
         data = in_order({"sequences": shared["forget"], "ref_nll": member["ref_nll"]}, BATCH)
         reads = {"frozen": frozen, "loss": member["loss"]}
-        state = init_state(own, optimizer)
+        state = init_state(adapter, optimizer)
         _, metrics = loop.scan(take, state, reads, data, key, n_steps)
         return {"loss": metrics["loss"]}
 
@@ -91,14 +91,14 @@ def forgetter(n_steps: int):
 
 
 @jax.jit
-def _reference(frozen, own, sequences):
-    params = tree.combine(own, frozen)
+def _reference(frozen, adapter, sequences):
+    params = tree.combine(adapter, frozen)
     return language_objectives.reference_nll(decoder.decoder(CONFIG), params, sequences, BATCH)
 
 
 def our_sweep(sets: dict[str, Texts], n_steps: tuple[int, int]) -> Callable[..., np.ndarray]:
     """Our side: `call(width, devices)` gives the losses of unlearning, [paths times losses]."""
-    own, frozen, _ = _sweep_parts()
+    adapter, frozen, _ = _sweep_parts()
     objective, optimizer = _fine_tuning()
     arrays = {name: jax.tree.map(jnp.asarray, one.ours) for name, one in sets.items()}
     stage_of: dict[Hashable, Stage] = {
@@ -109,7 +109,11 @@ def our_sweep(sets: dict[str, Texts], n_steps: tuple[int, int]) -> Callable[...,
 
     def call(width: int, devices: Any) -> np.ndarray:
         trained = stages.run_orders(
-            stage_of, ORDERS, init_state(own, optax.identity()), jax.random.key(0), shared=frozen
+            stage_of,
+            ORDERS,
+            init_state(adapter, optax.identity()),
+            jax.random.key(0),
+            shared=frozen,
         )
         paths = [trained[order].params for order in ORDERS]
         forget = arrays["forget"]
@@ -131,8 +135,10 @@ def rows() -> Iterator[Row]:
     """Four paths through four stages, then twelve runs of unlearning, all with LoRA."""
     n = BATCH * max(SWEEP_STEPS)
     sets = {name: random_texts(n, seed) for seed, name in enumerate(ORDERS[0])}
-    own, _, fresh = _sweep_parts()
-    both = [{name: np.asarray(x) for name, x in tree.named(part).items()} for part in (own, fresh)]
+    adapter, _, fresh = _sweep_parts()
+    both = [
+        {name: np.asarray(x) for name, x in tree.named(part).items()} for part in (adapter, fresh)
+    ]
 
     def peer(n_steps: tuple[int, int]) -> np.ndarray:
         theirs = {

@@ -67,10 +67,10 @@ def rows() -> Iterator[Row]:
     net = torch_language.network(config, params).eval()
 
     def writing(batch: int, length: int, n_tokens: int) -> tuple[Callable, dict[str, Callable]]:
-        own = jnp.asarray(tokens[:batch, :length]), jnp.asarray(mask[:batch, :length])
+        prompt = jnp.asarray(tokens[:batch, :length]), jnp.asarray(mask[:batch, :length])
         theirs = torch.tensor(tokens[:batch, :length]).long()
         return (
-            lambda: generate(config, params, *own, n_tokens).block_until_ready(),
+            lambda: generate(config, params, *prompt, n_tokens).block_until_ready(),
             {
                 f"{n} threads": functools.partial(
                     with_threads, n, torch_language.generate, net, theirs, n_tokens
@@ -117,19 +117,19 @@ def _smollm2_step(config: decoder.Config, params: Any, net: Any, n_steps: int = 
     data = random_texts(8, 7, config.vocabulary)
     model = decoder.decoder(config)
     adapted = adapters.attach(params, LORA_TARGETS, RANK, ALPHA, jax.random.key(8))
-    own, frozen = adapters.split(adapted)
+    adapter, frozen = adapters.split(adapted)
     optimizer = optax.adamw(LR, weight_decay=0.0)
     take = gradient_step(
         language_objectives.on_base(language_objectives.fine_tuning(model)), optimizer
     )
 
     @jax.jit
-    def train(own, frozen, arrays):
-        state, source = init_state(own, optimizer), in_order(arrays, 8)
+    def train(adapter, frozen, arrays):
+        state, source = init_state(adapter, optimizer), in_order(arrays, 8)
         return loop.scan(take, state, frozen, source, jax.random.key(0), n_steps)[1]["loss"]
 
     arrays = jax.tree.map(jnp.asarray, data.ours)
-    start = {name: np.asarray(x) for name, x in tree.named(own).items()}
+    start = {name: np.asarray(x) for name, x in tree.named(adapter).items()}
     torch_language.attach(net, start, ALPHA / RANK)
     theirs = {name: data.peer[name] for name in ("tokens", "labels")}
     before = {name: p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
@@ -138,7 +138,7 @@ def _smollm2_step(config: decoder.Config, params: Any, net: Any, n_steps: int = 
         net.load_state_dict(before, strict=False)
         return torch_language.train(net, torch_language.descent, theirs, n_steps, 8, LR)
 
-    mine = lambda: train(own, frozen, arrays).block_until_ready()  # noqa: E731
+    mine = lambda: train(adapter, frozen, arrays).block_until_ready()  # noqa: E731
     started = time.perf_counter()
     losses = mine()
     first = time.perf_counter() - started  # with its compilation

@@ -19,14 +19,14 @@ def candidates(grids: dict[str, dict[str, tuple]]) -> Candidates:
     Args:
         grids: `{method: {setting: values}}`.
     """
-    found = {}
+    variants = {}
     for name, grid in grids.items():
         method, default = METHODS[name]
         for values in itertools.product(*grid.values()):
             changes = dict(zip(grid, values, strict=True))
             label = "-".join([name, *(f"{key}={value}" for key, value in changes.items())])
-            found[label] = (method, dataclasses.replace(default, **changes), changes)
-    return found
+            variants[label] = (method, dataclasses.replace(default, **changes), changes)
+    return variants
 
 
 def margin_gaps(out: Path, results: dict) -> dict[str, dict[str, float]]:
@@ -52,8 +52,8 @@ def margin_gaps(out: Path, results: dict) -> dict[str, dict[str, float]]:
         "val": np.arange(n_train, oracle.shape[1]),
     }
     scores = {}
-    for name, own in margins.items():
-        gap = np.abs(own.mean(0) - oracle.mean(0)) / oracle.std(0)
+    for name, of_models in margins.items():
+        gap = np.abs(of_models.mean(0) - oracle.mean(0)) / oracle.std(0)
         by_group = {group: float(gap[points].mean()) for group, points in groups.items()}
         scores[name] = by_group | {"mean": sum(by_group.values()) / len(by_group)}
     return scores

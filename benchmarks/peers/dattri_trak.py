@@ -35,21 +35,21 @@ def attributor(net: torch.nn.Module, dim: int, l2: float, projector: Any = None,
     task = AttributionTask(margin, net, [net.state_dict()])
 
     def score(x, y, target_x, target_y):
-        own = trak.TRAKAttributor(
+        peer = trak.TRAKAttributor(
             task,
             probability,
             projector_kwargs={"proj_dim": dim, "proj_type": "normal"},
             regularization=l2,
         )
-        scale = own.norm_scaler
+        scale = peer.norm_scaler
         changes: dict[str, Any] = {"tqdm": lambda batches, **_: batches}
         if projector is not None:
             changes["random_project"] = lambda *_, **__: (
                 lambda grads, ensemble_id: projector(grads * scale)
             )
         with mock.patch.multiple(trak, **changes):
-            own.cache(_loader(x, y, batch))
-            return own.attribute(_loader(target_x, target_y, batch)).detach().numpy()
+            peer.cache(_loader(x, y, batch))
+            return peer.attribute(_loader(target_x, target_y, batch)).detach().numpy()
 
     return score
 

@@ -21,12 +21,12 @@ def main(backend: str, job: str, of: str) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (6400, 28, 28, 1), np.uint8)
     y = rng.integers(0, 10, len(x)).astype(np.int32)
-    found = {
+    results = {
         "train": lambda: train(keras, x, y, int(of)),
         "predict": lambda: predict(keras, x[0:1] / 255),
         "outputs": lambda: outputs(keras, of),
     }[job]()
-    print(json.dumps(found | {"keras": keras.__version__, "backend": backend}))
+    print(json.dumps(results | {"keras": keras.__version__, "backend": backend}))
 
 
 def branch(keras, x, name):
@@ -52,11 +52,11 @@ def dual(keras):
 def outputs(keras, path):
     """Probabilities of both branches, with weights by layer: `NAME/kernel` and `NAME/bias`."""
     with np.load(path) as stored:
-        found = dict(stored)
+        arrays = dict(stored)
     model = dual(keras)
-    for name in {name.split("/")[0] for name in found} - {"x"}:
-        model.get_layer(name).set_weights([found[f"{name}/{part}"] for part in ("kernel", "bias")])
-    answers = model([found["x"]] * 2)
+    for name in {name.split("/")[0] for name in arrays} - {"x"}:
+        model.get_layer(name).set_weights([arrays[f"{name}/{part}"] for part in ("kernel", "bias")])
+    answers = model([arrays["x"]] * 2)
     return {"probabilities": [np.asarray(answer).tolist() for answer in answers]}
 
 
@@ -90,9 +90,9 @@ def train(keras, x, y, batch):
                 return len(floats) // batch
 
             def __getitem__(self, i):
-                own = slice(i * batch, (i + 1) * batch)
-                warped = np.asarray(augment(floats[own], training=True))
-                return (floats[own], warped), (y[own], y[own])
+                rows = slice(i * batch, (i + 1) * batch)
+                warped = np.asarray(augment(floats[rows], training=True))
+                return (floats[rows], warped), (y[rows], y[rows])
 
         source = Source()
     seconds = []
@@ -113,7 +113,7 @@ def predict(keras, image):
     y = keras.layers.Flatten()(keras.layers.Concatenate()(heads))
     y = keras.layers.Dropout(0.5)(keras.layers.Dense(32, activation="relu")(y))
     model = keras.Model(x, keras.layers.Dense(10, activation="softmax")(y))
-    found = {"parameters": model.count_params()}
+    results = {"parameters": model.count_params()}
     calls = {
         "predict": lambda: model.predict(image, verbose=0),
         "call": lambda: np.asarray(model(image)),
@@ -126,8 +126,8 @@ def predict(keras, image):
             start = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - start)
-        found[name] = seconds
-    return found
+        results[name] = seconds
+    return results
 
 
 if __name__ == "__main__":

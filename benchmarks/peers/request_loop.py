@@ -9,11 +9,11 @@ def lifetimes(n_shards: int, needed: list[int], n_slices: int, n_streams: int) -
     for _ in range(n_streams):
         deleted, alive, count = [0] * n_shards, n_shards, 0
         while alive:
-            shard, own = divmod(draw(total), n_slices)
+            shard, slice_ = divmod(draw(total), n_slices)
             count += 1
             before = deleted[shard]
             if before & needed[shard] != needed[shard]:
-                deleted[shard] = before | 1 << own
+                deleted[shard] = before | 1 << slice_
                 if deleted[shard] & needed[shard] == needed[shard]:
                     alive -= 1
         counts.append(count)

@@ -59,12 +59,12 @@ def load(net: nn.Module, params: dict[str, Any]) -> nn.Module:
 
 def in_torch_layout(params: dict[str, Any], prefix: str = "") -> dict[str, torch.Tensor]:
     """Our parameters as a `state_dict`; a head's inputs are ordered by channel first."""
-    found = {}
-    for name, own in params.items():
-        if "kernel" not in own:
-            found |= in_torch_layout(own, f"{prefix}{name}.")
+    tensors = {}
+    for name, layer in params.items():
+        if "kernel" not in layer:
+            tensors |= in_torch_layout(layer, f"{prefix}{name}.")
             continue
-        kernel = np.asarray(own["kernel"])
+        kernel = np.asarray(layer["kernel"])
         if name == "head":
             filters = np.shape(params["conv_2"]["bias"])[0]
             side = math.isqrt(kernel.size // filters // kernel.shape[-1])
@@ -72,9 +72,9 @@ def in_torch_layout(params: dict[str, Any], prefix: str = "") -> dict[str, torch
             kernel = kernel.reshape(len(kernel), -1)
         else:
             kernel = kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
-        found[f"{prefix}{name}.weight"] = torch.tensor(kernel.copy())
-        found[f"{prefix}{name}.bias"] = torch.tensor(np.asarray(own["bias"]))
-    return found
+        tensors[f"{prefix}{name}.weight"] = torch.tensor(kernel.copy())
+        tensors[f"{prefix}{name}.bias"] = torch.tensor(np.asarray(layer["bias"]))
+    return tensors
 
 
 def matrices(n: int, size: int) -> torch.Tensor:
@@ -155,8 +155,8 @@ def pipeline(x: torch.Tensor, y: torch.Tensor, tables: list[np.ndarray], n_folds
     layers = [[net.out], [net.hidden]]
     layers += [[getattr(b, name) for b in branches] for name in ("head", "conv_2", "conv_1")]
     net.requires_grad_(False)
-    for i, own in enumerate(layers):
-        for layer in own:
+    for i, group in enumerate(layers):
+        for layer in group:
             layer.requires_grad_(True)
         train_fused(net, x, y, of_stage, sgd if i == len(layers) - 1 else nadam)
     for _ in range(n_folds):

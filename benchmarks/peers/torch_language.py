@@ -117,10 +117,10 @@ def reference_logits(net: Any, batch: Batch) -> torch.Tensor:
 def grad_diff_kl(net: Any, batch: Batch, *, reference: Any = None) -> torch.Tensor:
     """GA on forget, KL(reference || network) at the responses of retain."""
     forget, retain = batch["forget"], batch["retain"]
-    own = functional.log_softmax(_response(logits_of(net, retain["tokens"]), retain), -1)
+    log_probs = functional.log_softmax(_response(logits_of(net, retain["tokens"]), retain), -1)
     logits = batch["logits"] if reference is None else reference_logits(reference, retain)
     kl = functional.kl_div(
-        own, functional.log_softmax(logits, -1), reduction="batchmean", log_target=True
+        log_probs, functional.log_softmax(logits, -1), reduction="batchmean", log_target=True
     )
     return ascent(net, forget) + kl
 
@@ -257,7 +257,7 @@ def sweep(
     Returns:
         The losses of unlearning, [orders times losses, steps].
     """
-    found = []
+    curves = []
     for order in orders:
         trained = attach(copy.deepcopy(base), fresh[0], scale)
         for name in order:
@@ -273,8 +273,8 @@ def sweep(
                     ]
                 data["ref_nll"] = torch.cat(parts)
             net = attach(copy.deepcopy(trained), fresh[1], scale)
-            found.append(train(net, loss, data, steps[1], size, lr))
-    return np.array(found)
+            curves.append(train(net, loss, data, steps[1], size, lr))
+    return np.array(curves)
 
 
 # Evaluation, a forward pass for every metric
@@ -296,48 +296,50 @@ def _of_rows(net: Any, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tenso
     """Log-probabilities that predict a response, and its tokens, both without the last one."""
     logp = functional.log_softmax(logits_of(net, batch["tokens"]), -1)[:, :-1]
     labels = batch["labels"][:, 1:]
-    for row, own in zip(logp, labels, strict=True):
-        where = (own != IGNORED).nonzero(as_tuple=True)[0][:-1]
-        yield row[where], own[where]
+    for row, answer in zip(logp, labels, strict=True):
+        where = (answer != IGNORED).nonzero(as_tuple=True)[0][:-1]
+        yield row[where], answer[where]
 
 
 def exact_memorization(net: Any, batch: Batch) -> list[float]:
     """Fraction of tokens that are the likeliest."""
-    return [float((logp.argmax(-1) == own).float().mean()) for logp, own in _of_rows(net, batch)]
+    return [
+        float((logp.argmax(-1) == answer).float().mean()) for logp, answer in _of_rows(net, batch)
+    ]
 
 
 def extraction_strength(net: Any, batch: Batch) -> list[float]:
     """1 - k / n, from the first k on all are the likeliest."""
-    found = []
-    for logp, own in _of_rows(net, batch):
+    strengths = []
+    for logp, answer in _of_rows(net, batch):
         likeliest, k = logp.argmax(-1), 0
-        for k in range(len(own)):  # noqa: B007
-            if torch.equal(likeliest[k:], own[k:]):
+        for k in range(len(answer)):  # noqa: B007
+            if torch.equal(likeliest[k:], answer[k:]):
                 break
-        found.append(1 - k / len(own))
-    return found
+        strengths.append(1 - k / len(answer))
+    return strengths
 
 
 def min_k(net: Any, batch: Batch, k: float = 0.4) -> list[float]:
     """Min-K% Prob."""
-    found = []
-    for logp, own in _of_rows(net, batch):
-        values = logp.gather(-1, own[:, None])[:, 0].numpy()
-        found.append(-float(np.mean(np.sort(values)[: max(1, int(len(values) * k))])))
-    return found
+    scores = []
+    for logp, answer in _of_rows(net, batch):
+        values = logp.gather(-1, answer[:, None])[:, 0].numpy()
+        scores.append(-float(np.mean(np.sort(values)[: max(1, int(len(values) * k))])))
+    return scores
 
 
 def min_k_plus_plus(net: Any, batch: Batch, k: float = 0.4) -> list[float]:
     """Min-K%++."""
-    found = []
-    for logp, own in _of_rows(net, batch):
+    scores = []
+    for logp, answer in _of_rows(net, batch):
         p = logp.exp()
         mean = (p * logp).sum(-1)
         variance = (p * logp.square()).sum(-1) - mean.square()
-        values = logp.gather(-1, own[:, None])[:, 0]
+        values = logp.gather(-1, answer[:, None])[:, 0]
         values = ((values - mean) / variance.clamp(min=1e-6).sqrt()).numpy()
-        found.append(-float(np.mean(np.sort(values)[: max(1, int(len(values) * k))])))
-    return found
+        scores.append(-float(np.mean(np.sort(values)[: max(1, int(len(values) * k))])))
+    return scores
 
 
 def evaluate(net: Any, responses: list[Batch], size: int) -> dict[str, np.ndarray]:

@@ -39,8 +39,8 @@ def run(nets, x_all, effect, rows, sample, settings, threads: int, orders=None) 
     for number, net in enumerate(nets):
         with torch.no_grad():
             targets = net.eval()(x) - effect[rows]
-        own = None if orders is None else orders[number]
-        match(net, x, targets, sample, own, settings)
+        order = None if orders is None else orders[number]
+        match(net, x, targets, sample, order, settings)
         with torch.no_grad():
             outputs.append(net(x_all))
     return torch.stack(outputs)

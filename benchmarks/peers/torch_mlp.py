@@ -88,8 +88,8 @@ def stacked(nets: list, x, y, tables: torch.Tensor, training: Training) -> torch
     }
     momentum = {name: torch.zeros_like(p) for name, p in params.items()}
 
-    def loss(own, rows_x, rows_y):
-        return torch.nn.functional.cross_entropy(functional_call(base, own, (rows_x,)), rows_y)
+    def loss(weights, rows_x, rows_y):
+        return torch.nn.functional.cross_entropy(functional_call(base, weights, (rows_x,)), rows_y)
 
     gradients = vmap(grad(loss))
     with torch.no_grad():
@@ -100,4 +100,4 @@ def stacked(nets: list, x, y, tables: torch.Tensor, training: Training) -> torch
                 g = grads[name].add_(p, alpha=training.weight_decay)
                 momentum[name].mul_(training.momentum).add_(g)
                 p.sub_(momentum[name], alpha=rate)
-        return vmap(lambda own: functional_call(base, own, (x,)))(params)
+        return vmap(lambda weights: functional_call(base, weights, (x,)))(params)

@@ -29,26 +29,26 @@ class Vit:
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         """Images [B, H, W, C] to tokens [B, T, D]."""
-        own, p = self.weights["embed"], self.sizes.patch
+        embed, p = self.weights["embed"], self.sizes.patch
         n, height, width, channels = x.shape
         x = x.reshape(n, height // p, p, width // p, p, channels).transpose(2, 3)
         x = x.reshape(n, -1, p * p * channels)
-        tokens = functional.linear(x, own["patch"]["kernel"].T, own["patch"]["bias"])
-        cls = own["cls"].expand(n, 1, -1)
-        return torch.cat([cls, tokens], 1) + own["positions"]
+        tokens = functional.linear(x, embed["patch"]["kernel"].T, embed["patch"]["bias"])
+        cls = embed["cls"].expand(n, 1, -1)
+        return torch.cat([cls, tokens], 1) + embed["positions"]
 
     def layers(self, x: torch.Tensor, first: int, last: int, adapters, scale) -> torch.Tensor:
         """Layers `first` to `last`; `adapters` maps a layer to its four thin matrices."""
         n, t, d = x.shape
         heads = (n, t, self.sizes.n_heads, d // self.sizes.n_heads)
         for i in range(first, last):
-            own = {
+            layer = {
                 name: {k: v[i] for k, v in part.items()}
                 for name, part in self.weights["layers"].items()
             }
-            z = self.norm(x, own["attention_norm"])
+            z = self.norm(x, layer["attention_norm"])
             q, k, v = (
-                functional.linear(z, own[name]["kernel"].T, own[name]["bias"]) for name in "qkv"
+                functional.linear(z, layer[name]["kernel"].T, layer[name]["bias"]) for name in "qkv"
             )
             if i in adapters:
                 a_q, b_q, a_v, b_v = adapters[i]
@@ -58,15 +58,15 @@ class Vit:
             heard = (
                 functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d)
             )
-            x = x + functional.linear(heard, own["o"]["kernel"].T, own["o"]["bias"])
-            z = self.norm(x, own["mlp_norm"])
-            z = functional.gelu(functional.linear(z, own["up"]["kernel"].T, own["up"]["bias"]))
-            x = x + functional.linear(z, own["down"]["kernel"].T, own["down"]["bias"])
+            x = x + functional.linear(heard, layer["o"]["kernel"].T, layer["o"]["bias"])
+            z = self.norm(x, layer["mlp_norm"])
+            z = functional.gelu(functional.linear(z, layer["up"]["kernel"].T, layer["up"]["bias"]))
+            x = x + functional.linear(z, layer["down"]["kernel"].T, layer["down"]["bias"])
         return x
 
-    def norm(self, x: torch.Tensor, own) -> torch.Tensor:
+    def norm(self, x: torch.Tensor, norm) -> torch.Tensor:
         """Over the width."""
-        return functional.layer_norm(x, x.shape[-1:], own["scale"], own["bias"], self.sizes.eps)
+        return functional.layer_norm(x, x.shape[-1:], norm["scale"], norm["bias"], self.sizes.eps)
 
     def logits(self, x: torch.Tensor, head) -> torch.Tensor:
         """Of the class token."""
@@ -91,9 +91,9 @@ def train_order(vit: Vit, x, y, stages, head, scale, rate, below=None):
     """
     done, heads = {}, []
     for first, fresh, table in stages:
-        own = {i: [nn.Parameter(m.clone()) for m in four] for i, four in fresh.items()}
+        trainable = {i: [nn.Parameter(m.clone()) for m in four] for i, four in fresh.items()}
         top = [nn.Parameter(part.clone()) for part in head]
-        trained = [m for four in own.values() for m in four] + top
+        trained = [m for four in trainable.values() for m in four] + top
         optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)
         for step, rows in enumerate(table):
             for group in optimizer.param_groups:
@@ -103,11 +103,11 @@ def train_order(vit: Vit, x, y, stages, head, scale, rate, below=None):
                     hidden = vit.layers(vit.embed(x[rows]), 0, first, {}, scale)
             else:
                 hidden = below[first][rows]
-            hidden = vit.layers(hidden, first, vit.sizes.n_layers, own | done, scale)
+            hidden = vit.layers(hidden, first, vit.sizes.n_layers, trainable | done, scale)
             optimizer.zero_grad(set_to_none=True)
             functional.cross_entropy(vit.logits(hidden, top), y[rows]).backward()
             optimizer.step()
-        done |= {i: [m.detach() for m in four] for i, four in own.items()}
+        done |= {i: [m.detach() for m in four] for i, four in trainable.items()}
         head = [part.detach() for part in top]
         heads.append(head)
     return done, heads

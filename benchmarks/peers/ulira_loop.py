@@ -20,7 +20,7 @@ def looped(
         shadow: [U].
         limit: samples per Gaussian.
     """
-    rng, found = np.random.default_rng(42), []
+    rng, accuracies = np.random.default_rng(42), []
     rows = np.flatnonzero(shadow)
 
     def kinds(p):
@@ -38,5 +38,5 @@ def looped(
                     norm.pdf(margins[target, p], k.mean(), k.std()) for k in kinds(p)
                 )
                 right.append((inside / (inside + outside) > 0.5) == truth)
-        found.append(np.mean(right))
-    return np.array(found)
+        accuracies.append(np.mean(right))
+    return np.array(accuracies)

@@ -29,15 +29,15 @@ GRIDS = {
 def main() -> None:
     """Runs all settings on all forget sets and writes their scores."""
     mesh.start(mesh.cores())
-    found = candidates(GRIDS)
-    methods = {label: (method, own) for label, (method, own, _) in found.items()}
+    variants = candidates(GRIDS)
+    methods = {label: (method, settings) for label, (method, settings, _) in variants.items()}
     content = {"seed": 1, "n_models": 10, "rows": {}, "chosen": {}}
     for forget in FORGET_SETS:
         out, results = compare(forget, 1, 10, methods)
         scores = margin_gaps(out, results)
         rows = [
             {"method": label.split("-")[0], "settings": changes, **scores[label]}
-            for label, (_, _, changes) in found.items()
+            for label, (_, _, changes) in variants.items()
         ]
         rows.sort(key=lambda row: (row["method"], row["mean"]))
         content["rows"][forget] = rows

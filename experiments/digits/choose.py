@@ -37,8 +37,8 @@ GRIDS = {
 def main() -> None:
     """Runs all settings and writes their scores, best first."""
     mesh.start(mesh.cores())
-    found = candidates(GRIDS)
-    chosen = {label: (method, settings) for label, (method, settings, _) in found.items()}
+    variants = candidates(GRIDS)
+    chosen = {label: (method, settings) for label, (method, settings, _) in variants.items()}
     with tempfile.TemporaryDirectory() as folder:
         results = comparison.run(
             comparison.Settings(seed=1), chosen, out=Path(folder) / "run", mesh=mesh.make()

@@ -63,15 +63,15 @@ def one_seed(seed: int) -> dict[str, float]:
         "SGD on retain, shuffled": paths(on_retain, retain, replace=False),
     }
     climbing = paths(ridge.ascent(model), forget)
-    found = {name: float(min(error(p[-1]) for p in own)) for name, own in sgd.items()}
-    found["ascent, best epoch"] = float(min(error(p).min() for p in climbing))
-    found["Oracle Matching"] = matched(x @ exact)
-    found["Oracle Matching, shuffled"] = matched(x @ exact, replace=False)
+    errors = {name: float(min(error(p[-1]) for p in runs)) for name, runs in sgd.items()}
+    errors["ascent, best epoch"] = float(min(error(p).min() for p in climbing))
+    errors["Oracle Matching"] = matched(x @ exact)
+    errors["Oracle Matching, shuffled"] = matched(x @ exact, replace=False)
     for name in ("leverage", "jackknife"):
         effect = ridge.datamodel(model, name)[forget].sum(0)
-        found[f"DMM, {name}"] = matched(x @ model.theta - effect)
-        found[f"attribution, {name}"] = float(error(ridge.delete(model, forget, name)))
-    return found
+        errors[f"DMM, {name}"] = matched(x @ model.theta - effect)
+        errors[f"attribution, {name}"] = float(error(ridge.delete(model, forget, name)))
+    return errors
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def main() -> None:
         "DMM jackknife < 0.2": [s["DMM, jackknife"] < 0.2 for s in seeds],
         "SGD on retain > 0.3": [s["SGD on retain"] > 0.3 for s in seeds],
     }
-    held = {name: f"{sum(own)} of {len(own)}" for name, own in checks.items()}
+    held = {name: f"{sum(outcomes)} of {len(outcomes)}" for name, outcomes in checks.items()}
     content = {"seeds": seeds, "held": held, "numpy": np.__version__}
     (Path(__file__).parent / "convex.json").write_text(json.dumps(content, indent=1) + "\n")
     for name in seeds[0]:

@@ -151,18 +151,22 @@ def compare(
 
 def methods_of(choice: dict[str, dict[str, Any]]) -> dict[str, tuple[Any, Any]]:
     """All methods with the settings that were chosen."""
-    found = {}
+    methods = {}
     for name, changes in choice.items():
-        method, own = METHODS[name]
-        found[name] = (method, dataclasses.replace(own, **_SMALL.get(name, {}) | changes))
-    return found | {"dm_direct": METHODS["dm_direct"]}
+        method, default = METHODS[name]
+        methods[name] = (method, dataclasses.replace(default, **_SMALL.get(name, {}) | changes))
+    return methods | {"dm_direct": METHODS["dm_direct"]}
 
 
 def choose(forget: str) -> dict[str, list[dict[str, Any]]]:
     """All candidates of every method with their scores, the best first."""
-    found = {
-        label: (method, dataclasses.replace(own, **_SMALL.get(label.split("-")[0], {})), changes)
-        for label, (method, own, changes) in candidates(GRIDS).items()
+    variants = {
+        label: (
+            method,
+            dataclasses.replace(default, **_SMALL.get(label.split("-")[0], {})),
+            changes,
+        )
+        for label, (method, default, changes) in candidates(GRIDS).items()
     }
     out = folder(forget, CHOICE_SEED)
     effect = Path("lanes") / "effect" / "00000.npz"
@@ -170,14 +174,16 @@ def choose(forget: str) -> dict[str, list[dict[str, Any]]]:
         comparison.prepare(settings(forget, CHOICE_SEED, 20), place(out), {})
         (out / effect).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder(forget, 0) / effect, out / effect)
-    pairs = {label: (method, own) for label, (method, own, _) in found.items()}
+    pairs = {label: (method, default) for label, (method, default, _) in variants.items()}
     _, results = compare(forget, CHOICE_SEED, 20, pairs)
     scores = margin_gaps(out, results)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in GRIDS}
-    for label, (_, _, changes) in found.items():
+    for label, (_, _, changes) in variants.items():
         cost = results["methods"][label]["cost"]
         rows[label.split("-")[0]].append({"settings": changes, "cost": cost, **scores[label]})
-    return {name: sorted(own, key=lambda row: row["mean"]) for name, own in rows.items()}
+    return {
+        name: sorted(of_method, key=lambda row: row["mean"]) for name, of_method in rows.items()
+    }
 
 
 def trajectory(choice: dict[str, dict[str, Any]]) -> dict[str, tuple[Any, Any]]:
@@ -194,16 +200,16 @@ def with_estimates(
     forget: str, label: str, estimates: comparison.Estimates, methods: comparison.Methods
 ) -> dict[str, Any]:
     """The rows of some methods with other estimates, on the models of seed 0."""
-    own = dataclasses.replace(settings(forget, 0, 100), estimates=estimates)
+    study = dataclasses.replace(settings(forget, 0, 100), estimates=estimates)
     out, models = RUNS / label / forget.replace(" ", ""), folder(forget, 0) / "lanes"
-    job = comparison.prepare(own, place(out), methods)
+    job = comparison.prepare(study, place(out), methods)
     shared = ["full", "oracle", "methods/retrain"]
     if estimates == settings(forget, 0, 100).estimates:
         shared += ["effect", "targets"]
     for name in shared:
         copied(models / name, out / "lanes" / name)
-    found = comparison.execute(job)["methods"]
-    return {f"{name}, {label}": found[name] for name in methods}
+    judged = comparison.execute(job)["methods"]
+    return {f"{name}, {label}": judged[name] for name in methods}
 
 
 def others(forget: str, choice: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -211,14 +217,14 @@ def others(forget: str, choice: dict[str, dict[str, Any]]) -> dict[str, Any]:
     methods = methods_of(choice)
     trak = comparison.Estimates(attribution="trak")
     by_trak = {name: methods[name] for name in ("dm_direct", "dmm")}
-    own = {"oracle_matching": methods["oracle_matching"]}
+    matching = {"oracle_matching": methods["oracle_matching"]}
     beyond = {
         name: (methods[name][0], dataclasses.replace(methods[name][1], learning_rate=0.016))
         for name in ("oracle_matching", "dmm")
     }
     return (
         with_estimates(forget, "TRAK", trak, by_trak)
-        | with_estimates(forget, "own oracles", comparison.Estimates(oracles=0), own)
+        | with_estimates(forget, "own oracles", comparison.Estimates(oracles=0), matching)
         | with_estimates(forget, "rate 0.016", settings(forget, 0, 100).estimates, beyond)
     )
 
@@ -251,18 +257,18 @@ def prediction(forget: str) -> dict[str, float]:
 
 def lds() -> dict[str, Any]:
     """Linear datamodeling scores of the datamodels of seed 0 and of TRAK."""
-    own, out = settings(CHEAPEST, 0, 100), RUNS / "attribute"
+    study, out = settings(CHEAPEST, 0, 100), RUNS / "attribute"
     wanted = attribute.Settings(
-        data=own.data, model=own.model, multiply_adds=own.multiply_adds, n_train=400, n_val=500,
-        members=own.estimates.members, held_out=100, checkpoints=5, lane_width=own.lane_width,
-        training=own.training,
+        data=study.data, model=study.model, multiply_adds=study.multiply_adds, n_train=400,
+        n_val=500, members=study.estimates.members, held_out=100, checkpoints=5,
+        lane_width=study.lane_width, training=study.training,
     )  # fmt: skip
     job = attribute.prepare(wanted, place(out))
     copied(folder(CHEAPEST, 0) / "lanes" / "members", out / "lanes" / "members")
-    found = attribute.execute(job)
+    result = attribute.execute(job)
     data = job.dataset
-    influences(found["targets"], data.x_train, data.x_val, HERE / "influences.png")
-    return found["lds"]
+    influences(result["targets"], data.x_train, data.x_val, HERE / "influences.png")
+    return result["lds"]
 
 
 def trajectories(result: dict[str, Any]) -> dict[str, Any]:
@@ -270,22 +276,24 @@ def trajectories(result: dict[str, Any]) -> dict[str, Any]:
     with np.load(folder("cluster", 0) / "margins.npz") as file:
         forget = result["forget_set"]["indices"]
         margins = {name: file[name][:, forget] for name in file.files}
-    found, numbers = {}, {}
+    curves, numbers = {}, {}
     for name, epochs in TRAJECTORIES.items():
         labels = ["none", *(f"{name}@{e}" for e in epochs)]
         cost = [result["methods"][label]["cost"] for label in labels]
-        own = evaluate.trajectory(np.stack([margins[label] for label in labels]), margins["oracle"])
-        found[name] = (cost, own)
+        course = evaluate.trajectory(
+            np.stack([margins[label] for label in labels]), margins["oracle"]
+        )
+        curves[name] = (cost, course)
         numbers[name] = {
             "epochs": [0, *epochs],
             "cost": cost,
-            "klom": own.klom.mean(1).tolist(),
+            "klom": course.klom.mean(1).tolist(),
             "retain": [result["methods"][label]["klom"]["retain"]["mean"] for label in labels],
-            "missed": own.missed,
-            "past": np.mean(np.sign(own.gap) != np.sign(own.gap[0]), 1).tolist(),
+            "missed": course.missed,
+            "past": np.mean(np.sign(course.gap) != np.sign(course.gap[0]), 1).tolist(),
         }
     floor = result["floor"]["forget"]["mean"]
-    unlearn.trajectories(found, floor, HERE / "trajectories.png")
+    unlearn.trajectories(curves, floor, HERE / "trajectories.png")
     return numbers
 
 
@@ -316,7 +324,7 @@ def main() -> None:
     content["others"] = {forget: others(forget, chosen[forget]) for forget in (CHEAPEST, "cluster")}
     content["lds"] = lds()
     (HERE / "images.json").write_text(json.dumps(content, indent=1) + "\n")
-    seed_0 = {forget: found["0"] for forget, found in content["results"].items()}
+    seed_0 = {forget: by_seed["0"] for forget, by_seed in content["results"].items()}
     unlearn.trade_offs(seed_0, HERE / "images.png")
     show(content)
 
@@ -335,8 +343,8 @@ def show(content: dict[str, Any]) -> None:
         for name, row in content["others"].get(forget, {}).items():
             print(name, {g: round(k["mean"], 2) for g, k in row["klom"].items()})
     print("LDS", content["lds"])
-    for name, own in content["trajectories"].items():
-        print(name, {key: np.round(value, 3).tolist() for key, value in own.items()})
+    for name, numbers in content["trajectories"].items():
+        print(name, {key: np.round(value, 3).tolist() for key, value in numbers.items()})
 
 
 if __name__ == "__main__":

@@ -96,11 +96,11 @@ def member(shared, rows, key):
 def forgetting(method, settings):
     """A function of one full model: what it outputs after forgetting."""
 
-    def one(shared, own):
+    def one(shared, full):
         problem = shared["problem"]
-        if "oracle" in own:
-            problem = dataclasses.replace(problem, oracle_logits=own["oracle"])
-        result = method(MODEL, own["params"], {}, problem, own["key"], **vars(settings))
+        if "oracle" in full:
+            problem = dataclasses.replace(problem, oracle_logits=full["oracle"])
+        result = method(MODEL, full["params"], {}, problem, full["key"], **vars(settings))
         return {"logits": outputs(shared, result)}
 
     return one
@@ -122,11 +122,11 @@ class Seed:
         root = keys.fold(jax.random.key(self.seed), phase)
         return jax.vmap(lambda i: keys.fold(root, i))(jnp.arange(count))
 
-    def run(self, phase: str, one, own: Any, problem: Problem, **shared) -> dict[str, Any]:
+    def run(self, phase: str, one, of_members: Any, problem: Problem, **shared) -> dict[str, Any]:
         """Some function for all models, its lanes kept on disk."""
         shared = {"problem": problem, "x": jnp.asarray(self.data["x"])} | shared
         store = BlockStore(self.folder / phase)
-        return ensemble.run(one, shared, own, width=25, mesh=mesh.make(), store=store)
+        return ensemble.run(one, shared, of_members, width=25, mesh=mesh.make(), store=store)
 
     def train(self, phase: str, rows: np.ndarray, count: int) -> dict[str, Any]:
         """Models trained on some rows."""
@@ -139,25 +139,25 @@ class Seed:
 
         `oracle` holds targets of each model's own, `change` what else the problem is given.
         """
-        own = {"params": self.full["params"], "key": self.keys(phase, N_MODELS)}
-        own |= {} if oracle is None else {"oracle": oracle}
+        of_members = {"params": self.full["params"], "key": self.keys(phase, N_MODELS)}
+        of_members |= {} if oracle is None else {"oracle": oracle}
         problem = dataclasses.replace(self.problem, **change)
-        return self.run(phase, forgetting(method, settings), own, problem)["logits"]
+        return self.run(phase, forgetting(method, settings), of_members, problem)["logits"]
 
     def members(self, alpha: float) -> tuple[np.ndarray, np.ndarray]:
         """Masks [M, n] and logits [M, (n + m) K] of the datamodel ensemble."""
         masks = attribution.masks.exact(jax.random.key(1000 + self.seed), MEMBERS, N, alpha)
         shape = (N + N_VAL, CLASSES)
-        own, folder = self.keys("members", MEMBERS), self.folder / f"members-{alpha}"
-        store = members.Outputs(folder, masks, own, shape, width=100)
+        member_keys, folder = self.keys("members", MEMBERS), self.folder / f"members-{alpha}"
+        store = members.Outputs(folder, masks, member_keys, shape, width=100)
         shared = {"problem": self.problem, "x": jnp.asarray(self.data["x"])}
         members.run(member, shared, store, mesh=mesh.make())
         return masks, np.array(store.outputs).reshape(MEMBERS, -1)
 
     def effect(self, model: datamodels.Datamodel) -> jax.Array:
         """What the forget set adds to all logits, [n + m, K]."""
-        own = model.effect(self.data["forget"]).reshape(N + N_VAL, CLASSES)
-        return jnp.asarray(own, jnp.float32)
+        of_logits = model.effect(self.data["forget"]).reshape(N + N_VAL, CLASSES)
+        return jnp.asarray(of_logits, jnp.float32)
 
     def direct(self, effect: jax.Array) -> dict[str, float]:
         """DM-Direct, and how well the mean shifts of the forget set's logits are predicted."""
@@ -179,9 +179,11 @@ class Seed:
         groups = {
             "forget": self.data["forget"], "retain": self.retain, "val": np.arange(N, N + N_VAL)
         }  # fmt: skip
-        found = {name: float(klom[points].mean()) for name, points in groups.items()}
-        found |= {f"{name} p95": float(np.quantile(klom[p], 0.95)) for name, p in groups.items()}
-        return found | {"accuracy": float((logits[:, N:].argmax(-1) == self.data["y"][N:]).mean())}
+        numbers = {name: float(klom[points].mean()) for name, points in groups.items()}
+        numbers |= {f"{name} p95": float(np.quantile(klom[p], 0.95)) for name, p in groups.items()}
+        return numbers | {
+            "accuracy": float((logits[:, N:].argmax(-1) == self.data["y"][N:]).mean())
+        }
 
 
 def one_seed(seed: int) -> dict[str, Any]:
@@ -212,9 +214,9 @@ def one_seed(seed: int) -> dict[str, Any]:
         }
     grids: dict[str, list] = {"ascent": [], "finetune": []}
     for name, settings in (("ascent", ASCENT), ("finetune", FINETUNE)):
-        for number, own in enumerate(settings):
-            found = this.judge(this.forget(f"{name}-{number}", METHODS[name][0], own))
-            grids[name].append(dataclasses.asdict(own) | found)
+        for number, candidate in enumerate(settings):
+            judged = this.judge(this.forget(f"{name}-{number}", METHODS[name][0], candidate))
+            grids[name].append(dataclasses.asdict(candidate) | judged)
     kept = [r for r in grids["ascent"] if r["accuracy"] > rows["none"]["accuracy"] - 0.05]
     rows["ascent, best kept"] = min(kept, key=lambda row: row["forget"])
     rows["finetune, best"] = min(grids["finetune"], key=lambda row: row["forget"])
@@ -250,8 +252,8 @@ def main() -> None:
     (HERE / "mixture.json").write_text(json.dumps(content, indent=1) + "\n")
     for name in seeds[0]["rows"]:
         print(f"{name:<24}" + "".join(f"{mean(name, g):8.2f}" for g in ("forget", "retain", "val")))
-    for alpha, own in by_size.items():
-        values = ", ".join(f"{value:.2f}" for value in own)
+    for alpha, row in by_size.items():
+        values = ", ".join(f"{value:.2f}" for value in row)
         print(f"forget KLOM of DM-Direct, alpha {alpha}, members {SIZES}: {values}")
     for name, result in held.items():
         print(f"{name:<36} {result}")

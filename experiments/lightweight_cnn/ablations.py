@@ -36,8 +36,8 @@ import numpy as np
 
 from jaxunlearn import data
 from jaxunlearn.compact import Recipe, fitting, measure, phases
-from jaxunlearn.core import cohort, mesh, records
-from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core import members, mesh, records
+from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.run_folder import RunFolder, run_record
 from jaxunlearn.nn.images import dual_cnn
 
@@ -55,15 +55,15 @@ VARIANTS: list[tuple[Any, Any]] = [
 def main() -> None:
     """Runs all variants."""
     mesh.start(mesh.cores())
-    found = data.load("fashion_mnist")
-    record = run_record(RECIPE, data=found.arrays) | {"seeds": SEEDS, "wide": WIDE}
+    dataset = data.load("fashion_mnist")
+    record = run_record(RECIPE, data=dataset.arrays) | {"seeds": SEEDS, "wide": WIDE}
     RunFolder(RUNS, record, {}, resume=True).begin()
-    images = fitting.Images(jnp.asarray(found.x_train), jnp.asarray(found.y_train), N_VAL)
+    images = fitting.Images(jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train), N_VAL)
     pair, wide = dual_cnn.build(SHAPE), dual_cnn.build(SHAPE, filters=WIDE)
     keys = jax.vmap(jax.random.key)(jnp.array(SEEDS))
     dual = phases.train_dual(pair, RECIPE, images, keys, place("dual"))
     large = phases.train_dual(wide, RECIPE, images, keys, place("dual-18"))
-    test = found.x_val, found.y_val
+    test = dataset.x_val, dataset.y_val
     branches = phases.branch_accuracies(pair, dual.state.params, *test)
     results: dict[str, Any] = {
         "clean branch": summary(branches[:, 0]),
@@ -92,19 +92,19 @@ def main() -> None:
     records.write(HERE / "ablations.json", content | {"shown": verdicts(results)})
 
 
-def place(name: str) -> fitting.Where:
+def place(name: str) -> fitting.Placement:
     """All cores; what is finished is kept."""
     folder = RUNS / name.replace(", ", "-").replace(" ", "-")
-    return fitting.Where(
+    return fitting.Placement(
         mesh.make({"models": mesh.cores()}),
-        lambda phase: BlockStore(folder / phase),
+        lambda phase: ResumePoint(folder / phase),
         lambda *now: print(name, *now, flush=True),
     )
 
 
 def of_folds(
     pair: dual_cnn.Pair,
-    folds: list[cohort.Trained],
+    folds: list[members.Fitted],
     images: fitting.Images,
     x: np.ndarray,
     y: np.ndarray,
@@ -131,7 +131,7 @@ def summary(values: np.ndarray) -> dict[str, Any]:
 
 def verdicts(results: dict[str, Any]) -> dict[str, bool]:
     """What was asked for, and whether it came."""
-    mean = {name: own["mean"] for name, own in results.items() if "mean" in own}
+    mean = {name: row["mean"] for name, row in results.items() if "mean" in row}
     paper = mean["paper, heads both"]
     gaps = [results[f"folds, {mode}"]["unseen_above_test"] for mode in ("continued", "independent")]
     return {

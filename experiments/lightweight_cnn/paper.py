@@ -52,32 +52,33 @@ OFFICIAL = Recipe(heads="first", schedule="official_notebook", fold_mode="contin
 def main(name: str) -> int:
     """Runs a data set's recipes."""
     mesh.start(mesh.cores())
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     recipes = {"paper": PAPER} | ({"official_notebook": OFFICIAL} if name == "mnist" else {})
     for kind, recipe in recipes.items():
         settings = job.Settings(data=name, n_models=3, recipe=recipe)
-        found[kind] = job.run(
+        results[kind] = job.run(
             settings,
             out=RUNS / f"{name}-{kind}",
             resume=True,
             mesh=mesh.make({"models": mesh.cores()}),
             progress=lambda *now, kind=kind: print(name, kind, *now, flush=True),
         )
-    shown = {"data": name} | {"recipes": found} | {"shown": verdicts(name, found)}
+    shown = {"data": name} | {"recipes": results} | {"shown": verdicts(name, results)}
     records.write(HERE / f"{name}.json", shown)
-    draw(found["paper"], HERE / f"{name}.png")
-    for kind, result in found.items():
+    draw(results["paper"], HERE / f"{name}.png")
+    for kind, result in results.items():
         print(name, kind, f"{100 * result['test_accuracy']:.2f}", result["seconds"])
     print(shown["shown"])
     return 0
 
 
-def verdicts(name: str, found: dict[str, Any]) -> dict[str, Any]:
+def verdicts(name: str, results: dict[str, Any]) -> dict[str, Any]:
     """What was asked for, and whether it came."""
     gaps = {
-        kind: float(np.mean(result["folds"]["unseen_above_test"])) for kind, result in found.items()
+        kind: float(np.mean(result["folds"]["unseen_above_test"]))
+        for kind, result in results.items()
     }
-    reached = found["paper"]["test_accuracy"] >= ASKED[name]
+    reached = results["paper"]["test_accuracy"] >= ASKED[name]
     shown = {"asked": ASKED[name], "reached": reached, "gap_of_folds": gaps}
     if "official_notebook" in gaps:
         leak = gaps["official_notebook"]

@@ -37,7 +37,7 @@ from jaxunlearn import data, nn
 from jaxunlearn.compact import SlimRecipe, Warp, fitting, slim
 from jaxunlearn.compact import study as job
 from jaxunlearn.core import mesh, records
-from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.run_folder import RunFolder, run_record
 
 HERE, RUNS = Path(__file__).parent, Path("runs/lightweight_cnn")
@@ -62,14 +62,14 @@ def main(name: str) -> int:
     chosen = max(range(len(tried)), key=lambda i: tried[i]["val_accuracy"])
     channels, recipe = CANDIDATES[name][chosen]
     base = job.Settings(data=name, n_models=3, slim=recipe)
-    found = {
+    results = {
         "slim": run(dataclasses.replace(base, network="slim", channels=channels), f"{name}-slim"),
         "minimal": run(dataclasses.replace(base, network="minimal"), f"{name}-minimal"),
     }
-    shown = {"asked": ASKED[name], "reached": found["slim"]["test_accuracy"] >= ASKED[name]}
-    content = {"data": name, "candidates": tried, "chosen": chosen, "networks": found}
+    shown = {"asked": ASKED[name], "reached": results["slim"]["test_accuracy"] >= ASKED[name]}
+    content = {"data": name, "candidates": tried, "chosen": chosen, "networks": results}
     records.write(HERE / f"slim-{name}.json", content | {"shown": shown})
-    for kind, result in found.items():
+    for kind, result in results.items():
         print(name, kind, result["parameters"], f"{100 * result['test_accuracy']:.2f}")
     print(shown)
     return 0
@@ -79,14 +79,14 @@ def trial(name: str, i: int) -> dict[str, Any]:
     """A candidate's validation accuracy after a third of its epochs; test images are not read."""
     channels, recipe = CANDIDATES[name][i]
     recipe = dataclasses.replace(recipe, epochs=recipe.epochs // 3)
-    found = data.load(name)
-    images = fitting.Images(jnp.asarray(found.x_train), jnp.asarray(found.y_train), N_VAL)
-    model = nn.slim_cnn(found.x_train.shape[1:], channels)
+    dataset = data.load(name)
+    images = fitting.Images(jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train), N_VAL)
+    model = nn.slim_cnn(dataset.x_train.shape[1:], channels)
     folder = RUNS / f"{name}-trial-{i}"
-    record = run_record(recipe, data=found.arrays) | {"channels": channels, "seed": TRIAL_SEED}
+    record = run_record(recipe, data=dataset.arrays) | {"channels": channels, "seed": TRIAL_SEED}
     RunFolder(folder, record, {}, resume=True).begin()
-    where = fitting.Where(
-        store=lambda phase: BlockStore(folder / phase),
+    where = fitting.Placement(
+        point=lambda phase: ResumePoint(folder / phase),
         tell=lambda *now: print(name, "trial", i, *now, flush=True),
     )
     trained = slim.train(model, recipe, images, jax.random.key(TRIAL_SEED)[None], where)

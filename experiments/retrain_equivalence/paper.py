@@ -65,8 +65,8 @@ def settings(card: str, model: str, instruct: str, safety: str) -> paths.Setting
         "math=gsm8k:train,epochs=2",
         f"safety={safety},epochs=2",
     )
-    own = dict(model=model, stages=stages, forget="safety") | CARDS[card]
-    return dataclasses.replace(PAPER, **own)
+    changes = dict(model=model, stages=stages, forget="safety") | CARDS[card]
+    return dataclasses.replace(PAPER, **changes)
 
 
 def main() -> None:

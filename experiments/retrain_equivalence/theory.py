@@ -38,14 +38,14 @@ from jaxunlearn.theory import linear_study
 
 def held(results: dict[str, Any]) -> dict[str, bool]:
     """Which of the thresholds in the card hold."""
-    own, recency = results["divergence"], results["recency"]
+    divergence, recency = results["divergence"], results["recency"]
     overlap = results["phases"]["overlap"]
     rate, weights = np.array(overlap["rate"]), np.array(overlap["retain_weight"])
     return {
-        "bound never violated": own["violations"] == 0,
-        "slope at least the guaranteed one": own["slope_ratio"][0] >= 1,
-        "closed form within 1e-12": own["closed_form_error"] <= 1e-12,
-        "corollary": own["midpoint_within_eps"] == 0,
+        "bound never violated": divergence["violations"] == 0,
+        "slope at least the guaranteed one": divergence["slope_ratio"][0] >= 1,
+        "closed form within 1e-12": divergence["closed_form_error"] <= 1e-12,
+        "corollary": divergence["midpoint_within_eps"] == 0,
         "last position slowest in 49 of 50": recency["last_is_slowest"] >= 49,
         "overlap below 1 always diverges": bool((rate[:-1] > 0).all()),
         "overlap 1 stops at the weight predicted": bool(

@@ -60,10 +60,10 @@ def init(key):
     params, _ = MODEL.init(key)
     std = {"o": 0.5 / 8, "down": 0.5 / 128**0.5}
     layers = {
-        name: {"kernel": std.get(name, 1 / 8) * _normal(key, name, own["kernel"])}
-        if "kernel" in own
-        else own
-        for name, own in params["layers"].items()
+        name: {"kernel": std.get(name, 1 / 8) * _normal(key, name, layer["kernel"])}
+        if "kernel" in layer
+        else layer
+        for name, layer in params["layers"].items()
     }
     return params | {
         "embed": {"table": 0.5 * _normal(key, "embed", params["embed"]["table"])},
@@ -160,13 +160,13 @@ def run_seed(seed: int) -> dict:
     forget, retain = sets[FORGET], {name: sets[name] for name in RETAIN}
     losses = tuple(language_objectives.LOCAL)
     unlearn_key = keys.fold(key, "unlearning")
-    found = jax.device_get(unlearning(losses)(paths, forget, retain, unlearn_key))
+    measured = jax.device_get(unlearning(losses)(paths, forget, retain, unlearn_key))
     label = [float(refusal_logp(states[order].params, forget)) for order in ORDERS]
     return {
         "seed": seed,
         "label_logp": label,
-        "forget": {loss: found["forget"][:, i].tolist() for i, loss in enumerate(losses)},
-        "retain": {loss: found["retain"][:, i].tolist() for i, loss in enumerate(losses)},
+        "forget": {loss: measured["forget"][:, i].tolist() for i, loss in enumerate(losses)},
+        "retain": {loss: measured["retain"][:, i].tolist() for i, loss in enumerate(losses)},
         "matched": matched(states, sets, label[0], key),
     }
 
@@ -175,17 +175,17 @@ def matched(states: dict, sets: dict[str, Sequences], target: float, key) -> dic
     """GA from p = 1, and from p = 4 whose last stage stops where the refusal is as likely."""
     forget = sets[FORGET]
     last = stage(FORGET, forget)
-    before, own = states[RETAIN], stages.stage_key(last, key, RETAIN, ORDERS[-1])
+    before, stage_key = states[RETAIN], stages.stage_key(last, key, RETAIN, ORDERS[-1])
     step = gradient_step(OBJECTIVE, OPTIMIZER)
     state = init_state(before.params, OPTIMIZER)
 
     def after(n_steps: int):
-        return loop.scan(step, state, None, last.data, own, n_steps)[0].params
+        return loop.scan(step, state, None, last.data, stage_key, n_steps)[0].params
 
     @jax.jit
     def course(state):
         def one(state, number):
-            state, _ = loop.scan(step, state, None, last.data, own, 1, first=number)
+            state, _ = loop.scan(step, state, None, last.data, stage_key, 1, first=number)
             return state, refusal_logp(state.params, forget)
 
         return jax.lax.scan(one, state, jnp.arange(STEPS))[1]
@@ -196,8 +196,8 @@ def matched(states: dict, sets: dict[str, Sequences], target: float, key) -> dic
     pair = [states[ORDERS[0]].params, after(n_steps)]
     paths = jax.tree.map(lambda *x: jnp.stack(x), *pair)
     retain = {name: sets[name] for name in RETAIN}
-    found = unlearning(("ga",))(paths, forget, retain, keys.fold(key, "unlearning"))
-    first, fourth = np.asarray(found["forget"])[:, 0].tolist()
+    measured = unlearning(("ga",))(paths, forget, retain, keys.fold(key, "unlearning"))
+    first, fourth = np.asarray(measured["forget"])[:, 0].tolist()
     return {"steps": n_steps, "gap": gap, "matched": abs(gap) < 0.1, "p1": first, "p4": fourth}
 
 

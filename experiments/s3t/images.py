@@ -65,7 +65,7 @@ S3T = plans.make(SHARDS, ORDERS, CAPACITY, recipe=RECIPE, layers_per_slice=2)
 PLANS = {
     "s3t": S3T,
     "bottom_up": dataclasses.replace(
-        S3T, orders=tuple(own[:1] for own in S3T.orders), direction="bottom_up"
+        S3T, orders=tuple(order[:1] for order in S3T.orders), direction="bottom_up"
     ),
     **{
         f"lora_{epochs}": plans.make(
@@ -82,16 +82,16 @@ PLANS = {
 
 def read(name: str) -> tuple[dict[str, np.ndarray], vit.Config, np.ndarray]:
     """Images from -1 to 1, the network, and the rows that the base may learn."""
-    own = data.load(name)
+    dataset = data.load(name)
     arrays = {
-        "x": own.x_train.astype(np.float32) / 127.5 - 1,
-        "y": own.y_train,
-        "x_test": own.x_val[:N_TEST].astype(np.float32) / 127.5 - 1,
-        "y_test": own.y_val[:N_TEST],
+        "x": dataset.x_train.astype(np.float32) / 127.5 - 1,
+        "y": dataset.y_train,
+        "x_test": dataset.x_val[:N_TEST].astype(np.float32) / 127.5 - 1,
+        "y_test": dataset.y_val[:N_TEST],
     }
     height = arrays["x"].shape[1]
-    config = vit.Config(arrays["x"].shape[1:], height // 4, 64, 8, 4, 128, own.n_classes)
-    public = np.random.default_rng(1000).permutation(np.flatnonzero(own.y_train < 5))[:N_PUBLIC]
+    config = vit.Config(arrays["x"].shape[1:], height // 4, 64, 8, 4, 128, dataset.n_classes)
+    public = np.random.default_rng(1000).permutation(np.flatnonzero(dataset.y_train < 5))[:N_PUBLIC]
     return arrays, config, public
 
 
@@ -143,8 +143,8 @@ def outputs_of(
         )
         logits = serving.all_outputs(network, plan, base, weights, {"x": arrays["x_test"]})
         disk.write_npz(file, {"logits": logits, "seconds": np.asarray(seconds)})
-    with np.load(file) as found:
-        return found["logits"]
+    with np.load(file) as stored:
+        return stored["logits"]
 
 
 def by_depth(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
@@ -158,13 +158,13 @@ def under_requests(logits: np.ndarray, labels: np.ndarray, seed: int) -> dict[in
     """Accuracies and lifetimes under deletions, by budget."""
     key = fold(jax.random.key(seed), "requests")
     hits = deletion.requests(SHARDS, SLICES, None, (STREAMS, REQUESTS), key)
-    found = {}
+    by_budget = {}
     for budget in BUDGETS:
         table = S3T.table[:, :budget]
         curve = curves.follow(curves.accuracy, logits, labels, table, hits)
         at_chance = np.where(curve.living > 0, curve.score, CHANCE)
         lives = deletion.simulate(table, None, LIFETIMES, fold(key, "lifetimes", budget))
-        found[budget] = {
+        by_budget[budget] = {
             "accuracy": at_chance.mean(0).tolist(),
             "accuracy_living": np.nanmean(curve.score, axis=0).tolist(),
             "alive": (curve.living > 0).mean(0).tolist(),
@@ -172,7 +172,7 @@ def under_requests(logits: np.ndarray, labels: np.ndarray, seed: int) -> dict[in
             "requests": {"mean": float(lives.mean()), "std": float(lives.std(ddof=1))},
             "expected": dataclasses.asdict(deletion.uniform(SHARDS, SLICES, budget)),
         }
-    return found
+    return by_budget
 
 
 def run_seed(name: str, seed: int, arrays: dict, config: vit.Config, public: np.ndarray) -> dict:
@@ -186,7 +186,7 @@ def run_seed(name: str, seed: int, arrays: dict, config: vit.Config, public: np.
     labels = arrays["y_test"]
     return {
         "seed": seed,
-        "by_depth": {kind: by_depth(own, labels) for kind, own in logits.items()},
+        "by_depth": {kind: by_depth(of_kind, labels) for kind, of_kind in logits.items()},
         "top_down_one_order": by_depth(logits["s3t"][:, :1], labels),
         "budgets": under_requests(logits["s3t"], labels, seed),
         "seconds": {kind: float(np.load(folder / f"{kind}.npz")["seconds"]) for kind in PLANS},

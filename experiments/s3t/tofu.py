@@ -61,10 +61,10 @@ def read() -> tuple[decoder.Pretrained, dict[str, np.ndarray], np.ndarray]:
     pretrained = decoder.from_pretrained(os.environ["SMOLLM2_GGUF"])
     questions = text.tofu("full")[: AUTHORS * QUESTIONS]
     template = text.template_of(pretrained.chat_template)
-    own = text.encode(
+    sequences = text.encode(
         pretrained.tokenizer, questions, template=template, system=None, max_tokens=192
     )
-    arrays = {"x": own.tokens, "where": own.where, "labels": own.labels}
+    arrays = {"x": sequences.tokens, "where": sequences.where, "labels": sequences.labels}
     place = np.random.default_rng(0).permutation(AUTHORS) % (SHARDS * SLICES)
     return pretrained, arrays, place[np.arange(len(questions)) // QUESTIONS]
 
@@ -93,14 +93,14 @@ def outputs_of(base: Any, network: sliceable.Network, arrays: dict, places: np.n
         weights = serving.stacked(
             [[prefixes.assembled(PLAN, trained, a, b) for b in range(2)] for a in range(SHARDS)]
         )
-        found = serving.all_outputs(network, PLAN, base, weights, arrays, chunk=16)
+        outputs = serving.all_outputs(network, PLAN, base, weights, arrays, chunk=16)
         nothing = deletion.Served(np.zeros(SHARDS, int), np.zeros(SHARDS, int))
-        own = serving.chosen(PLAN, network, weights, nothing)
+        chosen = serving.chosen(PLAN, network, weights, nothing)
         alive = np.arange(SHARDS) == 0
-        before = serving.predict(network, PLAN, base, own, arrays, alive, chunk=16)
-        disk.write_npz(file, {"outputs": found, "base": before, "seconds": np.asarray(seconds)})
-    with np.load(file) as found:
-        return found["outputs"], found["base"], float(found["seconds"])
+        before = serving.predict(network, PLAN, base, chosen, arrays, alive, chunk=16)
+        disk.write_npz(file, {"outputs": outputs, "base": before, "seconds": np.asarray(seconds)})
+    with np.load(file) as stored:
+        return stored["outputs"], stored["base"], float(stored["seconds"])
 
 
 def by_stages(outputs: np.ndarray, labels: np.ndarray, places: np.ndarray) -> dict[str, list]:
@@ -109,9 +109,9 @@ def by_stages(outputs: np.ndarray, labels: np.ndarray, places: np.ndarray) -> di
     for depth in range(1, SLICES + 1):
         read, others = [], []
         for shard, order in np.ndindex(SHARDS, PLAN.budget):
-            own = [shard * SLICES + s for s in PLAN.orders[shard][order][:depth]]
+            slices = [shard * SLICES + s for s in PLAN.orders[shard][order][:depth]]
             for chosen, into in ((True, read), (False, others)):
-                some = np.isin(places, own) == chosen
+                some = np.isin(places, slices) == chosen
                 into.append(float(score(outputs[shard, order, depth - 1][some], labels[some])))
         rows["read"].append(float(np.mean(read)))
         rows["not read"].append(float(np.mean(others)))
@@ -122,20 +122,20 @@ def under_requests(outputs, before: float, labels: np.ndarray) -> dict[int, dict
     """The score on all authors in the course of deletions, by budget."""
     key = fold(jax.random.key(0), "requests")
     hits = deletion.requests(SHARDS, SLICES, None, (STREAMS, REQUESTS), key)
-    found = {}
+    by_budget = {}
     for budget in BUDGETS:
         table = PLAN.table[:, :budget]
         curve = curves.follow(score, outputs, labels, table, hits)
         whole = np.where(curve.living > 0, curve.score, before)
         lives = deletion.simulate(table, None, LIFETIMES, fold(key, "lifetimes", budget))
-        found[budget] = {
+        by_budget[budget] = {
             "score": whole.mean(0).tolist(),
             "alive": (curve.living > 0).mean(0).tolist(),
             "depth": curve.depth.mean((0, 2)).tolist(),
             "requests": {"mean": float(lives.mean()), "std": float(lives.std(ddof=1))},
             "expected": dataclasses.asdict(deletion.uniform(SHARDS, SLICES, budget)),
         }
-    return found
+    return by_budget
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def solve(factors: Factors, outputs: np.ndarray, l2: np.ndarray) -> np.ndarray:
     """Weights of the standardised masks.
 
     Args:
-        factors: of the masks.
+        factors: factorised masks.
         outputs: centred, float64 [M, T].
         l2: a positive penalty for each target, [T].
 

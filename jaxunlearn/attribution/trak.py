@@ -55,7 +55,7 @@ def scores(
 
     Args:
         train_features: Phi, projected gradients of the training points' margins, [n, p].
-        target_features: those of the targets' outputs, [m, p].
+        target_features: projected gradients of the targets' outputs, [m, p].
         weights: weight of each training point, [n]; 1 - p_y for cross-entropy.
         l2: not negative; 0 needs features of full rank.
 

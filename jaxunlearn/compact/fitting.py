@@ -14,11 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxunlearn import data
-from jaxunlearn.core import cohort, ensemble, stages
-from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core import ensemble, members, stages
 from jaxunlearn.core.keys import Key
 from jaxunlearn.core.losses import cross_entropy
 from jaxunlearn.core.model import Model, predict
+from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.stages import Stage
 from jaxunlearn.core.step import Metrics, TrainState
 from jaxunlearn.data import augment
@@ -50,21 +50,21 @@ class Images(NamedTuple):
             )
 
 
-class Where(NamedTuple):
-    """Where and how models are computed.
+class Placement(NamedTuple):
+    """Where models are computed, and where it is kept and told how far they are.
 
     Attributes:
-        mesh: of the models.
-        store: `store(phase)` keeps how far a phase is, or None.
+        mesh: device mesh with an axis `models`.
+        point: `point(phase)` keeps how far a phase is, or None.
         tell: `tell(phase, epochs done, most epochs)`, at a phase's start and after each epoch.
     """
 
     mesh: Mesh | None = None
-    store: Callable[[str], BlockStore | None] = lambda phase: None
+    point: Callable[[str], ResumePoint | None] = lambda phase: None
     tell: Callable[[str, int, int], None] = lambda phase, done, most: None
 
 
-HERE = Where()
+HERE = Placement()
 
 
 def fit(
@@ -74,11 +74,11 @@ def fit(
     keys: Key,
     images: Images,
     batch_size: int,
-    where: Where,
+    where: Placement,
     transform: Callable[[Any, Key], Any],
     own: dict[str, Any] | None = None,
     least: int | None = None,
-) -> cohort.Trained:
+) -> members.Fitted:
     """One stage for all models; an epoch is a block with a check at its end.
 
     Args:
@@ -96,7 +96,7 @@ def fit(
 
     Raises:
         ValueError: see `Images.check`.
-        NonFiniteError: a model diverged, see `cohort.run`.
+        NonFiniteError: a model diverged, see `members.run`.
     """
     images.check()
     n_models, n = len(keys), len(images.y)
@@ -111,7 +111,7 @@ def fit(
     own_keys = jax.vmap(lambda key: stages.stage_key(stage, key, (), (stage.name,)))(keys)
     mesh = _no_more_than(where.mesh, n_models)
     where.tell(stage.name, 0, n_epochs)
-    return cohort.run(
+    return members.run(
         stage,
         state,
         own_keys,
@@ -121,7 +121,7 @@ def fit(
         width=1 if jax.default_backend() == "cpu" else -(-n_models // (mesh.size if mesh else 1)),
         mode=ensemble.pick_mode(True),
         mesh=mesh,
-        store=where.store(stage.name),
+        point=where.point(stage.name),
         callback=lambda done, checks: where.tell(stage.name, done, n_epochs),
     )
 

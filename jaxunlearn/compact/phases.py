@@ -1,7 +1,7 @@
 """The training of the lightweight CNN: two branches, their fusion, unfreezing, folds.
 
 Every function takes several models at once, one for each key: seeds, or seeds times folds. Their
-states have a leading axis, and each model stops on its own (`core.cohort`).
+states have a leading axis, and each model stops on its own (`core.members`).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jaxunlearn.compact import measure
 from jaxunlearn.compact.fitting import (
     HERE,
     Images,
-    Where,
+    Placement,
     accuracy_of,
     fit,
     plain_batch,
@@ -25,7 +25,7 @@ from jaxunlearn.compact.fitting import (
 )
 from jaxunlearn.compact.recipe import Recipe, Warp
 from jaxunlearn.compact.schedules import LAYERS, layers_of, of_layers
-from jaxunlearn.core import cohort, ensemble, optimizers, stages
+from jaxunlearn.core import ensemble, members, optimizers
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.loop import EarlyStop
 from jaxunlearn.core.losses import cross_entropy
@@ -39,8 +39,8 @@ from jaxunlearn.nn.images.dual_cnn import BRANCHES, Pair
 
 
 def train_dual(
-    pair: Pair, recipe: Recipe, images: Images, keys: Key, where: Where = HERE
-) -> cohort.Trained:
+    pair: Pair, recipe: Recipe, images: Images, keys: Key, where: Placement = HERE
+) -> members.Fitted:
     """Stage A: both branches read the same batch, the second one augmented (A.2 of the paper).
 
     Training ends when either branch has stopped improving, and each keeps the weights of its own
@@ -75,7 +75,7 @@ def train_dual(
         ),
     )
     own_keys = jax.vmap(lambda key: fold(key, "init", "dual"))(keys)
-    state = stages.init_members(*jax.vmap(pair.dual.init)(own_keys))
+    state = members.init(*jax.vmap(pair.dual.init)(own_keys))
     transform = dual_batch(recipe.warp)
     return fit(stage, recipe.dual_epochs, state, keys, images, recipe.batch_size, where, transform)
 
@@ -85,7 +85,7 @@ def fuse(pair: Pair, recipe: Recipe, params: Tree, keys: Key) -> TrainState:
     own_keys = jax.vmap(lambda key: fold(key, "init", "fused"))(keys)
     fresh, _ = jax.vmap(pair.fused.init)(own_keys)
     cut = functools.partial(dual_cnn.fuse, heads=recipe.copied_heads)
-    return stages.init_members(jax.vmap(cut)(params, fresh))
+    return members.init(jax.vmap(cut)(params, fresh))
 
 
 def unfreezing(pair: Pair, recipe: Recipe) -> list[tuple[Stage, int]]:
@@ -125,8 +125,8 @@ def unfreeze(
     state: TrainState,
     images: Images,
     keys: Key,
-    where: Where = HERE,
-) -> list[cohort.Trained]:
+    where: Placement = HERE,
+) -> list[members.Fitted]:
     """Runs the stages of `unfreezing` on the images as they are, from states of `fuse`."""
     found, heads = [], None
     for stage, n_epochs in unfreezing(pair, recipe):
@@ -150,8 +150,8 @@ def fine_tune(
     state: TrainState,
     images: Images,
     keys: Key,
-    where: Where = HERE,
-) -> list[cohort.Trained]:
+    where: Placement = HERE,
+) -> list[members.Fitted]:
     """Stage C: K folds of all images, the validation images of before among them (A.5).
 
     Args:
@@ -204,7 +204,7 @@ def fine_tune(
     return found
 
 
-def unseen_accuracies(pair: Pair, folds: list[cohort.Trained], images: Images) -> np.ndarray:
+def unseen_accuracies(pair: Pair, folds: list[members.Fitted], images: Images) -> np.ndarray:
     """How good each fold is on those of its images that the stages before did not train on.
 
     Independent folds have not trained on these either; continued ones have, from the second fold
@@ -256,7 +256,7 @@ def branch_accuracies(pair: Pair, params: Tree, x: np.ndarray, y: np.ndarray) ->
     evaluate = _accuracies(pair.dual)
     # One model at a time: together their activations would not fit a cache.
     of_all = jax.jit(lambda many, reads: jax.lax.map(lambda state: evaluate(state, reads), many))
-    found = of_all(stages.init_members(params), reads)
+    found = of_all(members.init(params), reads)
     return np.stack([found[f"accuracy_{i + 1}"] for i in range(len(BRANCHES))], axis=1)
 
 
@@ -318,7 +318,7 @@ def _stacked(result: tuple[tuple[jax.Array, ...], Tree]) -> tuple[jax.Array, Tre
     return jnp.stack(logits, axis=1), stats
 
 
-def _heads(pair: Pair, state: TrainState, images: Images, where: Where) -> np.ndarray:
+def _heads(pair: Pair, state: TrainState, images: Images, where: Placement) -> np.ndarray:
     """What the heads of each model say of all images, [N, n, 2 n_classes]."""
     found = ensemble.run(
         _heads_of(pair.fused),

@@ -10,7 +10,7 @@ import optax
 
 from jaxunlearn.compact import fitting
 from jaxunlearn.compact.recipe import Warp
-from jaxunlearn.core import cohort, optimizers, stages
+from jaxunlearn.core import members, optimizers
 from jaxunlearn.core.checks import at_least, whole
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model
@@ -51,8 +51,8 @@ def train(
     recipe: SlimRecipe,
     images: fitting.Images,
     keys: Key,
-    where: fitting.Where = fitting.HERE,
-) -> cohort.Trained:
+    where: fitting.Placement = fitting.HERE,
+) -> members.Fitted:
     """Trains models from scratch on the images behind the first `n_val`.
 
     Args:
@@ -67,7 +67,7 @@ def train(
     """
     images.check()
     own_keys = jax.vmap(lambda key: fold(key, "init", "slim"))(keys)
-    state = stages.init_members(*jax.vmap(model.init)(own_keys))
+    state = members.init(*jax.vmap(model.init)(own_keys))
     n_train = len(images.y) - images.n_val
     n_steps = recipe.epochs * (n_train // min(recipe.batch_size, n_train))
     stage = Stage(

@@ -16,11 +16,11 @@ from jaxunlearn.compact import phases as training
 from jaxunlearn.compact.architecture import Architecture
 from jaxunlearn.compact.recipe import Recipe
 from jaxunlearn.compact.slim import SlimRecipe
-from jaxunlearn.core import cohort, records, study, tree
+from jaxunlearn.core import members, records, study, tree
 from jaxunlearn.core import mesh as meshes
-from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.keys import Key
+from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.run_folder import Progress, RunFolder, run_record, ticking
 from jaxunlearn.core.study import Where
 from jaxunlearn.core.tree import Tree
@@ -167,7 +167,7 @@ def execute(job: Job, progress: Progress = study.quiet) -> dict[str, Any]:
     n_val = min(10_000, len(data.x_train) // 5)
     images = fitting.Images(jnp.asarray(data.x_train), jnp.asarray(data.y_train), n_val)
     keys = jax.vmap(jax.random.key)(job.settings.seed + jnp.arange(job.settings.n_models))
-    where = fitting.Where(job.mesh, lambda phase: _store(job, phase), _ticking(job, progress))
+    where = fitting.Placement(job.mesh, lambda phase: _point(job, phase), _ticking(job, progress))
     train = _train_dual if job.settings.network == "dual" else _train_slim
     finals, val, report = train(job, images, keys, where)
     progress("evaluation", 0, 1)
@@ -183,14 +183,14 @@ run = study.runner(prepare, execute)
 _Outcome: TypeAlias = tuple[Tree, np.ndarray, dict[str, Any]]
 
 
-def _train_slim(job: Job, images: fitting.Images, keys: Key, where: fitting.Where) -> _Outcome:
+def _train_slim(job: Job, images: fitting.Images, keys: Key, where: fitting.Placement) -> _Outcome:
     """One stage; BatchNorm folds into the convolutions."""
     trained = slim.train(job.architecture.trained, job.settings.slim, images, keys, where)
     folded = jax.vmap(nn.fold_batch_norm)(trained.state.params, trained.state.stats)
     return folded, trained.checks["accuracy"][:, -1], {"slim": _curves(trained)}
 
 
-def _train_dual(job: Job, images: fitting.Images, keys: Key, where: fitting.Where) -> _Outcome:
+def _train_dual(job: Job, images: fitting.Images, keys: Key, where: fitting.Placement) -> _Outcome:
     """The paper's three phases; the result is that of the best or the last fold."""
     recipe, pair = job.settings.recipe, job.architecture.pair
     dual = training.train_dual(pair, recipe, images, keys, where)
@@ -217,7 +217,7 @@ def _train_dual(job: Job, images: fitting.Images, keys: Key, where: fitting.Wher
 
 
 def _of_folds(
-    job: Job, folds: list[cohort.Trained], images: fitting.Images
+    job: Job, folds: list[members.Fitted], images: fitting.Images
 ) -> tuple[Tree, np.ndarray | None, dict[str, Any]]:
     """The models of the best or the last fold, their accuracies if fit to choose by, a report."""
     recipe, n_models = job.settings.recipe, job.settings.n_models
@@ -248,8 +248,8 @@ def _of_folds(
     return finals, val.max(0) if is_honest else None, report
 
 
-def _store(job: Job, phase: str) -> BlockStore:
-    return BlockStore(job.folder.path / "phases" / phase)
+def _point(job: Job, phase: str) -> ResumePoint:
+    return ResumePoint(job.folder.path / "phases" / phase)
 
 
 def _ticking(job: Job, progress: Progress) -> Progress:
@@ -288,7 +288,7 @@ def _of(params: Tree, i: int) -> Tree:
     return jax.tree.map(lambda leaf: leaf[i], params)
 
 
-def _best(trained: cohort.Trained) -> np.ndarray:
+def _best(trained: members.Fitted) -> np.ndarray:
     """Validation accuracy of the weights that were kept, of each model."""
     accuracy, kept = trained.checks["accuracy"], trained.best_checks[0]
     return accuracy[np.arange(len(kept)), kept]
@@ -305,7 +305,7 @@ def _known(value: np.floating) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _curves(trained: cohort.Trained) -> dict[str, Any]:
+def _curves(trained: members.Fitted) -> dict[str, Any]:
     """Losses and checks by epoch, of each model as long as it trained."""
     histories = trained.checks | {f"train_{name}": a for name, a in trained.metrics.items()}
     return {

@@ -164,7 +164,7 @@ def run(
         data: a source (see `core.sources`).
         key: a typed key.
         n_steps: the largest number of steps.
-        evaluate: see `Checks`; so are `every`, `stops` and `check_start`.
+        evaluate: see `Checks`.
         every: steps between two checks; the last stretch may be shorter, `block` is a multiple.
         stops: early stopping.
         check_start: whether there is a check before the first step.
@@ -182,14 +182,14 @@ def run(
     progress = jax.tree.map(jnp.copy, start(state, stops) if resume is None else resume)
     history: list[tuple[Metrics, Metrics]] = []
     taken = 0 if resume is None else int(progress.done)
-    blocks, stopped = blocks_of(data, block, taken, every), taken > 0 and bool(progress.stopped)
+    blocks, stopped = blocks_of(data, block, taken, every), resume and bool(progress.stopped)
     while taken < n_steps and not stopped:
         source, size = next(blocks, (None, 0))
         if source is None:
             raise ValueError(f"data: the blocks ended after step {taken} of {n_steps}")
         how = {"step": step, "checks": checks, "ragged": checks.ragged(n_steps), "block": size}
         progress, *values = advance(progress, shared, source, key, n_steps, **how)
-        if any(isinstance(x, Tracer) for x in (progress.done, progress.stopped)):
+        if isinstance(progress.done, Tracer) or isinstance(progress.stopped, Tracer):
             return _whole(progress, values, size, n_steps)
         now, stopped = int(progress.done), bool(progress.stopped)
         history.append(_trim(checks, taken, now, *values))

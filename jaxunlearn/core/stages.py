@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,8 +17,10 @@ from jaxunlearn.core import checkpoint, checks, loop, tree
 from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.loop import EarlyStop, Evaluate
-from jaxunlearn.core.sources import as_source
+from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.step import Objective, Step, TrainState, gradient_step, with_frozen
+
+Report = Callable[[int, int], None]  # steps taken, steps in all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,9 @@ class Stage:
         optimizer_state: "fresh", or "carry" to go on with the state of the stage before.
         wrap: extends the gradient step, e.g. `lambda step: with_ema(step, 0.99)`.
         evaluate: `evaluate(state, shared) -> metrics` with all parameters in the state.
-        every: steps between evaluations.
+        every: steps between evaluations, and at most before the last.
         stops: early stopping.
+        check_start: whether to evaluate before the first step, too.
         block: steps of one compiled call, by default all of them. With snapshots each block is one:
             a killed run goes on from there.
         seed_by: "occurrence" makes the stage's randomness depend on its name and how often the
@@ -56,6 +58,7 @@ class Stage:
     evaluate: Evaluate | None = None
     every: int = 1
     stops: tuple[EarlyStop, ...] = ()
+    check_start: bool = False
     block: int | None = None
     seed_by: Literal["occurrence", "prefix"] = "occurrence"
 
@@ -67,7 +70,7 @@ class Stage:
             checks.one_of(f"Stage {self.name}: {field}", getattr(self, field), values)
 
 
-class Trained(NamedTuple):
+class Outcome(NamedTuple):
     """What stages leave behind: the state with all parameters, and each stage's `loop.Result`."""
 
     state: TrainState
@@ -80,24 +83,34 @@ def run_stage(
     key: Key,
     *,
     shared: Any = None,
-    callback: Callable[[loop.Progress], None] | None = None,
-    resume: loop.Progress | None = None,
+    report: Report | None = None,
+    point: ResumePoint | None = None,
 ) -> tuple[TrainState, loop.Result]:
-    """Runs one stage.
+    """Runs one stage; traced, too.
 
     Args:
         stage: the stage.
         state: a state with all parameters; its `opt_state` matters to a "carry" stage only.
         key: the stage's own key, see `stage_key`.
         shared: what the objective reads and does not change.
-        callback: called after every block with the progress of the trainable part.
-        resume: such a progress, to go on from; the result then has no metrics from before it.
+        report: called after every block with the steps taken and those in all.
+        point: where the progress is kept after every block but the last; one that is there is gone
+            on from, and the result then has no metrics from before it.
 
     Returns:
         The state with all parameters, and the loop's result for the trainable part.
     """
     start, frozen = begin(stage, state)
     step, evaluate = programs(stage)
+    kept = point and point.read(loop.start(start, stage.stops))
+
+    def after_block(progress: loop.Progress, *_: Any) -> None:
+        done = int(progress.done)
+        if report is not None:
+            report(done, stage.n_steps)
+        if point is not None and done < stage.n_steps:
+            point.write(progress)
+
     result = loop.run(
         step,
         start,
@@ -108,12 +121,25 @@ def run_stage(
         evaluate=evaluate,
         every=stage.every,
         stops=stage.stops,
+        check_start=stage.check_start,
         block=stage.block,
-        callback=callback and (lambda progress, metrics, checks: callback(progress)),
-        resume=resume,
+        callback=after_block,
+        resume=kept and kept[0],
     )
     params = tree.combine(result.state.params, frozen)
     return dataclasses.replace(result.state, params=params), result
+
+
+class Runner(NamedTuple):
+    """How stages are run: of one model, or of several at once (`members.runner`).
+
+    Attributes:
+        begin: as `begin` in this file.
+        run: as `run_stage`.
+    """
+
+    begin: Callable[[Stage, TrainState], tuple[TrainState, tree.Tree]]
+    run: Callable[..., tuple[TrainState, Any]]
 
 
 def run(
@@ -123,7 +149,8 @@ def run(
     *,
     shared: Any = None,
     snapshots: str | os.PathLike | None = None,
-) -> Trained:
+    runner: Runner | None = None,
+) -> Outcome:
     """Runs stages in order.
 
     Args:
@@ -134,11 +161,12 @@ def run(
         snapshots: a folder for the state after each stage, and after each block of one. Stages
             found there are not run again (the history has no entry for them), and the result has
             the same bits.
+        runner: by default that of one model.
 
     Raises:
         ValueError: a snapshot comes from another start, key, or other stages.
     """
-    kept = _Snapshots(snapshots, state, key)
+    kept = _Snapshots(snapshots, state, key, runner or Runner(begin, run_stage))
     done: tuple[Stage, ...] = ()
     history = []
     for stage in stages:
@@ -147,7 +175,7 @@ def run(
         done = (*done, stage)
         if result is not None:
             history.append(result)
-    return Trained(state, tuple(history))
+    return Outcome(state, tuple(history))
 
 
 def run_orders(
@@ -158,6 +186,7 @@ def run_orders(
     *,
     shared: Any = None,
     snapshots: str | os.PathLike | None = None,
+    runner: Runner | None = None,
     callback: Callable[[tuple, int, int], None] | None = None,
 ) -> dict[tuple, TrainState]:
     """Trains every requested order, running each distinct prefix once.
@@ -173,6 +202,7 @@ def run_orders(
         key: a typed key.
         shared: what the objectives read and do not change.
         snapshots: a folder for the state after each prefix, to resume from; see `run`.
+        runner: by default that of one model.
         callback: `callback(prefix, steps taken, steps in all)`, called after every block of a
             prefix's last stage, and once if its state was read from `snapshots`.
 
@@ -182,7 +212,7 @@ def run_orders(
     if isinstance(stage_of, Mapping):
         stages_by_name = stage_of
         stage_of = lambda prefix: stages_by_name[prefix[-1]]  # noqa: E731
-    kept = _Snapshots(snapshots, state, key)
+    kept = _Snapshots(snapshots, state, key, runner or Runner(begin, run_stage))
     states: dict[tuple, TrainState] = {(): state}
     stages: dict[tuple, tuple[Stage, ...]] = {(): ()}
     for order in orders:
@@ -214,77 +244,9 @@ def unfreezing(stage: Stage, patterns: Iterable[tree.Pattern]) -> list[Stage]:
     return stages
 
 
-def of_members(stage: Stage, n_members: int) -> Stage:
-    """The stage for several models at once, whose state has a leading axis [n_members].
-
-    Every model draws its own batches, with the key folded by its number; what is in `shared`
-    serves all. Start from `init_members`. A wrapper or an evaluation of the stage sees one model.
-
-    Args:
-        stage: what each of them does.
-        n_members: how many there are.
-
-    Raises:
-        ValueError: the stage stops early, which is decided for one model.
-    """
-    if stage.stops:
-        raise ValueError(f"Stage {stage.name}: stops cannot be decided for several models at once")
-    check = stage.evaluate
-    return dataclasses.replace(
-        stage,
-        data=_OfMembers(as_source(stage.data), n_members),
-        optimizer=_optimizer_of_members(stage.optimizer),
-        wrap=_wrap_of_members(stage.wrap, n_members),
-        evaluate=None if check is None else _evaluate_of_members(check),
-    )
-
-
-# The same functions give the same functions, so that equal stages share their program.
-@functools.lru_cache(maxsize=64)
-def _wrap_of_members(wrap: Callable[[Step], Step] | None, n_members: int) -> Callable[[Step], Step]:
-    def wrap_many(step: Step) -> Step:
-        one = step if wrap is None else wrap(step)
-
-        def many(state: Any, shared: Any, batch: Any, key: Key):
-            own = jax.vmap(lambda i: fold(key, "member", i))(jnp.arange(n_members))
-            return jax.vmap(one, in_axes=(0, None, 0, 0))(state, shared, batch, own)
-
-        return many
-
-    return wrap_many
-
-
-@functools.lru_cache(maxsize=64)
-def _optimizer_of_members(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    return optax.GradientTransformation(jax.vmap(optimizer.init), optimizer.update)
-
-
-@functools.lru_cache(maxsize=64)
-def _evaluate_of_members(check: Evaluate) -> Evaluate:
-    return jax.vmap(check, in_axes=(0, None))
-
-
-def init_members(params: tree.Tree, stats: tree.Tree | None = None) -> TrainState:
-    """A state for stages `of_members`, from parameters with a leading axis."""
-    n_members = jax.tree.leaves(params)[0].shape[0]
-    return TrainState(params, (), stats or {}, jnp.zeros(n_members, jnp.int32), {})
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _OfMembers:
-    """A source whose rows and batches have a leading axis of members."""
-
-    source: Any
-    n_members: int = dataclasses.field(metadata={"static": True})
-
-    def plan(self, key: Key, steps: jax.Array) -> Any:
-        own = jax.vmap(lambda i: fold(key, "member", i))(jnp.arange(self.n_members))
-        return jax.vmap(lambda key: self.source.plan(key, steps), out_axes=1)(own)
-
-    def gather(self, row: Any, key: Key) -> Any:
-        own = jax.vmap(lambda i: fold(key, "member", i))(jnp.arange(self.n_members))
-        return jax.vmap(self.source.gather)(row, own)
+def init(params: tree.Tree, stats: tree.Tree | None = None) -> TrainState:
+    """A state before the first stage, which makes the optimizer's."""
+    return TrainState(params, (), stats or {}, jnp.zeros((), jnp.int32), {})
 
 
 def stage_key(stage: Stage, key: Key, before: tuple[str, ...], prefix: tuple) -> Key:
@@ -345,9 +307,11 @@ def _optimizer_state(stage: Stage, state: TrainState, trainable: tree.Tree) -> A
 class _Snapshots:
     """Runs stages, or reads the state after them from a folder, if there is one."""
 
-    def __init__(self, folder: str | os.PathLike | None, state: TrainState, key: Key):
+    def __init__(
+        self, folder: str | os.PathLike | None, state: TrainState, key: Key, runner: Runner
+    ):
         self.folder = None if folder is None else Path(folder)
-        self.key = key
+        self.key, self.runner = key, runner
         if folder is not None:
             bits = jax.random.key_data(key).ravel().tolist()
             self.origin = {"start": tree.digest(state), "key": bits}
@@ -359,53 +323,39 @@ class _Snapshots:
         prefix: tuple,
         state: TrainState,
         shared: Any,
-        report: Callable[[int, int], None] | None = None,
-    ) -> tuple[TrainState, loop.Result | None]:
+        report: Report | None = None,
+    ) -> tuple[TrainState, Any]:
         """The state after one more stage, and its result unless the state was read."""
         key = stage_key(stage, self.key, tuple(s.name for s in done), prefix)
-        report = report or (lambda taken, total: None)
         if self.folder is None:
-            tell = lambda progress: report(int(progress.done), stage.n_steps)  # noqa: E731
-            return run_stage(stage, state, key, shared=shared, callback=tell)
+            return self.runner.run(stage, state, key, shared=shared, report=report)
         name = "+".join(map(str, prefix))
         if not re.fullmatch(r"[\w.+-]+", name):
             raise ValueError(
                 f"prefix {prefix!r} gives no file name; use letters, digits, '.', '_', '-'"
             )
-        now = self.origin | {"prefix": [repr(element) for element in prefix]}
-        now |= {"stages": [_described(s) for s in (*done, stage)]}
-        path, partial = self.folder / name, self.folder / f"{name}.partial"
-        if self._is_there(path, now):
-            report(stage.n_steps, stage.n_steps)
+        origin = self.origin | {"prefix": [repr(element) for element in prefix]}
+        origin |= {"stages": [_described(s) for s in (*done, stage)]}
+        path = self.folder / name
+        if self._is_there(path, origin):
+            if report is not None:
+                report(stage.n_steps, stage.n_steps)
             return self._read(path, stage, state), None
-        resume = None
-        if self._is_there(partial, now):
-            resume = checkpoint.restore(partial, loop.start(begin(stage, state)[0], stage.stops))
-
-        def keep(progress: loop.Progress) -> None:
-            report(int(progress.done), stage.n_steps)
-            if int(progress.done) < stage.n_steps:
-                self._write(partial, progress, now)
-
-        state, result = run_stage(stage, state, key, shared=shared, callback=keep, resume=resume)
-        self._write(path, state, now)
-        self._record(partial).unlink(missing_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        return state, result
-
-    def _record(self, path: Path) -> Path:
-        return path.with_name(f"{path.name}.json")
-
-    def _write(self, path: Path, state: Any, now: dict[str, Any]) -> None:
+        point = ResumePoint(self.folder / f"{name}.partial", origin)
+        state, result = self.runner.run(
+            stage, state, key, shared=shared, report=report, point=point
+        )
         checkpoint.save(path, state)
         # Last: a snapshot without a record is not used.
-        with replacing(self._record(path)) as file:
-            file.write(json.dumps(now).encode())
+        with replacing(_record(path)) as file:
+            file.write(json.dumps(origin).encode())
+        point.drop()
+        return state, result
 
-    def _is_there(self, path: Path, now: dict[str, Any]) -> bool:
-        if not (path.exists() and self._record(path).exists()):
+    def _is_there(self, path: Path, origin: dict[str, Any]) -> bool:
+        if not (path.exists() and _record(path).exists()):
             return False
-        if json.loads(self._record(path).read_text()) != json.loads(json.dumps(now)):
+        if json.loads(_record(path).read_text()) != json.loads(json.dumps(origin)):
             raise ValueError(
                 f"snapshots: {path} comes from another start, key or other stages; "
                 "choose another folder"
@@ -413,13 +363,17 @@ class _Snapshots:
         return True
 
     def _read(self, path: Path, stage: Stage, state: TrainState) -> TrainState:
-        trainable, _ = tree.partition(state.params, tree.select(state.params, stage.trainable))
-        opt_state = jax.eval_shape(stage.optimizer.init, trainable)
-        return checkpoint.restore(path, dataclasses.replace(state, opt_state=opt_state))
+        begun, _ = jax.eval_shape(functools.partial(self.runner.begin, stage), state)
+        return checkpoint.restore(path, dataclasses.replace(state, opt_state=begun.opt_state))
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
 
 
 def _described(stage: Stage) -> dict[str, Any]:
     """What a stage does, as far as it can be written down: not its functions and its data."""
     names = ("name", "n_steps", "trainable", "optimizer_state", "every", "block", "seed_by")
     described = {name: getattr(stage, name) for name in names}
+    described |= {"check_start": True} if stage.check_start else {}
     return described | {"stops": [dataclasses.asdict(stop) for stop in stage.stops]}

@@ -26,10 +26,10 @@ class Dataset:
         x_val: [m, H, W, C], the same type.
         y_val: int32 [m].
         n_classes: number of classes.
-        files_train: of a folder of images, the file of every row of `x_train`, relative to it;
+        files_train: for a folder of images, the file of every row of `x_train`, relative to it;
             otherwise empty.
         files_val: likewise.
-        classes: of a folder of images, the names of its classes; otherwise empty.
+        classes: for a folder of images, the names of its classes; otherwise empty.
     """
 
     name: str

@@ -108,7 +108,7 @@ def refusals(n: int, seed: int = 0) -> list[Question]:
 
     Args:
         n: how many, at most 327,680. The questions are distinct.
-        seed: of the draw; the first m of n are the same for every n.
+        seed: seed of the draw; the first m of n are the same for every n.
 
     Returns:
         n questions; `extra` has the `topic`.
@@ -136,7 +136,7 @@ def superficial_prompts(n: int = 40, seed: int = 0) -> dict[str, list[Question]]
 
     Args:
         n: how many prompts, at most 143,360; the paper has 40. The prompts are distinct.
-        seed: of the draw; the first m of n are the same for every n.
+        seed: seed of the draw; the first m of n are the same for every n.
 
     Returns:
         `{"C": [..], "U": [..], "R": [..]}`, n questions each, the same prompts in the same order.

@@ -23,7 +23,7 @@ def class_restricted(labels: np.ndarray, label: int, size: int, seed: int = 0) -
         labels: int [n].
         label: the class.
         size: how many, at most the size of the class.
-        seed: of the draw.
+        seed: seed of the draw.
     """
     members = _members(labels, label, size)
     return np.sort(np.random.default_rng(seed).choice(members, size, replace=False))

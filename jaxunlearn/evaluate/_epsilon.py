@@ -26,7 +26,7 @@ def forgetting_epsilon(
     Args:
         unlearned: logit-scaled confidences (`margins`) [N, P].
         retrained: the same of retrained models [M, P].
-        delta: of differential privacy, in [0, 1).
+        delta: failure probability of differential privacy, in [0, 1).
 
     Returns:
         float64 [P], in [0, 50].

@@ -19,7 +19,7 @@ def noise_floor(
         first: margins of oracles [N, P].
         second: margins of other oracles [M, P].
         splits: number of random divisions of the pool into N and M models.
-        seed: of the divisions.
+        seed: seed of the divisions.
         **klom_settings: passed on to `klom`.
 
     Returns:
@@ -48,9 +48,9 @@ def standard_error(
     Args:
         unlearned: margins [N, P].
         oracle: margins of the reference models [M, P], drawn anew with replacement.
-        statistic: of the KLOM of all points [P], such as the mean over a group; [] or [S].
+        statistic: function of the KLOM of all points [P], such as the mean over a group; [] or [S].
         samples: number of bootstrap samples.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         **klom_settings: passed on to `klom`.
 
     Returns:

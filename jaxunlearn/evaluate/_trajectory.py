@@ -12,7 +12,7 @@ class Trajectory:
     """What `trajectory` finds; S snapshots, P points.
 
     Attributes:
-        klom: of every snapshot and point, [S, P].
+        klom: KLOM of every snapshot and point, [S, P].
         gap: mean margin of the unlearned models minus that of the oracles, in standard deviations
             of the oracles' margin, [S, P].
         reached: the first snapshot at which the gap of a point is 0 or has another sign than at the

@@ -21,12 +21,12 @@ def ulira(
     that the target forgot, and as many that it never saw, drawn at random.
 
     Args:
-        margins: of unlearned models, one row per unlearning, [U, P].
+        margins: those of unlearned models, one row per unlearning, [U, P].
         forgot: whether the model was trained on the point and then forgot it, bool [U, P].
         never: whether it was never trained on the point, bool [U, P].
         shadow: which rows the Gaussians are fitted to; the others are attacked, bool [U].
         limit: samples per Gaussian, at most.
-        seed: of the draw of points that were never seen.
+        seed: seed of the draw of points that were never seen.
 
     Returns:
         float64 [targets]; NaN for a target without a point that can be attacked (at least 2 shadow

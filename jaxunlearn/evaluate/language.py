@@ -110,10 +110,10 @@ def tofu(
     """TOFU's measures of a model.
 
     Args:
-        stats: of the sets `GROUPS`, [N, J, R] as `answer_stats` of `tofu_answers` gives: forget and
-            retain have a paraphrase after the right answer, the other two have none.
+        stats: those of the sets `GROUPS`, [N, J, R], as `answer_stats` of `tofu_answers` gives:
+            forget and retain have a paraphrase after the right answer, the other two have none.
         recalls: ROUGE-L recall of the generated answers by the same names, [N].
-        mean: of the truth ratio in the utility: "arithmetic" as TOFU has it, "geometric" as
+        mean: mean of the truth ratio in the utility: "arithmetic" as TOFU has it, "geometric" as
             open-unlearning.
 
     Returns:
@@ -166,8 +166,8 @@ def attacks(
     """AUC of each membership attack: above 0.5 where the forget set looks like training data.
 
     Args:
-        forget: of the forget texts, [N, R].
-        holdout: of texts that no model saw, [M, R].
+        forget: token statistics of the forget texts, [N, R].
+        holdout: those of texts that no model saw, [M, R].
         k: part of the tokens that Min-K and Min-K++ look at.
         texts: the texts themselves, for the zlib attack.
         references: the same statistics of a reference model, for the reference attack.
@@ -210,7 +210,7 @@ def continuations(
     """Greedy texts after prompts: 200 tokens for TOFU, 128 and 32 for MUSE.
 
     Args:
-        config: of the network.
+        config: the network's.
         params: its weights.
         tokenizer: turns tokens into text.
         prompts: int32 [N, T], padded on the left (`data.text.prompts`).

@@ -30,7 +30,7 @@ def probability(stats: "TokenStats", *, drop_last: bool = False) -> np.ndarray:
     """exp(mean log-probability): the geometric mean of the probabilities of a response's tokens.
 
     Args:
-        stats: of B responses.
+        stats: token statistics of B responses.
         drop_last: leave out the last label of each response.
 
     Returns:
@@ -46,7 +46,7 @@ def exact_memorization(stats: "TokenStats", *, drop_last: bool = True) -> np.nda
     """Fraction of a response's tokens that are the model's most likely ones, teacher-forced.
 
     Args:
-        stats: of B responses.
+        stats: token statistics of B responses.
         drop_last: leave out the last label of each response, as open-unlearning does.
 
     Returns:
@@ -72,7 +72,7 @@ def extraction_strength(stats: "TokenStats", *, drop_last: bool = True) -> np.nd
     | without tokens          | 0      |
 
     Args:
-        stats: of B responses.
+        stats: token statistics of B responses.
         drop_last: leave out the last label of each response, as open-unlearning does.
 
     Returns:
@@ -92,7 +92,7 @@ def loss(stats: "TokenStats", *, drop_last: bool = False) -> np.ndarray:
     """Mean negative log-probability of a response's tokens, nats: the attack by loss.
 
     Args:
-        stats: of B responses.
+        stats: token statistics of B responses.
         drop_last: leave out the last label of each response.
 
     Returns:
@@ -110,7 +110,7 @@ def min_k(stats: "TokenStats", k: float = 0.4, *, drop_last: bool = False) -> np
     """Minus the mean of the lowest log-probabilities: Min-K% Prob (Shi et al., arXiv 2310.16789).
 
     Args:
-        stats: of B responses.
+        stats: token statistics of B responses.
         k: the share of a response's n tokens, in (0, 1]: max(1, int(n k)) of them. 0.4 is what MUSE
             and open-unlearning's settings use; MUSE itself takes int(n k), which may be none.
         drop_last: leave out the last label of each response (open-unlearning does, MUSE has none).
@@ -132,7 +132,7 @@ def min_k_plus_plus(stats: "TokenStats", k: float = 0.4, *, drop_last: bool = Fa
     of all tokens under the model's distribution at that position.
 
     Args:
-        stats: of B responses.
+        stats: token statistics of B responses.
         k: see `min_k`.
         drop_last: see `min_k`.
 
@@ -153,7 +153,7 @@ def zlib(stats: "TokenStats", texts: Sequence[str]) -> np.ndarray:
     """`loss` over the length in bytes of the compressed text (Carlini et al., arXiv 2012.07805).
 
     Args:
-        stats: of B responses.
+        stats: token statistics of B responses.
         texts: these responses, B strings.
 
     Returns:
@@ -171,8 +171,8 @@ def reference(stats: "TokenStats", reference_stats: "TokenStats") -> np.ndarray:
     """`loss` minus that of another model, which tells how hard the text is (arXiv 2012.07805).
 
     Args:
-        stats: of B responses.
-        reference_stats: of the same responses under the reference model.
+        stats: token statistics of B responses.
+        reference_stats: those of the same responses under the reference model.
 
     Returns:
         float64 [B], nats per token; low for members.

@@ -24,7 +24,7 @@ class Memory(NamedTuple):
         mean: over the texts, in [0, 1].
         low: lower end of the 95 % interval of the mean.
         high: upper end.
-        values: of every text, float64 [N].
+        values: score of every text, float64 [N].
     """
 
     mean: float
@@ -39,7 +39,7 @@ def verbmem(continuations: Sequence[str], references: Sequence[str], *, seed: in
     Args:
         continuations: N greedy continuations of the texts' beginnings (MUSE: 128 tokens).
         references: how the texts go on, N.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: no texts, or other than two sequences of equally many strings.
@@ -54,7 +54,7 @@ def knowmem(answers: Sequence[str], references: Sequence[str], *, seed: int = 0)
         answers: N greedy answers (MUSE: 32 tokens) to a prompt that shows solved examples as
             "Question: ...", "Answer: ...".
         references: the right answers, N.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: no texts, or other than two sequences of equally many strings.
@@ -109,9 +109,9 @@ def privleak(
     set that is fully remembered; above 0 it was pushed away further than if it had never been seen.
 
     Args:
-        auc: of the unlearned model, in [0, 1].
-        retrain_auc: of a model retrained without the forget set, in [0, 1]; open-unlearning takes
-            0.5 where there is none.
+        auc: AUC of the unlearned model, in [0, 1].
+        retrain_auc: that of a model retrained without the forget set, in [0, 1]; where there is
+            none, open-unlearning takes 0.5.
         orientation: which of the two AUCs both are.
 
     Returns:
@@ -145,10 +145,10 @@ def bootstrap_interval(
     """Percentile bootstrap of a mean: the interval that holds `level` of resampled means.
 
     Args:
-        values: of the examples, [N].
+        values: values of the examples, [N].
         level: in (0, 1).
         resamples: how often N values are drawn anew, with replacement.
-        seed: of the draws; the same seed gives the same interval.
+        seed: seed of the draws; the same seed gives the same interval.
 
     Returns:
         Its lower and upper end.

@@ -109,7 +109,7 @@ def tofu_utility(before_logp: np.ndarray, after_logp: np.ndarray) -> float:
     A change either way lowers it, an improvement too.
 
     Args:
-        before_logp: of each answer, before unlearning, nats per token, [N].
+        before_logp: log-probability of each answer before unlearning, nats per token, [N].
         after_logp: the same after unlearning, [N].
 
     Returns:
@@ -129,8 +129,8 @@ def jeffreys(logits_p: jax.Array, logits_q: jax.Array, mask: jax.Array) -> jax.A
     only for equal distributions.
 
     Args:
-        logits_p: of one model, [..., V].
-        logits_q: of the other on the same tokens, [..., V].
+        logits_p: one model's, [..., V].
+        logits_q: the other's on the same tokens, [..., V].
         mask: which positions count, bool or 0/1, [...].
 
     Returns:
@@ -147,8 +147,8 @@ def logit_distance(logits_p: jax.Array, logits_q: jax.Array, mask: jax.Array) ->
     """The distance d of retrain equivalence: mean squared L2 distance of two models' outputs.
 
     Args:
-        logits_p: of one model, [..., V].
-        logits_q: of the other on the same inputs, [..., V].
+        logits_p: one model's, [..., V].
+        logits_q: the other's on the same inputs, [..., V].
         mask: which positions count, bool or 0/1, [...].
 
     Returns:
@@ -172,7 +172,7 @@ def jeffreys_matrix(
         models: what the measure takes of each of M models: logits [..., V] for `jeffreys` and
             `logit_distance`.
         mask: which positions count, [...].
-        measure: of two models and the mask.
+        measure: function of two models and the mask.
 
     Returns:
         float64 [M, M], symmetric, 0 on the diagonal.
@@ -208,8 +208,8 @@ def deep_or_superficial(
 
     Args:
         logp_c: log-probability of C over steps, nats, [T], or [T, N] for N prompts (averaged).
-        logp_u: of U, the same shape.
-        logp_r: of R, the same shape.
+        logp_u: the same of U.
+        logp_r: the same of R.
         share: how far C must fall, in units of the fall of U, in (0, 1].
         least: how far U must fall for anything to be said, nats, at least 0.
 

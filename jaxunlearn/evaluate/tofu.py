@@ -55,8 +55,8 @@ def truth_ratio(
     answers an NLL of 500 still has a ratio; it saturates at e^-700 and e^700.
 
     Args:
-        paraphrase_nll: of the paraphrased right answer, nats per token, [B].
-        perturbed_nll: of J perturbed answers, nats per token, [B, J].
+        paraphrase_nll: NLL of the paraphrased right answer, nats per token, [B].
+        perturbed_nll: NLL of J perturbed answers, nats per token, [B, J].
         mean: see above.
 
     Returns:
@@ -91,8 +91,8 @@ def option_probability(true_nll: np.ndarray, false_nll: np.ndarray) -> np.ndarra
     """p_true / (p_true + sum of p_false): how the right option stands among the wrong ones.
 
     Args:
-        true_nll: of the right option, nats per token, [B].
-        false_nll: of J wrong options, nats per token, [B, J].
+        true_nll: NLL of the right option, nats per token, [B].
+        false_nll: NLL of J wrong options, nats per token, [B, J].
 
     Returns:
         float64 [B] in [0, 1].

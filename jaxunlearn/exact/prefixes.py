@@ -19,16 +19,18 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxunlearn.core import adapters, ensemble, loop, tree
+from jaxunlearn.core import Stage, adapters, ensemble, finite, loop, members, stages, tree
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.keys import Key, fold
-from jaxunlearn.core.step import gradient_step, init_state
+from jaxunlearn.core.step import Objective, TrainState
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import augment, batches
 from jaxunlearn.exact.plan import Plan, Prefix, StageRecipe
 from jaxunlearn.exact.sliceable import Network
 
-Stage = dict[str, Any]  # `adapter`: matrices of one group by name, `head`: the output layer
+Weights = dict[
+    str, Any
+]  # of a stage: `adapter`: matrices of one group by name, `head`: the output layer
 Progress = Callable[[int, int, int], None]  # level, prefixes trained, prefixes in all
 
 
@@ -92,11 +94,11 @@ def train(
     slices: Slices,
     *,
     only: Iterable[Prefix] | None = None,
-    known: Mapping[Prefix, Stage] | None = None,
+    known: Mapping[Prefix, Weights] | None = None,
     mesh: Mesh | None = None,
     folder: str | os.PathLike | None = None,
     progress: Progress | None = None,
-) -> dict[Prefix, Stage]:
+) -> dict[Prefix, Weights]:
     """Trains every prefix of every order once, level by level, in lanes over one base.
 
     Bits depend on the plan, the base and the slices of the prefix: not on other slices, on `only`,
@@ -121,21 +123,17 @@ def train(
         ValueError: more layers than the network has, or a rank that its kernels do not allow.
     """
     check_plan(network, plan)
-    wanted = (
-        None
-        if only is None
-        else {(shard, order[:level]) for shard, order in only for level in range(1, len(order) + 1)}
-    )
-    trained = dict(known or {})
-    for level in range(1, plan.n_slices + 1):
-        todo = [p for p in plan.prefixes(level) if p not in trained]
-        todo = todo if wanted is None else [p for p in todo if p in wanted]
+    trained, levels = dict(known or {}), range(1, plan.n_slices + 1)
+    only = [p for level in levels for p in plan.prefixes(level)] if only is None else only
+    wanted = {(shard, order[:level]) for shard, order in only for level in levels}
+    for level in levels:
+        todo = [p for p in plan.prefixes(level) if p in wanted and p not in trained]
         if not todo:
             continue
         store = None if folder is None else BlockStore(Path(folder) / f"level-{level}")
         report = progress and functools.partial(_report, progress, level, len(todo))
-        found = ensemble.run(
-            _stage(network, plan.program, level),
+        results = ensemble.run(
+            _training(network, plan.program, level),
             _shared(network, base, plan, slices, level),
             _members(network, base, plan, todo, trained),
             width=plan.lane_width,
@@ -145,11 +143,11 @@ def train(
             callback=report,
         )
         for i, prefix in enumerate(todo):
-            trained[prefix] = jax.tree.map(lambda leaf, i=i: leaf[i], found["stage"])
+            trained[prefix] = tree.take(results["stage"], i)
     return trained
 
 
-def assembled(plan: Plan, trained: dict[Prefix, Stage], shard: int, order: int) -> Stage:
+def assembled(plan: Plan, trained: dict[Prefix, Weights], shard: int, order: int) -> Weights:
     """One order as it is stored: a single adapter, of which every prefix is a part, and L heads.
 
     Returns:
@@ -157,20 +155,19 @@ def assembled(plan: Plan, trained: dict[Prefix, Stage], shard: int, order: int) 
         `heads`: the output layer after each stage, leading axis L (if it trains).
     """
     whole = plan.orders[shard][order]
-    stages = [trained[shard, whole[:level]] for level in range(1, plan.n_slices + 1)]
-    out: Stage = {"adapter": _stacked(plan, [stage["adapter"] for stage in stages])}
-    if "head" in stages[0]:
-        heads = [stage["head"] for stage in stages]
-        out["heads"] = jax.tree.map(lambda *leaves: np.stack(leaves), *heads)
+    of_level = [trained[shard, whole[:level]] for level in range(1, plan.n_slices + 1)]
+    out: Weights = {"adapter": _stacked(plan, [stage["adapter"] for stage in of_level])}
+    if "head" in of_level[0]:
+        out["heads"] = tree.stack(jax.device_get(stage["head"]) for stage in of_level)
     return out
 
 
-def stage_of(plan: Plan, order: Stage, level: int) -> Stage:
+def stage_of(plan: Plan, order: Weights, level: int) -> Weights:
     """What one stage trained, out of an assembled order."""
     first, last = plan.group(level)
-    stage: Stage = {"adapter": jax.tree.map(lambda leaf: leaf[first:last], order["adapter"])}
+    stage: Weights = {"adapter": tree.take(order["adapter"], slice(first, last))}
     if "heads" in order:
-        stage["head"] = jax.tree.map(lambda leaf: leaf[level - 1], order["heads"])
+        stage["head"] = tree.take(order["heads"], level - 1)
     return stage
 
 
@@ -201,7 +198,7 @@ def check_plan(network: Network, plan: Plan) -> None:
 
 def window(network: Network, base: Tree, plan: Plan, first: int, last: int, key: jax.Array) -> Tree:
     """Layers `first` to `last` of the base with fresh adapters on them."""
-    layers = {"layers": jax.tree.map(lambda leaf: leaf[first:last], base["layers"])}
+    layers = {"layers": tree.take(base["layers"], slice(first, last))}
     recipe = plan.recipe
     return adapters.attach(
         layers, network.targets, recipe.rank, recipe.alpha, key, rank_stabilized=True
@@ -259,14 +256,14 @@ def _below(network: Network, capacity: int, stop_at: int) -> Callable[[Tree, jax
 
 
 def _members(
-    network: Network, base: Tree, plan: Plan, todo: list[Prefix], trained: dict[Prefix, Stage]
+    network: Network, base: Tree, plan: Plan, todo: list[Prefix], trained: dict[Prefix, Weights]
 ) -> Tree:
     """Of every prefix: its places, its key, the groups trained before, the head it begins with."""
     root = fold(jax.random.key(plan.seed), "exact")
     places = np.array([[shard * plan.n_slices + s for s in order] for shard, order in todo])
-    rows = places[..., None] * plan.capacity + np.arange(plan.capacity)
-    members: dict[str, Any] = {
-        "rows": rows.reshape(len(todo), -1),
+    places = places[..., None] * plan.capacity + np.arange(plan.capacity)
+    rows: dict[str, Any] = {
+        "rows": places.reshape(len(todo), -1),
         "key": jnp.stack([fold(root, shard, *order) for shard, order in todo]),
     }
     before = [
@@ -274,70 +271,83 @@ def _members(
     ]
     if before[0]:
         stacks = [_stacked(plan, [stage["adapter"] for stage in own]) for own in before]
-        members["before"] = jax.tree.map(lambda *leaves: np.stack(leaves), *stacks)
+        rows["before"] = tree.stack(stacks)
     if network.trains_head:
         heads = [own[-1]["head"] if own else base["head"] for own in before]
-        members["head"] = jax.tree.map(lambda *leaves: np.stack(leaves), *heads)
-    return members
+        rows["head"] = tree.stack(jax.device_get(heads))
+    return rows
 
 
 @functools.lru_cache(maxsize=64)  # the same function is the same program, compiled once
-def _stage(network: Network, plan: Plan, level: int) -> Callable[[Any, Any], Tree]:
+def _training(network: Network, plan: Plan, level: int) -> Callable[[Any, Any], Tree]:
     """A function of one prefix of `level` slices: the stage that reads the last of them."""
-    start, first, last = _layers(network, plan, level)
-    n_steps, augmented = plan.n_steps(level), augmentation(plan.recipe)
-    optimizer = optax.adamw(
-        optax.linear_schedule(plan.recipe.learning_rate, 0.0, n_steps), weight_decay=0.0
+    layers, n_steps = _layers(network, plan, level), plan.n_steps(level)
+    rate = optax.linear_schedule(plan.recipe.learning_rate, 0.0, n_steps)
+    stage = Stage(
+        "slices",
+        _objective(network, plan, layers),
+        None,
+        optax.adamw(rate, weight_decay=0.0),
+        n_steps,
+        trainable=(adapters.TRAINABLE, *[r"head(/.*)?"] * network.trains_head),
+        every=n_steps,
     )
+    source = lambda reads: batches(reads["arrays"], reads["rows"], plan.recipe.batch_size)  # noqa: E731
+    return members.whole(stage, functools.partial(_start, network, plan, layers), source, _kept)
 
-    def objective(params, stats, shared, batch, key):
-        x, below = batch["x"], shared["lower"]
-        group, above = tree.combine(params["adapter"], shared["group"]), shared["upper"]
-        if plan.recipe.dropout:
-            below, group, above = (
-                adapters.drop(part, plan.recipe.dropout, fold(key, "dropout", where))
-                for part, where in ((below, "below"), (group, "group"), (above, "above"))
-            )
+
+def _objective(network: Network, plan: Plan, layers: _Layers) -> Objective:
+    """The mean loss of the examples that are present, of fresh adapters between frozen layers."""
+    start, first, last = layers
+    augmented, dropout = augmentation(plan.recipe), plan.recipe.dropout
+
+    def objective(params, stats, reads, batch, key):
+        x, parts = batch["x"], (reads["lower"], params["adapter"], reads["upper"])
+        if dropout:
+            parts = [
+                adapters.drop(part, dropout, fold(key, "dropout", where))
+                for part, where in zip(parts, ("below", "group", "above"), strict=True)
+            ]
+        below, group, above = parts
         if not plan.cached:
-            x = network.layers(shared["base"], augmented(fold(key, "augment"), x), 0, start)
+            x = network.layers(reads["base"], augmented(fold(key, "augment"), x), 0, start)
         x = jax.lax.stop_gradient(network.layers(below, x, start, first))
         x = network.layers(group, x, first, last)
         x = network.layers(above, x, last, network.n_layers)
         head = {"head": params["head"]} if network.trains_head else {}
-        sums, counts = network.losses(shared["base"] | head, x, batch["rest"])
+        sums, counts = network.losses(reads["base"] | head, x, batch["rest"])
         weight = batch["weight"]
         loss = jnp.sum(weight * sums) / jnp.maximum(jnp.sum(weight * counts), 1)
         return loss, (stats, {})
 
-    def one(shared, member):
-        fresh = window(network, shared["base"], plan, first, last, fold(member["key"], "adapter"))
-        own, group = adapters.split(fresh)
-        params = {"adapter": own} | ({"head": member["head"]} if network.trains_head else {})
-        frozen = functools.partial(_frozen, network, shared["base"], plan)
-        lower, upper = None, member.get("before")
-        if plan.direction == "bottom_up":
-            lower, upper = upper, lower
-        reads = {
-            "base": shared["base"],
-            "lower": frozen(start, first, lower),
-            "group": group,
-            "upper": frozen(last, network.n_layers, upper),
-        }
-        arrays = {name: shared[name] for name in ("x", "rest", "weight")}
-        state, metrics = loop.scan(
-            gradient_step(objective, optimizer),
-            init_state(params, optimizer),
-            reads,
-            batches(arrays, member["rows"], plan.recipe.batch_size),
-            fold(member["key"], "steps"),
-            n_steps,
-        )
-        stage = {"adapter": tree.nested(tree.named(state.params["adapter"]))}
-        if network.trains_head:
-            stage["head"] = state.params["head"]
-        return {"stage": stage, "losses": metrics["loss"]}
+    return objective
 
-    return one
+
+def _start(
+    network: Network, plan: Plan, layers: _Layers, shared: Any, member: Any
+) -> tuple[TrainState, Any]:
+    """The state of a prefix before its stage, and what its steps read."""
+    start, first, last = layers
+    fresh = window(network, shared["base"], plan, first, last, fold(member["key"], "adapter"))
+    params = {"adapter": fresh} | ({"head": member["head"]} if network.trains_head else {})
+    frozen = functools.partial(_frozen, network, shared["base"], plan)
+    lower, upper = None, member.get("before")
+    if plan.direction == "bottom_up":
+        lower, upper = upper, lower
+    return stages.init(params), {
+        "base": shared["base"],
+        "lower": frozen(start, first, lower),
+        "upper": frozen(last, network.n_layers, upper),
+        "arrays": {name: shared[name] for name in ("x", "rest", "weight")},
+        "rows": member["rows"],
+    }
+
+
+def _kept(result: loop.Result) -> Tree:
+    stage = result.state.params | {
+        "adapter": tree.nested(tree.named(result.state.params["adapter"]))
+    }
+    return {"stage": stage, "losses": result.metrics["loss"]}
 
 
 def _frozen(
@@ -345,7 +355,7 @@ def _frozen(
 ) -> Tree:
     """Layers of the base, with the adapters of the stages before if they are given."""
     if before is None:
-        return {"layers": jax.tree.map(lambda leaf: leaf[first:last], base["layers"])}
+        return {"layers": tree.take(base["layers"], slice(first, last))}
     return adapters.load(window(network, base, plan, first, last, jax.random.key(0)), before)
 
 
@@ -354,11 +364,8 @@ def _report(progress: Progress, level: int, total: int, done: int) -> None:
 
 
 def _check_finite(todo: list[Prefix], lane: dict[str, Any], first: int) -> None:
-    for number, losses in enumerate(lane["losses"], first):
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if len(bad):
-            shard, order = todo[number]
-            raise ArithmeticError(
-                f"the loss of shard {shard}, slices {list(order)}, is {losses[bad[0]]} at step "
-                f"{bad[0]} of {len(losses)}"
-            )
+    def what(number: int) -> str:
+        shard, order = todo[number]
+        return f"the loss of shard {shard}, slices {list(order)},"
+
+    finite.check_members(what, lane["losses"], first)

@@ -180,7 +180,7 @@ class Service(Predictor):
         self.weights.sweep((a, b, generation.number) for (a, b), generation in current)
         return todo
 
-    def _known(self, left: np.ndarray) -> dict[Prefix, prefixes.Stage]:
+    def _known(self, left: np.ndarray) -> dict[Prefix, prefixes.Weights]:
         """The stages that are left: no slice of theirs lost anything since they were trained."""
         known = {}
         for a, b in self.state.trained:
@@ -190,7 +190,7 @@ class Service(Predictor):
         return known
 
     def _written(
-        self, trained: dict[Prefix, prefixes.Stage], shard: int, order: int
+        self, trained: dict[Prefix, prefixes.Weights], shard: int, order: int
     ) -> dict[str, Any]:
         """Writes the next generation of an order; returns what the ledger says of it."""
         before = self.state.trained.get((shard, order))

@@ -15,11 +15,11 @@ from jaxunlearn.core import adapters, chunks
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.exact.deletion import Served
 from jaxunlearn.exact.plan import Plan
-from jaxunlearn.exact.prefixes import Stage, window
+from jaxunlearn.exact.prefixes import Weights, window
 from jaxunlearn.exact.sliceable import Network
 
 
-def stacked(stages: list[list[Stage]]) -> Tree:
+def stacked(stages: list[list[Weights]]) -> Tree:
     """Assembled orders [m][B] (see `prefixes.assembled`) as one tree, leading axes [m, B]."""
     rows = [jax.tree.map(lambda *leaves: np.stack(leaves), *shard) for shard in stages]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)

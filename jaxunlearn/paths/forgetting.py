@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn.core import Stage, adapters, ensemble, keys, loop, stages, tree
-from jaxunlearn.core.errors import NonFiniteError
+from jaxunlearn.core import Stage, adapters, ensemble, finite, keys, loop, members, stages, tree
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.optimizers import warmup_stable_decay
 from jaxunlearn.core.run_folder import Progress, ticking
-from jaxunlearn.core.step import gradient_step, init_state
+from jaxunlearn.core.step import Objective
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import batches
 from jaxunlearn.paths.job import Job
@@ -44,10 +43,12 @@ def train_stages(job: Job, progress: Progress) -> dict[tuple[str, ...], Tree]:
     trained = stages.run_orders(
         {name: _stage(job, name) for name in job.parts},
         job.all_orders,
-        stages.init_members(jax.vmap(fresh)(jnp.arange(s.seeds))),
+        members.init(jax.vmap(fresh)(jnp.arange(s.seeds))),
         keys.fold(root, "stages"),
         shared=frozen_part(job),
         snapshots=job.folder.path / "stages",
+        # One lane; a mesh only where the base lies on it.
+        runner=members.runner(s.seeds, mesh=job.mesh if "model" in job.mesh.shape else None),
         callback=lambda prefix, done, total: progress("+".join(prefix), done, total),
     )
     return {order: trained[order].params for order in job.all_orders}
@@ -67,20 +68,20 @@ def forget(job: Job, paths: dict[tuple[str, ...], Tree], progress: Progress) -> 
         steps; `adapter`, the fresh one that was trained.
     """
     s = job.settings
-    of_member = [jax.tree.map(lambda x, i=i: x[i], paths[job.orders[p]]) for p, _, i in job.members]
     root = keys.fold(jax.random.key(s.seed), "unlearning")
-    members = {
-        "adapter": jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_member),
+    runs = {
+        "adapter": tree.stack(tree.take(paths[job.orders[p]], i) for p, _, i in job.members),
         "loss": jnp.array([loss for _, loss, _ in job.members]),
         "key": jnp.stack([keys.fold(root, seed) for _, _, seed in job.members]),
         "ref_nll": _references(job, paths),
     }
     shared = _shared(job) | {"probes": jax.tree.map(jnp.asarray, job.probes)}
-    how = _How(
+    n_rows = len(job.sets[s.forget].tokens)
+    setup = _Setup(
         s.losses,
         s.unlearn_learning_rate,
         s.unlearn_batch_size,
-        s.unlearn_epochs,
+        s.unlearn_epochs * (n_rows // min(s.unlearn_batch_size, n_rows)),
         s.every,
         s.rank,
         s.alpha,
@@ -88,9 +89,9 @@ def forget(job: Job, paths: dict[tuple[str, ...], Tree], progress: Progress) -> 
         _lane_width(job) == 1,
     )
     return ensemble.run(
-        _forgetting(job.pretrained.model, how),
+        _forgetting(job.pretrained.model, setup),
         shared,
-        members,
+        runs,
         width=_lane_width(job),
         mesh=job.mesh,
         store=job.folder.lanes("unlearning"),
@@ -109,16 +110,15 @@ def _references(job: Job, paths: dict[tuple[str, ...], Tree]) -> Any:
     number = [places.index((p, seed)) for p, _, seed in job.members]
     if not language_objectives.READ_REFERENCE.intersection(s.losses):
         return np.zeros((len(number), job.sets[s.forget].tokens.shape[0]), np.float32)
-    of_place = [jax.tree.map(lambda x, i=i: x[i], paths[job.orders[p]]) for p, i in places]
-    found = ensemble.run(
+    results = ensemble.run(
         _referencing(job.pretrained.model, s.unlearn_batch_size),
         _shared(job),
-        {"adapter": jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_place)},
+        {"adapter": tree.stack(tree.take(paths[job.orders[p]], i) for p, i in places)},
         width=_lane_width(job),
         mesh=job.mesh,
         store=job.folder.lanes("references"),
     )
-    return found["ref_nll"][np.array(number)]
+    return results["ref_nll"][np.array(number)]
 
 
 def _shared(job: Job) -> dict[str, Any]:
@@ -153,15 +153,8 @@ def _stage(job: Job, name: str) -> Stage:
     objective = language_objectives.on_base(
         language_objectives.fine_tuning(job.pretrained.model, remat=s.remat)
     )
-    stage = Stage(
-        name,
-        objective,
-        source,
-        _adamw(s.learning_rate, n_steps),
-        n_steps,
-        block=source.steps_per_epoch,
-    )
-    return stages.of_members(stage, s.seeds)
+    optimizer = _adamw(s.learning_rate, n_steps)
+    return Stage(name, objective, source, optimizer, n_steps, block=source.steps_per_epoch)
 
 
 @functools.lru_cache(maxsize=64)  # the same optimizer is the same program, compiled once
@@ -169,13 +162,13 @@ def _adamw(learning_rate: float, n_steps: int) -> optax.GradientTransformation:
     return optax.adamw(warmup_stable_decay(learning_rate, n_steps), weight_decay=0.0)
 
 
-class _How(NamedTuple):
+class _Setup(NamedTuple):
     """What decides the program of a run of unlearning."""
 
     losses: tuple[str, ...]
     learning_rate: float
     batch_size: int
-    epochs: int
+    n_steps: int
     every: int
     rank: int
     alpha: float
@@ -195,58 +188,51 @@ def _referencing(model: Model, chunk: int) -> Callable[[Any, Any], dict[str, jax
 
 
 @functools.lru_cache(maxsize=16)
-def _forgetting(model: Model, how: _How) -> Callable[[Any, Any], dict[str, Any]]:
+def _forgetting(model: Model, setup: _Setup) -> Callable[[Any, Any], dict[str, Any]]:
     """A function of one run of unlearning: a path, a loss, a seed."""
-    of_name = {name: language_objectives.LOCAL[name] for name in how.losses}
+    stage = Stage(
+        "unlearning",
+        _chosen_loss(model, setup),
+        None,
+        _adamw(setup.learning_rate, setup.n_steps),
+        setup.n_steps,
+        trainable=adapters.TRAINABLE,
+        evaluate=lambda state, reads: measure(model, state.params, reads["probes"]),
+        every=setup.every,
+        check_start=True,
+    )
 
-    def objective(params, stats, shared, batch, key):
-        loss = language_objectives.one_of(of_name, shared["loss"])
-        full = tree.combine(params, shared["frozen"])
-        return language_objectives.forgetting(model, loss, remat=how.remat)(
-            full, stats, None, batch, key
-        )
-
-    def evaluate(state, shared):
-        return measure(model, tree.combine(state.params, shared["frozen"]), shared["probes"])
-
-    def one(shared, member):
+    def start(shared, member):
         before = tree.combine(member["adapter"], shared["base"])
-        before = adapters.merge(before) if how.merged else before
+        before = adapters.merge(before) if setup.merged else before
         # A fresh adapter on top of the path's own, which is frozen, merged or not.
         key = keys.fold(member["key"], "adapter")
-        own, frozen = adapters.split(_adapted(before, how.rank, how.alpha, key))
-        reads = {"frozen": frozen, "loss": member["loss"], "probes": shared["probes"]}
+        state = stages.init(_adapted(before, setup.rank, setup.alpha, key))
         arrays = {"sequences": shared["forget"], "ref_nll": member["ref_nll"]}
-        source = batches(arrays, np.arange(len(member["ref_nll"])), how.batch_size)
-        n_steps = how.epochs * source.steps_per_epoch
-        optimizer = _adamw(how.learning_rate, n_steps)
-        step = gradient_step(objective, optimizer)
-        key = keys.fold(member["key"], "steps")
+        return state, {"loss": member["loss"], "probes": shared["probes"], "arrays": arrays}
 
-        def interval(carry: Any, bounds: jax.Array) -> tuple[Any, Any]:
-            """Measures, then takes the steps up to the next measurement."""
+    def source(reads):
+        n = len(reads["arrays"]["ref_nll"])
+        return batches(reads["arrays"], np.arange(n), setup.batch_size)
 
-            def take(t: jax.Array, carry: Any) -> Any:
-                state, losses = carry
-                state, metrics = loop.scan(step, state, reads, source, key, 1, first=t)
-                return state, losses.at[t].set(metrics["loss"][0])
+    return members.whole(stage, start, source, _kept)
 
-            seen = evaluate(carry[0], reads)
-            return jax.lax.fori_loop(bounds[0], bounds[1], take, carry), seen
 
-        # The last interval may be a shorter one, and no step follows the last measurement; all of
-        # them are one program.
-        edges = np.array([*range(0, n_steps, how.every), n_steps, n_steps])
-        start = (init_state(own, optimizer), jnp.zeros(n_steps))
-        bounds = jnp.stack([edges[:-1], edges[1:]], axis=1)
-        (state, losses), measured = jax.lax.scan(interval, start, bounds)
-        return {
-            "measured": measured,
-            "losses": losses,
-            "adapter": tree.nested(tree.named(state.params)),
-        }
+def _chosen_loss(model: Model, setup: _Setup) -> Objective:
+    """That which `reads["loss"]` gives the number of."""
+    of_name = {name: language_objectives.LOCAL[name] for name in setup.losses}
 
-    return one
+    def objective(params, stats, reads, batch, key):
+        loss = language_objectives.one_of(of_name, reads["loss"])
+        local = language_objectives.forgetting(model, loss, remat=setup.remat)
+        return local(params, stats, None, batch, key)
+
+    return objective
+
+
+def _kept(result: loop.Result) -> dict[str, Any]:
+    adapter = tree.nested(tree.named(result.state.params))
+    return {"measured": result.checks, "losses": result.metrics["loss"], "adapter": adapter}
 
 
 def _lane_width(job: Job) -> int:
@@ -265,12 +251,9 @@ def _lane_width(job: Job) -> int:
 
 
 def _check_finite(job: Job, lane: dict[str, Any], first: int) -> None:
-    for number, losses in enumerate(lane["losses"], first):
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if len(bad):
-            path, loss, seed = job.members[number]
-            raise NonFiniteError(
-                f"unlearning: the loss {job.settings.losses[loss]} of path "
-                f"{'+'.join(job.orders[path])}, seed {seed}, is {losses[bad[0]]} at step {bad[0]} "
-                f"of {len(losses)}"
-            )
+    def what(number: int) -> str:
+        path, loss, seed = job.members[number]
+        order = "+".join(job.orders[path])
+        return f"unlearning: the loss {job.settings.losses[loss]} of path {order}, seed {seed},"
+
+    finite.check_members(what, lane["losses"], first)

@@ -131,7 +131,7 @@ def pairwise(params: Tree, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Args:
         params: with the output layer, which all models share.
-        hidden: of M models at the same N positions, [M, N, D].
+        hidden: hidden states of M models at the same N positions, [M, N, D].
 
     Returns:
         Means over positions, float32 [M, M] each.

@@ -15,7 +15,7 @@ class StageSource:
     """One stage's data, as written in the settings: `NAME=SOURCE[,n=N][,epochs=E]`.
 
     Attributes:
-        name: of the stage.
+        name: the stage's name.
         source: `refusals`, `tofu:SPLIT`, `gsm8k:SPLIT`, `compliance:C`, `:U` or `:R` (two ways of
             complying and the refusal of the same prompts), or the path of a JSON-lines file.
         n: how many questions are used, in the source's order; None: all (4,000 refusals, 40 of
@@ -51,7 +51,7 @@ def questions(stage: StageSource, seed: int, data_dir: Path | None) -> list[text
 
     Args:
         stage: the stage's source.
-        seed: of generated questions.
+        seed: seed of generated questions.
         data_dir: folder with `tofu/` and `gsm8k/`; by default each has its environment variable.
 
     Raises:

@@ -18,7 +18,7 @@ class Phase(NamedTuple):
 
     Attributes:
         rate: growth of log |Delta_t| per step in the long run (`growth_rate`).
-        distance: of the two models after a number of steps; infinite where float64 ends.
+        distance: distance of the two models after a number of steps; infinite where float64 ends.
     """
 
     rate: Array

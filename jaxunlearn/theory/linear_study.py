@@ -49,7 +49,7 @@ def draw_problem(seed: int, *, d: int = 200, n: int = 30, k: int = 20, m: int = 
     """Draws a problem: everything standard normal, the columns of B stretched by 1 to 1.5.
 
     Args:
-        seed: the draw's seed.
+        seed: seed of the draw.
         d: parameters.
         n: rows of A and of B.
         k: rows of the forget set.
@@ -150,7 +150,7 @@ def draw_sets(seed: int, *, d: int = 400, n: int = 40) -> tuple[np.ndarray, np.n
     ones.
 
     Args:
-        seed: the draw's seed.
+        seed: seed of the draw.
         d: parameters.
         n: rows per set.
     """
@@ -203,7 +203,7 @@ def phases(seed: int, *, d: int = 200, n: int = 30, k: int = 20, m: int = 40) ->
     """Two phase diagrams of learning a retain and a forget set in either order, then unlearning.
 
     Args:
-        seed: the rows' seed.
+        seed: seed of all rows.
         d: parameters.
         n: retain rows.
         k: forget rows, the most of them in the first diagram.
@@ -266,7 +266,7 @@ def report(n_problems: int = 200, n_recency: int = 50, seed: int = 0) -> dict[st
     Args:
         n_problems: problems on which the bound is checked.
         n_recency: draws of four stages.
-        seed: of the first of each; the others follow it.
+        seed: seed of the first of each; the others follow it.
 
     Raises:
         ValueError: a number of problems or draws below 1.

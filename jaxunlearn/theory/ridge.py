@@ -144,13 +144,13 @@ def descend(
     What diverges stays at the end of its last epoch that stayed finite.
 
     Args:
-        gradient: of a batch.
+        gradient: gradient of a batch.
         theta: where to begin, [d].
         rows: the points that are used, int [r].
         step: a constant, or a function of the step's number.
         epochs: so many times r / batch_size steps, rounded down.
         batch_size: rows per step, at most all.
-        seed: of the batches.
+        seed: seed of the batches.
         replace: whether every batch is drawn anew, as in the theory of SGD; otherwise each epoch
             is a shuffle of all rows, whose noise cancels within the epoch for the most part.
     """

@@ -67,8 +67,8 @@ class Unlearned(NamedTuple):
         stats: the statistics afterwards.
         losses: the loss of every step, [n_steps]; not finite means that the method failed.
         n_gradients: training examples whose gradient was computed, with repetitions, [].
-        correction: of a method that changes outputs and not weights: what is added to the logits
-            of the training points and then the validation points, [n + m, n_classes].
+        correction: what is added to the logits of the training points and then the validation
+            points, [n + m, n_classes], by a method that changes outputs and not weights.
     """
 
     params: Tree

@@ -18,8 +18,8 @@ def kl_retain(
     Zero, with zero gradient, where the model equals the reference.
 
     Args:
-        logits: of the model, [B, T, V].
-        ref_logits: of the model before unlearning, [B, T, V]; a constant.
+        logits: the model's, [B, T, V].
+        ref_logits: those of the model before unlearning, [B, T, V]; a constant.
         mask: which positions count, bool [B, T]; None: all B * T of them, prompt and padding too,
             as TOFU, the NPO repository and open-unlearning do.
         denominator: positions of the whole batch.
@@ -59,8 +59,8 @@ def satimp(
     Args:
         token_nll: CE = -log p of every response token, [B, R].
         valid: which of them exist, bool [B, R].
-        beta1: of saturation: less weight for tokens already forgotten.
-        beta2: of importance: less weight for tokens that the model is sure of; 0 gives `wga`.
+        beta1: saturation exponent: less weight for tokens already forgotten.
+        beta2: importance exponent: less weight for tokens that the model is sure of; 0 gives `wga`.
         denominator: tokens of the whole batch.
     """
     same_shape("satimp", 2, token_nll=token_nll, valid=valid)
@@ -87,8 +87,8 @@ def undial(
     means in Python: `labels % V` gives just that.
 
     Args:
-        logits: of the model, [B, R, V]; position t predicts `labels[:, t]`.
-        teacher_logits: of the model before unlearning, [B, R, V]; a constant.
+        logits: the model's, [B, R, V]; position t predicts `labels[:, t]`.
+        teacher_logits: those of the model before unlearning, [B, R, V]; a constant.
         labels: integers, [B, R]; one outside [0, V) lowers nothing.
         valid: which positions count, bool [B, R]; None: all.
         beta: how much the label's logit is lowered; 10 in open-unlearning.
@@ -194,7 +194,7 @@ def rmu(
         control: `control_vector`, [D]; a constant.
         mask: which positions count, bool [B, T] (open-unlearning: where the token is of the
             response).
-        denominator: of the whole batch: positions without a mask, sequences with one.
+        denominator: count in the whole batch: positions without a mask, sequences with one.
     """
     if jnp.shape(control) != jnp.shape(hidden)[-1:]:
         raise ValueError(
@@ -211,7 +211,7 @@ def rmu_retain(
 
     Args:
         hidden: states after the steered layer, [B, T, D].
-        frozen_hidden: those of the model before unlearning, [B, T, D]; a constant.
+        frozen_hidden: the same states of the model before unlearning, [B, T, D]; a constant.
         mask: as in `rmu`, with the same two reductions.
         denominator: as in `rmu`.
     """
@@ -228,8 +228,8 @@ def muse_legacy_npo(
     of log sigmoid(beta (reference - model)); labels have no part in it (muse_bench, issue 2).
 
     Args:
-        logits: of the model, [B, T, V].
-        ref_logits: of the model before unlearning, [B, T, V]; a constant.
+        logits: the model's, [B, T, V].
+        ref_logits: those of the model before unlearning, [B, T, V]; a constant.
         beta: inverse temperature, > 0.
         denominator: entries of the whole batch.
     """
@@ -246,7 +246,7 @@ def muse_legacy_simnpo(logits: jax.Array, *, beta, gamma=0.0, denominator=None) 
     of log sigmoid(beta (-model - gamma)) (Unlearn-Simple, issue 5).
 
     Args:
-        logits: of the model, [B, T, V].
+        logits: the model's, [B, T, V].
         beta: inverse temperature, > 0.
         gamma: margin.
         denominator: entries of the whole batch.

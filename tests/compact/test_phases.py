@@ -205,14 +205,14 @@ def _reads_images(recipe):
 
 @pytest.fixture
 def starts(monkeypatch):
-    """The parameters that each cohort starts from, as they come."""
-    seen, run = [], fitting.cohort.run
+    """The parameters that all models start from, as they come."""
+    seen, run = [], fitting.members.run
 
     def watched(stage, state, *args, **options):
         seen.append(state.params)
         return run(stage, state, *args, **options)
 
-    monkeypatch.setattr(fitting.cohort, "run", watched)
+    monkeypatch.setattr(fitting.members, "run", watched)
     return seen
 
 

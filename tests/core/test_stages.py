@@ -9,7 +9,18 @@ import optax
 import pytest
 
 from jaxunlearn import nn
-from jaxunlearn.core import Stage, ema, keys, loop, optimizers, stages, step, tree
+from jaxunlearn.core import (
+    Stage,
+    checkpoint,
+    ema,
+    keys,
+    loop,
+    members,
+    optimizers,
+    stages,
+    step,
+    tree,
+)
 
 KEY = jax.random.key(11)
 
@@ -273,27 +284,68 @@ def test_a_stage_killed_in_the_middle_goes_on_from_its_last_block(setting, tmp_p
     assert not list(tmp_path.glob("*.partial*"))
 
 
-def test_members_of_a_stage_train_together_as_they_would_alone(setting):
+def test_members_of_a_stage_train_together_as_they_would_alone(setting, tmp_path):
     stage, state = setting
     one = stage("a", optimizer=optax.adam(1e-2))
     params = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), state.params)
-    start = stages.init_members(params)
-    together = stages.run([stages.of_members(one, 2)], start, KEY)
-    assert together.history[0].metrics["loss"].shape == (6, 2)
+    start, runner = members.init(params), members.runner(2)
+    together = stages.run([one], start, KEY, runner=runner, snapshots=tmp_path)
+    assert together.history[0].metrics["loss"].shape == (2, 6)
     assert together.state.step.tolist() == [6, 6]
     take, key = step.gradient_step(one.objective, one.optimizer), stages.stage_key(one, KEY, (), ())
+    take = jax.jit(take)
     for i in range(2):
-        alone = step.init_state(jax.tree.map(lambda p, i=i: p[i], params), one.optimizer)
+        alone = step.init_state(tree.take(params, i), one.optimizer)
         for t in range(6):
             batch = one.data(keys.fold(key, "data", "member", i), t)
             alone, _ = take(alone, None, batch, KEY)
-        mine = jax.tree.map(lambda p, i=i: p[i], together.state.params)
+        mine = tree.take(together.state.params, i)
         chex.assert_trees_all_close(mine, alone.params, rtol=1e-4, atol=1e-5)
+    # Read from the snapshot, also by another stage that goes on from there.
+    again = stages.run([one], start, KEY, runner=runner, snapshots=tmp_path)
+    assert tree.digest(again.state) == tree.digest(together.state) and again.history == ()
     # The first member's bits are the same beside any others as long as their number is.
-    other = stages.init_members(jax.tree.map(lambda p: jnp.stack([p, -p]), state.params))
-    again = stages.run([stages.of_members(one, 2)], other, KEY)
-    first = [jax.tree.map(lambda p: p[0], s.state.params) for s in (together, again)]
+    other = members.init(jax.tree.map(lambda p: jnp.stack([p, -p]), state.params))
+    again = stages.run([one], other, KEY, runner=runner)
+    first = [tree.take(s.state.params, 0) for s in (together, again)]
     chex.assert_trees_all_equal(*first)
-    with pytest.raises(ValueError, match="a: stops cannot be decided for several models"):
-        stop = loop.EarlyStop("loss", patience=1)
-        stages.of_members(dataclasses.replace(one, stops=(stop,)), 2)
+
+
+def test_members_draw_apart_and_go_on_from_their_last_block(setting, tmp_path):
+    """What a step draws depends on the member too, and a killed stage resumes to the same bits."""
+    stage, state = setting
+
+    def noisy(params, stats, shared, batch, key):
+        return jnp.sum(params["w"]) * 0, (stats, {"drawn": jax.random.normal(key)})
+
+    one = stage("a", block=2)
+    one = dataclasses.replace(one, objective=noisy)
+    start, runner = members.init({"w": jnp.zeros((3, 2))}), members.runner(3)
+    whole = stages.run([one], start, KEY, runner=runner).history[0]
+    drawn, key = whole.metrics["drawn"], stages.stage_key(one, KEY, (), ())
+    wanted = jax.random.normal(keys.fold(key, "step", 4, "member", 2))
+    np.testing.assert_array_equal(drawn[2, 4], wanted)
+    assert len(np.unique(drawn)) == drawn.size
+
+    def killed(prefix, done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    arguments = ({"a": one}, [("a",)], start, KEY)
+    keyed = {"runner": runner, "snapshots": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        stages.run_orders(*arguments, **keyed, callback=killed)
+    seen = []
+    resumed = stages.run_orders(*arguments, **keyed, callback=lambda *now: seen.append(now))
+    assert seen == [(("a",), 6, 6)]  # the four steps before were on disk
+    plain = stages.run_orders(*arguments, runner=runner)
+    assert tree.digest(resumed["a",]) == tree.digest(plain["a",])
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_progress_of_an_earlier_version_is_refused(setting, tmp_path):
+    """It was an orbax checkpoint in the same place."""
+    stage, state = setting
+    checkpoint.save(tmp_path / "a.partial", {"x": jnp.zeros(2)})
+    with pytest.raises(ValueError, match="a.partial holds a progress that an earlier version"):
+        stages.run([stage("a", block=2)], state, KEY, snapshots=tmp_path)

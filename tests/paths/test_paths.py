@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("tokenizers")
 
 from jaxunlearn.cli.paths import draw  # noqa: E402
-from jaxunlearn.core import adapters, stages, tree  # noqa: E402
+from jaxunlearn.core import adapters, members, tree  # noqa: E402
 from jaxunlearn.core.study import Where  # noqa: E402
 from jaxunlearn.data import text  # noqa: E402
 from jaxunlearn.nn.language import decoder, likelihood, weights  # noqa: E402
@@ -367,7 +367,7 @@ def test_the_stages_of_all_seeds_share_one_program(study):
     job, _, _ = study
     a, b = (forgetting._stage(job, name) for name in "ab")
     assert a.n_steps == 4 and a.block == 2 and a.optimizer is b.optimizer
-    assert stages.init_members(_fresh(job)).step.shape == (1,)
+    assert members.init(_fresh(job)).step.shape == (1,)
 
 
 def _fresh(job):

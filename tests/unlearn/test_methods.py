@@ -1,6 +1,7 @@
 """Each method against its definition, and what it may look at."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -39,14 +40,19 @@ def settings_of(name):
 
 
 def apply(name, trained, problem, key=KEY, model=MODEL, **changes):
-    own = dataclasses.replace(settings_of(name), **changes)
-    run = jax.jit(lambda p, s, problem, key: recipe(name, own)(model, p, s, problem, key))
+    run = program(name, dataclasses.replace(settings_of(name), **changes), model)
     return run(trained.params, trained.stats, problem, key)
 
 
+@functools.cache
+def program(name, settings, model):
+    return jax.jit(lambda p, s, problem, key: recipe(name, settings)(model, p, s, problem, key))
+
+
+@jax.jit
 def mean_loss(params, problem, rows):
     logits, _ = MODEL.apply(params, {}, problem.x[rows])
-    return float(losses.cross_entropy(logits, problem.y[rows]).mean())
+    return losses.cross_entropy(logits, problem.y[rows]).mean()
 
 
 def test_training_learns(trained, problem):
@@ -102,11 +108,7 @@ def test_ascent_only_sees_the_forget_set_and_climbs(trained, problem):
     )
     # One step is plain gradient ascent on the whole forget set.
     one = apply("ascent", trained, problem, epochs=1, learning_rate=0.1)
-    grad = jax.grad(
-        lambda p: losses.cross_entropy(
-            MODEL.apply(p, {}, problem.x[problem.forget])[0], problem.y[problem.forget]
-        ).mean()
-    )(trained.params)
+    grad = jax.jit(jax.grad(mean_loss))(trained.params, problem, problem.forget)
     expected = jax.tree.map(lambda p, g: p + 0.1 * g, trained.params, grad)
     chex.assert_trees_all_close(one.params, expected, atol=1e-6)
 
@@ -133,8 +135,8 @@ def test_random_labels_are_wrong_fixed_and_spread(problem, monkeypatch):
     monkeypatch.setattr(baselines, "descend", capture)
     labels = []
     for seed in range(20):
-        own = vars(METHODS["random_labels"][1])
-        baselines.random_labels(MODEL, None, None, problem, jax.random.key(seed), **own)
+        settings = vars(METHODS["random_labels"][1])
+        baselines.random_labels(MODEL, None, None, problem, jax.random.key(seed), **settings)
         labels.append(np.asarray(seen["y"][problem.forget]))
         np.testing.assert_array_equal(seen["y"][problem.retain], problem.y[problem.retain])
     assert sorted(np.asarray(seen["indices"]).tolist()) == list(range(300))
@@ -145,11 +147,11 @@ def test_random_labels_are_wrong_fixed_and_spread(problem, monkeypatch):
 
 def test_rates_can_be_swept_in_one_program(trained, problem):
     rates = jnp.array([0.0, 0.01, 0.05])
-    own = {k: v for k, v in vars(METHODS["finetune"][1]).items() if k != "learning_rate"}
+    others = {k: v for k, v in vars(METHODS["finetune"][1]).items() if k != "learning_rate"}
 
     def one(rate):
         return baselines.finetune(
-            MODEL, trained.params, trained.stats, problem, KEY, learning_rate=rate, **own
+            MODEL, trained.params, trained.stats, problem, KEY, learning_rate=rate, **others
         ).params
 
     swept = jax.jit(jax.vmap(one))(rates)
@@ -176,30 +178,30 @@ def test_scrub_schedule_and_cost(trained, problem):
 
 def test_scrub_equals_its_definition_step_by_step(trained, problem):
     """One ascent epoch and one descent epoch, written out with one momentum."""
-    own = Scrub(epochs=1, ascent_epochs=1, retain_batch=288, learning_rate=0.05, decay_at=())
+    settings = Scrub(epochs=1, ascent_epochs=1, retain_batch=288, learning_rate=0.05, decay_at=())
     start = jax.tree.map(lambda p: p * 1.1, trained.params)  # so that nothing is zero by symmetry
-    after = recipe("scrub", own)(MODEL, start, {}, problem, KEY)
+    after = recipe("scrub", settings)(MODEL, start, {}, problem, KEY)
     teacher = MODEL.apply(start, {}, problem.x)[0]
 
     def kl(params, rows):
-        logits = MODEL.apply(params, {}, problem.x[rows])[0] / own.temperature
-        log_p = jax.nn.log_softmax(teacher[rows] / own.temperature)
+        logits = MODEL.apply(params, {}, problem.x[rows])[0] / settings.temperature
+        log_p = jax.nn.log_softmax(teacher[rows] / settings.temperature)
         return (jnp.exp(log_p) * (log_p - jax.nn.log_softmax(logits))).sum(
             -1
-        ).mean() * own.temperature**2
+        ).mean() * settings.temperature**2
 
     def keep(params):
         rows = problem.retain
         logits = MODEL.apply(params, {}, problem.x[rows])[0]
         ce = losses.cross_entropy(logits, problem.y[rows]).mean()
-        return own.gamma * ce + own.alpha * kl(params, rows)
+        return settings.gamma * ce + settings.alpha * kl(params, rows)
 
     params, momentum = start, jax.tree.map(jnp.zeros_like, start)
     for objective in (lambda p: -kl(p, problem.forget), keep):
-        grads = jax.grad(objective)(params)
-        grads = jax.tree.map(lambda g, p: g + own.weight_decay * p, grads, params)
-        momentum = jax.tree.map(lambda m, g: own.momentum * m + g, momentum, grads)
-        params = jax.tree.map(lambda p, m: p - own.learning_rate * m, params, momentum)
+        grads = jax.jit(jax.grad(objective))(params)
+        grads = jax.tree.map(lambda g, p: g + settings.weight_decay * p, grads, params)
+        momentum = jax.tree.map(lambda m, g: settings.momentum * m + g, momentum, grads)
+        params = jax.tree.map(lambda p, m: p - settings.learning_rate * m, params, momentum)
     chex.assert_trees_all_close(after.params, params, atol=1e-5)
 
 
@@ -222,13 +224,13 @@ def test_ssd_equals_its_definition(trained, problem):
     after = apply("ssd", trained, problem, alpha=3.0, lam=0.7)
 
     def fisher(rows):
-        total = jax.tree.map(jnp.zeros_like, trained.params)
         loss = lambda p, i: losses.cross_entropy(  # noqa: E731
             MODEL.apply(p, {}, problem.x[i][None])[0][0], problem.y[i]
         )
-        grad = jax.jit(jax.grad(loss))
+        grad, total = jax.jit(jax.grad(loss)), jax.tree.map(np.zeros_like, trained.params)
         for i in rows:
-            total = jax.tree.map(lambda t, g: t + g**2 / len(rows), total, grad(trained.params, i))
+            grads = jax.device_get(grad(trained.params, i))
+            total = jax.tree.map(lambda t, g: t + g**2 / np.float32(len(rows)), total, grads)
         return total
 
     forget, everything = fisher(np.asarray(problem.forget)), fisher(np.arange(300))
@@ -249,15 +251,21 @@ def test_ssd_equals_its_definition(trained, problem):
 # --- all methods ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LEARNERS)
-def test_methods_run_over_lanes_and_with_batch_norm(name, problem):
+@pytest.fixture(scope="module")
+def two_with_batch_norm():
     model = nn.cnn((8, 8, 1), (4,), 10, batch_norm=True)
-    own = settings_of(name)
-    small = {"epochs": 1, "steps": 2, "ascent_epochs": 1}
-    own = dataclasses.replace(own, **{k: v for k, v in small.items() if hasattr(own, k)})
     two = jax.vmap(lambda i: keys.fold(KEY, i))(jnp.arange(2))
-    params, stats = jax.vmap(model.init)(two)
-    run = lambda p, s, k: recipe(name, own)(model, p, s, problem, k)  # noqa: E731
+    return model, two, jax.jit(jax.vmap(model.init))(two)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_methods_run_over_lanes_and_with_batch_norm(name, problem, two_with_batch_norm):
+    model, two, (params, stats) = two_with_batch_norm
+    settings = settings_of(name)
+    small = {"epochs": 1, "steps": 2, "ascent_epochs": 1}
+    small = {name: value for name, value in small.items() if hasattr(settings, name)}
+    settings = dataclasses.replace(settings, **small)
+    run = lambda p, s, k: recipe(name, settings)(model, p, s, problem, k)  # noqa: E731
     lane = jax.jit(jax.vmap(run))(params, stats, two)
     one = jax.jit(run)(*jax.tree.map(lambda x: x[1], (params, stats)), two[1])
     chex.assert_trees_all_close(

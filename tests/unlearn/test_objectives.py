@@ -1,28 +1,29 @@
 """What the losses of language-model unlearning promise; PyTorch's values are in tests/parity."""
 
-from typing import NamedTuple
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxunlearn.core import losses
 from jaxunlearn.unlearn import objectives as obj
-
-B, R, V, D = 8, 5, 7, 4
-LENGTHS = np.array([5, 0, 3, 1, 4, 0, 2, 5])  # two responses are empty
-VALID = np.arange(R) < LENGTHS[:, None]
-value_and_grad_of_npo = jax.jit(jax.value_and_grad(obj.npo))
-FEATURES, REF_PARAMS, PARAMS = (
-    jax.random.normal(jax.random.key(seed), shape)
-    for seed, shape in enumerate([(2, B, R, D), (D, V), (D, V)])
+from tests.unlearn.toy_model import (
+    CONTROL,
+    LABELS,
+    LOGITS,
+    PARAMS,
+    REF_LOGITS,
+    VALID,
+    B,
+    R,
+    batch_of,
+    measured,
 )
-LABELS = jax.random.randint(jax.random.key(3), (2, B, R), 0, V)
-CONTROL = obj.control_vector(jax.random.key(4), V, 3.0)
+
+value_and_grad_of_npo = jax.jit(jax.value_and_grad(obj.npo))
 
 
 def sequences(seed, n=6, scale=30.0):
@@ -32,181 +33,11 @@ def sequences(seed, n=6, scale=30.0):
     return jnp.asarray(nll), jnp.asarray(ref_nll), jnp.asarray(rng.integers(1, 9, n))
 
 
-def batch_of(side):
-    """A batch of a toy language model whose logits are features @ params; side 0 is to forget."""
-    return {
-        "x": FEATURES[side],
-        "y": LABELS[side],
-        "valid": jnp.asarray(VALID),
-        "ref": FEATURES[side] @ REF_PARAMS,
-    }
-
-
-class Measured(NamedTuple):
-    """Of one batch; the NLLs are summed."""
-
-    logits: jax.Array
-    token_nll: jax.Array
-    nll: jax.Array
-    ref_nll: jax.Array
-    lengths: jax.Array
-
-
-def measured(params, batch):
-    logits = batch["x"] @ params
-    token = losses.cross_entropy(logits, batch["y"])
-    ref_token = losses.cross_entropy(batch["ref"], batch["y"])
-    total, ref_total = ((t * batch["valid"]).sum(1) for t in (token, ref_token))
-    return Measured(logits, token, total, ref_total, batch["valid"].sum(1))
-
-
-def loss_of(build):
-    """`loss(params, (forget batch, retain batch), counts)` of what was measured on both."""
-
-    def loss(params, batches, counts):
-        forget, retain = batches
-        return build(forget, measured(params, forget), measured(params, retain), counts)
-
-    return loss
-
-
-COUNTS = {
-    "tokens": int(LENGTHS.sum()),
-    "filled": int((LENGTHS > 0).sum()),
-    "positions": B * R,
-    "entries": B * R * V,
-    "later": int(obj.without_first(jnp.asarray(VALID)).sum()),
-}
-NONE = dict.fromkeys(COUNTS)
-# All losses that are sums over a count; b is the forget batch, f and r what was measured.
-SUMS = {
-    "descent": loss_of(lambda b, f, r, n: obj.descent(f.nll, f.lengths, denominator=n["tokens"])),
-    "ascent": loss_of(lambda b, f, r, n: obj.ascent(f.nll, f.lengths, denominator=n["tokens"])),
-    "grad_diff": loss_of(
-        lambda b, f, r, n: obj.grad_diff(
-            f.nll,
-            f.lengths,
-            r.nll,
-            r.lengths,
-            gamma=0.3,
-            alpha=2.0,
-            denominators=(n["tokens"], n["tokens"]),
-        )
-    ),
-    "idk": loss_of(
-        lambda b, f, r, n: obj.idk(
-            f.nll, f.lengths, r.nll, r.lengths, denominator=n["tokens"] and 2 * n["tokens"]
-        )
-    ),
-    "npo": loss_of(
-        lambda b, f, r, n: obj.npo(
-            f.nll, f.ref_nll, beta=0.5, counted=f.lengths > 0, denominator=n["filled"]
-        )
-    ),
-    "simnpo": loss_of(
-        lambda b, f, r, n: obj.simnpo(
-            f.nll, f.lengths, beta=2.5, gamma=0.2, denominator=n["filled"]
-        )
-    ),
-    "simnpo sum": loss_of(
-        lambda b, f, r, n: obj.simnpo(
-            f.nll, f.lengths, beta=0.1, length_normalized=False, denominator=n["filled"]
-        )
-    ),
-    "dpo": loss_of(
-        lambda b, f, r, n: obj.dpo(
-            r.nll,
-            r.ref_nll,
-            f.nll,
-            f.ref_nll,
-            beta=0.1,
-            counted=f.lengths > 0,
-            denominator=n["filled"],
-        )
-    ),
-    "kto_sigmoid": loss_of(
-        lambda b, f, r, n: obj.kto_sigmoid(
-            f.nll, f.ref_nll, 0.3, beta=0.5, counted=f.lengths > 0, denominator=n["filled"]
-        )
-    ),
-    "kto_logsigmoid": loss_of(
-        lambda b, f, r, n: obj.kto_logsigmoid(
-            f.nll, f.ref_nll, 0.3, beta=0.5, counted=f.lengths > 0, denominator=n["filled"]
-        )
-    ),
-    "kl_retain": loss_of(
-        lambda b, f, r, n: obj.kl_retain(f.logits, b["ref"], denominator=n["positions"])
-    ),
-    "kl_retain masked": loss_of(
-        lambda b, f, r, n: obj.kl_retain(f.logits, b["ref"], b["valid"], denominator=n["tokens"])
-    ),
-    "wga": loss_of(lambda b, f, r, n: obj.wga(f.token_nll, b["valid"], denominator=n["tokens"])),
-    "satimp": loss_of(
-        lambda b, f, r, n: obj.satimp(f.token_nll, b["valid"], denominator=n["tokens"])
-    ),
-    "undial": loss_of(
-        lambda b, f, r, n: obj.undial(
-            f.logits, b["ref"], b["y"], b["valid"], beta=10.0, denominator=n["tokens"]
-        )
-    ),
-    "ce_u": loss_of(
-        lambda b, f, r, n: obj.ce_u(f.logits, b["y"], b["valid"], denominator=n["later"])
-    ),
-    "pdu_forget": loss_of(lambda b, f, r, n: obj.pdu_forget(f.logits, denominator=n["positions"])),
-    "rmu": loss_of(lambda b, f, r, n: obj.rmu(f.logits, CONTROL, denominator=n["positions"])),
-    "rmu masked": loss_of(
-        lambda b, f, r, n: obj.rmu(f.logits, CONTROL, b["valid"], denominator=n["filled"])
-    ),
-    "rmu_retain": loss_of(
-        lambda b, f, r, n: obj.rmu_retain(f.logits, b["ref"], denominator=n["positions"])
-    ),
-    "rmu_retain masked": loss_of(
-        lambda b, f, r, n: obj.rmu_retain(f.logits, b["ref"], b["valid"], denominator=n["filled"])
-    ),
-    "muse_legacy_npo": loss_of(
-        lambda b, f, r, n: obj.muse_legacy_npo(
-            f.logits, b["ref"], beta=0.1, denominator=n["entries"]
-        )
-    ),
-    "muse_legacy_simnpo": loss_of(
-        lambda b, f, r, n: obj.muse_legacy_simnpo(f.logits, beta=0.7, denominator=n["entries"])
-    ),
-}
-
-
-@jax.jit
-def of_whole_batch(params, batches):
-    """{name: (value, gradient)} of all losses."""
-    return {name: jax.value_and_grad(loss)(params, batches, NONE) for name, loss in SUMS.items()}
-
-
-@jax.jit
-def of_micro_batches(params, split):
-    return {
-        name: obj.accumulate(lambda p, b, loss=loss: loss(p, b, COUNTS), params, split)
-        for name, loss in SUMS.items()
-    }
-
-
-@example([1, 5, 0, 2, 3, 4, 6, 7])  # the first micro-batch has only empty responses
-@given(st.permutations(range(B)))
-@settings(max_examples=8)
-def test_a_split_into_micro_batches_changes_nothing(order):
-    whole = (batch_of(0), batch_of(1))
-    split = jax.tree.map(lambda a: a[np.array(order)].reshape(4, 2, *a.shape[1:]), whole)
-    got = of_micro_batches(PARAMS, split)
-    for name, (value, grad) in of_whole_batch(PARAMS, whole).items():
-        size = np.abs(grad).max()
-        assert np.isfinite(value) and size > 0
-        np.testing.assert_allclose(got[name][0], value, rtol=1e-6, err_msg=name)
-        np.testing.assert_allclose(got[name][1], grad, rtol=0, atol=1e-6 * size, err_msg=name)
-
-
 def test_averaging_micro_batches_would_change_the_token_mean():
-    nll, _, _ = sequences(0, 4)
-    lengths = jnp.array([1, 1, 8, 8])
-    halves = [obj.descent(nll[i : i + 2], lengths[i : i + 2]) for i in (0, 2)]
-    assert abs(np.mean(halves) - obj.descent(nll, lengths)) > 0.5
+    nll, lengths = np.asarray(sequences(0, 4)[0]), np.array([1, 1, 8, 8])
+    descent = jax.jit(obj.descent)
+    halves = [descent(nll[i : i + 2], lengths[i : i + 2]) for i in (0, 2)]
+    assert abs(np.mean(halves) - descent(nll, lengths)) > 0.5
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 3.0))
@@ -222,7 +53,7 @@ def test_npo_begins_as_ascent_on_sequence_sums(seed, beta):
 
 
 def test_npo_at_the_reference_is_ascent_of_a_model():
-    batch = batch_of(0) | {"ref": FEATURES[0] @ PARAMS, "valid": jnp.ones((B, R), bool)}
+    batch = batch_of(0) | {"ref": LOGITS, "valid": jnp.ones((B, R), bool)}
 
     @jax.jit
     @jax.grad
@@ -251,34 +82,47 @@ def test_npo_weight_at_an_increase_of_three(beta, weight):
     np.testing.assert_allclose(6 * grad, np.full(6, -weight), atol=1e-4)
 
 
+@jax.jit
+def dpo_and_npo(nll, ref_nll, beta):
+    return (
+        obj.dpo(nll, ref_nll, nll, ref_nll, beta=beta),
+        obj.dpo(nll, nll, nll, ref_nll, beta=beta),
+        obj.npo(nll, ref_nll, beta=beta),
+        jax.grad(obj.dpo, argnums=(0, 2))(nll, ref_nll, ref_nll, nll, beta=beta),
+    )
+
+
 @given(st.integers(0, 1000), st.floats(0.01, 3.0))
 def test_dpo(seed, beta):
     nll, ref_nll, _ = sequences(seed)
-    even = obj.dpo(nll, ref_nll, nll, ref_nll, beta=beta)
+    even, of_steady, npo, (preferred, forget) = dpo_and_npo(nll, ref_nll, beta)
     np.testing.assert_allclose(even, 2 / beta * np.log(2), rtol=1e-6)
     # With a preferred answer that does not change it is NPO.
-    np.testing.assert_allclose(
-        obj.dpo(nll, nll, nll, ref_nll, beta=beta), obj.npo(nll, ref_nll, beta=beta), rtol=1e-6
-    )
-    preferred, forget = jax.grad(obj.dpo, argnums=(0, 2))(nll, ref_nll, ref_nll, nll, beta=beta)
+    np.testing.assert_allclose(of_steady, npo, rtol=1e-6)
     assert (preferred >= 0).all() and (forget <= 0).all()
+
+
+@jax.jit
+def simnpo_forms(nll, lengths, beta, gamma):
+    return {
+        "plain": obj.simnpo(nll, lengths, beta=beta, gamma=gamma),
+        "twice": obj.simnpo(2 * nll, 2 * lengths, beta=beta, gamma=gamma),
+        "outside": obj.simnpo(nll, lengths, beta=beta, gamma=beta * gamma, gamma_inside=False),
+        "sum": obj.simnpo(nll, lengths, beta=beta, length_normalized=False),
+        "npo": obj.npo(nll, jnp.zeros(6), beta=beta),
+        "batch of one": obj.simnpo_batch(nll[:1], lengths[:1], beta=beta),
+        "one": obj.simnpo(nll[:1], lengths[:1], beta=beta),
+    }
 
 
 @given(st.integers(0, 1000), st.floats(0.05, 3.0), st.floats(-1.0, 1.0))
 def test_simnpo_forms(seed, beta, gamma):
     nll, _, lengths = sequences(seed)
-    own = obj.simnpo(nll, lengths, beta=beta, gamma=gamma)
-    twice = obj.simnpo(2 * nll, 2 * lengths, beta=beta, gamma=gamma)
-    np.testing.assert_allclose(twice, own, rtol=1e-6)
-    outside = obj.simnpo(nll, lengths, beta=beta, gamma=beta * gamma, gamma_inside=False)
-    np.testing.assert_allclose(outside, own, rtol=1e-5)
-    np.testing.assert_allclose(
-        obj.simnpo(nll, lengths, beta=beta, length_normalized=False),
-        obj.npo(nll, jnp.zeros(6), beta=beta),
-        rtol=1e-6,
-    )
-    alone = obj.simnpo_batch(nll[:1], lengths[:1], beta=beta)
-    np.testing.assert_allclose(alone, obj.simnpo(nll[:1], lengths[:1], beta=beta), rtol=1e-6)
+    forms = simnpo_forms(nll, lengths, beta, gamma)
+    np.testing.assert_allclose(forms["twice"], forms["plain"], rtol=1e-6)
+    np.testing.assert_allclose(forms["outside"], forms["plain"], rtol=1e-5)
+    np.testing.assert_allclose(forms["sum"], forms["npo"], rtol=1e-6)
+    np.testing.assert_allclose(forms["batch of one"], forms["one"], rtol=1e-6)
 
 
 def test_simnpo_of_long_sums_hardly_forgets():
@@ -300,25 +144,6 @@ def test_batch_losses_are_those_of_the_token_mean():
         obj.npo(mean[None], jnp.zeros(1), beta=0.5),
         rtol=1e-6,
     )
-
-
-@pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_kl_is_zero_and_flat_at_the_reference(scale):
-    ref = jax.random.normal(jax.random.key(0), (3, R, V)) * scale
-    kl = jax.jit(jax.value_and_grad(obj.kl_retain))
-    for mask in (None, jnp.asarray(VALID[:3])):
-        value, grad = kl(ref, ref, mask)
-        assert value == 0
-        np.testing.assert_allclose(grad, 0, atol=1e-7)
-        assert kl(ref + FEATURES[0, :3, :, :1], ref, mask)[0] < 1e-5  # a shift of all
-        assert kl(ref * 0.5, ref, mask)[0] > 1e-3
-
-
-def test_kl_over_all_positions_counts_padding_too():
-    logits, ref = FEATURES[0] @ PARAMS, FEATURES[0] @ REF_PARAMS
-    kl = losses.kl_divergence(logits, ref)
-    np.testing.assert_allclose(obj.kl_retain(logits, ref), kl.mean(), rtol=1e-6)
-    np.testing.assert_allclose(obj.kl_retain(logits, ref, VALID), kl[VALID].mean(), rtol=1e-6)
 
 
 def losses_of_sequences(nll, ref_nll, lengths, counted, beta):
@@ -357,36 +182,16 @@ def test_empty_responses_add_nothing(filler):
     counted = jnp.ones(6, bool)
     values, grads = values_and_gradients(nll, ref_nll, lengths, counted, 0.5)
     more = jnp.full(2, filler)
-    longer = (jnp.r_[nll, more], jnp.r_[ref_nll, more], jnp.r_[lengths, 0, 0])
+    longer = (np.r_[nll, more], np.r_[ref_nll, more], np.r_[lengths, 0, 0])
     got, got_grads = values_and_gradients(*longer, longer[2] > 0, 0.5)
     chex.assert_trees_all_close(got, values, rtol=1e-6)
     chex.assert_trees_all_close(
-        got_grads, {name: jnp.r_[g, 0, 0] for name, g in grads.items()}, rtol=1e-5, atol=1e-8
+        got_grads, {name: np.r_[g, 0, 0] for name, g in grads.items()}, rtol=1e-5, atol=1e-8
     )
     none = (more, more, jnp.zeros(2, int), jnp.zeros(2, bool), 0.5)
     chex.assert_trees_all_equal(
         values_and_gradients(*none), jax.tree.map(jnp.zeros_like, values_and_gradients(*none))
     )
-
-
-def test_nothing_valid_gives_zero():
-    nothing, nan = jnp.zeros((B, R), bool), jnp.full((B, R), jnp.nan)
-
-    of_logits = [
-        lambda x: obj.wga(nan + x[..., 0], nothing),
-        lambda x: obj.satimp(nan + x[..., 0], nothing),
-        lambda x: obj.kl_retain(x, x, nothing),
-        lambda x: obj.undial(x, x, LABELS[0], nothing, beta=10.0),
-        lambda x: obj.ce_u(x, LABELS[0], nothing),
-        lambda x: obj.ce_u(x[:, :1], LABELS[0, :, :1], ~nothing[:, :1]),  # only first tokens
-        lambda x: obj.pdu_forget(x, nothing),
-        lambda x: obj.rmu(x, CONTROL, nothing),
-        lambda x: obj.rmu_retain(x, x, nothing),
-    ]
-    found = jax.jit(lambda x: [jax.value_and_grad(loss)(x) for loss in of_logits])(
-        FEATURES[0] @ PARAMS
-    )
-    chex.assert_trees_all_equal(found, jax.tree.map(jnp.zeros_like, found))
 
 
 @pytest.mark.parametrize("beta", [0.01, 1.0, 10.0])
@@ -403,11 +208,6 @@ def test_extreme_values_are_finite(beta):
     np.testing.assert_allclose(grad[:, 0], weight, rtol=1e-5, atol=1e-30)
     lengths, counted = jnp.full(7, 3), jnp.ones(7, bool)
     chex.assert_tree_all_finite(values_and_gradients(nll, ref_nll, lengths, counted, beta))
-
-
-def test_extreme_logits_are_finite():
-    batches = tuple(batch_of(side) | {"ref": 1e4 * batch_of(side)["ref"]} for side in (0, 1))
-    chex.assert_tree_all_finite(of_whole_batch(PARAMS * 1e4, batches))
 
 
 def test_beta_can_be_swept():
@@ -427,7 +227,7 @@ def test_beta_can_be_swept():
 
 def test_references_and_weights_are_constants():
     nll, ref_nll, lengths = sequences(2)
-    logits, ref = FEATURES[0] @ PARAMS, FEATURES[0] @ REF_PARAMS
+    logits, ref = LOGITS, REF_LOGITS
     of_constants = (
         (lambda r: obj.npo(nll, r, beta=0.5), ref_nll),
         (lambda r: obj.npo_batch(nll, r, lengths, beta=0.5), ref_nll),
@@ -442,67 +242,12 @@ def test_references_and_weights_are_constants():
     )
     slopes = jax.jit(lambda: [jax.grad(loss)(argument) for loss, argument in of_constants])()
     assert not any(slope.any() for slope in slopes)
-    token_nll = losses.cross_entropy(logits, LABELS[0])
+    token_nll = np.asarray(jax.jit(losses.cross_entropy)(logits, LABELS[0]))
     p = np.exp(-np.float64(token_nll))
-    for loss, weight in ((obj.wga, p), (obj.satimp, p**5 * (1 - p))):
+    grads = jax.jit(lambda x: [jax.grad(loss)(x, VALID) for loss in (obj.wga, obj.satimp)])
+    for grad, weight in zip(grads(token_nll), (p, p**5 * (1 - p)), strict=True):
         wanted = -weight * VALID / VALID.sum()
-        np.testing.assert_allclose(jax.grad(loss)(token_nll, VALID), wanted, rtol=1e-4, atol=1e-9)
-
-
-def test_weighted_ascents_contain_each_other():
-    token_nll = losses.cross_entropy(FEATURES[0] @ PARAMS, LABELS[0])
-    nll = (token_nll * VALID).sum(1)
-    plain = obj.wga(token_nll, VALID, beta=0.0)
-    np.testing.assert_allclose(plain, obj.ascent(nll, LENGTHS), rtol=1e-6)
-    sure = obj.satimp(token_nll, VALID, beta1=2.0, beta2=0.0)
-    np.testing.assert_allclose(sure, obj.wga(token_nll, VALID, beta=2.0), rtol=1e-6)
-    # Cross-entropies a rounding error below zero have a weight all the same.
-    assert obj.satimp(jnp.full((1, 1), -1e-7), jnp.ones((1, 1), bool), beta2=0.5) == 0
-
-
-def test_undial_lowers_the_label_and_nothing_else():
-    logits = FEATURES[0] @ PARAMS
-    still = jax.grad(obj.undial)(logits, logits, LABELS[0], VALID, beta=0.0)
-    np.testing.assert_allclose(still, 0, atol=1e-7)
-    grad = jax.grad(obj.undial)(logits, logits, LABELS[0], VALID, beta=10.0)
-    assert not grad[~VALID].any()
-    is_label = np.arange(V) == LABELS[0][..., None]
-    assert (grad[VALID][is_label[VALID]] > 0).all()  # descent lowers it
-    assert (grad[VALID][~is_label[VALID]] < 0).all()
-    everywhere = jax.grad(obj.undial)(logits, logits, jnp.full((B, R), -100), beta=10.0)
-    np.testing.assert_allclose(everywhere, 0, atol=1e-7)
-
-
-def test_ce_u_ignores_the_first_token_and_rests_where_the_label_is_gone():
-    logits = FEATURES[0] @ PARAMS
-    grad = jax.grad(obj.ce_u)(logits, LABELS[0], VALID)
-    counted = VALID & (np.arange(R) > 0)
-    np.testing.assert_array_equal(np.abs(grad).max(-1) > 0, counted)
-    p = jax.nn.softmax(logits)
-    own = jnp.take_along_axis(p, LABELS[0][..., None], -1)
-    is_label = np.arange(V) == LABELS[0][..., None]
-    target = np.where(is_label, 0, p / (1 - own))
-    wanted = np.where(counted[..., None], p - target, 0) / counted.sum()
-    np.testing.assert_allclose(grad, wanted, atol=1e-6)
-    gone = jnp.where(is_label, -1e4, logits)
-    np.testing.assert_allclose(jax.grad(obj.ce_u)(gone, LABELS[0], VALID), 0, atol=1e-7)
-
-
-def test_without_first_follows_the_mask():
-    valid = jnp.array([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]], bool)
-    wanted = [[0, 0, 1, 0, 1], [0] * 5, [0] * 5]
-    np.testing.assert_array_equal(obj.without_first(valid), np.array(wanted, bool))
-    np.testing.assert_array_equal(obj.without_first(valid, 0), valid)
-
-
-def test_pdu():
-    assert obj.pdu_forget(jnp.full((2, 3, V), 5.0)) == 0
-    logits = FEATURES[0] @ PARAMS
-    gap = np.square(logits.max(-1) - logits.mean(-1))
-    np.testing.assert_allclose(obj.pdu_forget(logits), gap.mean(), rtol=1e-6)
-    np.testing.assert_allclose(obj.pdu_forget(logits, VALID), gap[VALID].mean(), rtol=1e-6)
-    np.testing.assert_allclose(obj.pdu_dual(1.0, 0.5, 0.2, 2.0), 1.6, rtol=1e-6)
-    assert obj.pdu_dual(1.0, 0.0, 0.9, 2.0) == 0
+        np.testing.assert_allclose(grad, wanted, rtol=1e-4, atol=1e-9)
 
 
 def test_kto_is_npo_without_a_baseline():
@@ -513,26 +258,6 @@ def test_kto_is_npo_without_a_baseline():
     np.testing.assert_allclose(baseline, (ref_nll - nll).mean(), rtol=1e-5)
     alone = obj.kto_baseline(nll, ref_nll, counted=jnp.arange(6) < 1)
     np.testing.assert_allclose(alone, ref_nll[0] - nll[0], rtol=1e-5)
-
-
-def test_control_vector():
-    key = jax.random.key(1)
-    control = obj.control_vector(key, 64, 6.5)
-    assert control.shape == (64,) and (control >= 0).all()  # uniform, so not centred at 0
-    np.testing.assert_allclose(jnp.linalg.norm(control), 6.5, rtol=1e-6)
-    np.testing.assert_array_equal(control, obj.control_vector(key, 64, 6.5))
-    chex.assert_trees_all_close(obj.control_vector(key, 64, 20.0), control * 20 / 6.5, rtol=1e-6)
-
-
-def test_rmu_has_two_reductions():
-    hidden = FEATURES[0] @ PARAMS
-    error = np.square(hidden - CONTROL).mean(-1)
-    np.testing.assert_allclose(obj.rmu(hidden, CONTROL), error.mean(), rtol=1e-6)
-    filled = [error[i, : LENGTHS[i]].mean() for i in range(B) if LENGTHS[i]]
-    np.testing.assert_allclose(obj.rmu(hidden, CONTROL, VALID), np.mean(filled), rtol=1e-6)
-    assert obj.rmu(jnp.broadcast_to(CONTROL, hidden.shape), CONTROL) == 0
-    for mask in (None, VALID):
-        assert obj.rmu_retain(hidden, hidden, mask) == 0
 
 
 def test_task_vectors_are_undone():
@@ -555,17 +280,21 @@ def test_task_vectors_are_undone():
 
 
 def test_sums_are_in_float32():
-    half = (FEATURES[0] @ PARAMS).astype(jnp.bfloat16)
-    nll = jnp.ones(6, jnp.bfloat16)
-    for value in (
-        obj.descent(nll, jnp.ones(6, int)),
-        obj.npo(nll, nll, beta=0.5),
-        obj.simnpo(nll, jnp.ones(6, int), beta=0.5),
-        obj.kl_retain(half, half),
-        obj.undial(half, half, LABELS[0], beta=10.0),
-        obj.rmu(half, CONTROL, VALID),
-        obj.muse_legacy_simnpo(half, beta=0.1),
-    ):
+    half = jax.ShapeDtypeStruct(LOGITS.shape, jnp.bfloat16)
+    nll = jax.ShapeDtypeStruct((6,), jnp.bfloat16)
+
+    def values(half, nll):
+        return (
+            obj.descent(nll, jnp.ones(6, int)),
+            obj.npo(nll, nll, beta=0.5),
+            obj.simnpo(nll, jnp.ones(6, int), beta=0.5),
+            obj.kl_retain(half, half),
+            obj.undial(half, half, LABELS[0], beta=10.0),
+            obj.rmu(half, CONTROL, VALID),
+            obj.muse_legacy_simnpo(half, beta=0.1),
+        )
+
+    for value in jax.eval_shape(values, half, nll):
         assert value.dtype == jnp.float32 and value.shape == ()
 
 
@@ -616,27 +345,3 @@ SQUARE = np.ones((2, 3), int)
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-@pytest.mark.parametrize("loss", ["kl_retain", "undial", "ce_u", "pdu_forget"])
-def test_logits_that_do_not_count_may_be_anything(loss):
-    """NaN at masked positions reaches neither the value nor the gradient."""
-    logits, other = jax.random.normal(jax.random.key(0), (2, 2, 4, 5))
-    labels, mask = jnp.ones((2, 4), int), jnp.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
-    calls = {
-        "kl_retain": lambda x: obj.kl_retain(x, other, mask),
-        "undial": lambda x: obj.undial(x, other, labels, mask, beta=2.0),
-        "ce_u": lambda x: obj.ce_u(x, labels, mask),
-        "pdu_forget": lambda x: obj.pdu_forget(x, mask),
-    }
-    want = jax.value_and_grad(calls[loss])(logits)
-    broken = jnp.where(mask[..., None], logits, jnp.nan)
-    got = jax.value_and_grad(calls[loss])(broken)
-    np.testing.assert_array_equal(got[0], want[0])
-    np.testing.assert_array_equal(got[1], want[1])
-
-
-def test_kl_of_words_that_both_rule_out():
-    logits = jax.random.normal(jax.random.key(0), (1, 2, 5)).at[..., 3].set(-jnp.inf)
-    value, gradient = jax.value_and_grad(lambda x: obj.kl_retain(2 * x, logits))(logits)
-    assert np.isfinite(value) and value > 0 and np.isfinite(gradient).all()

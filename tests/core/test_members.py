@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from jaxunlearn import nn
-from jaxunlearn.core import EarlyStop, cohort, stages, tree
-from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core import EarlyStop, ensemble, members, stages, tree
 from jaxunlearn.core.errors import NonFiniteError
+from jaxunlearn.core.keys import fold
 from jaxunlearn.core.optimizers import sgd
+from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.stages import Stage
 from jaxunlearn.core.step import supervised
 from jaxunlearn.data import batches
@@ -50,7 +51,7 @@ OPTIMIZER = sgd(0.1)
 
 
 def start():
-    return stages.init_members(*jax.vmap(MODEL.init)(jax.random.split(jax.random.key(0), N)))
+    return members.init(*jax.vmap(MODEL.init)(jax.random.split(jax.random.key(0), N)))
 
 
 def own(until=(1, 2, 100)):
@@ -61,7 +62,7 @@ def own(until=(1, 2, 100)):
 def trained(**options):
     arguments = {"data": source, "shared": SHARED, "own": own()} | options
     stage = arguments.pop("stage", the_stage())
-    return cohort.run(stage, start(), KEYS, **arguments)
+    return members.run(stage, start(), KEYS, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +115,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(result, killed_after, t
         if done == killed_after:
             raise Killed
 
-    store = BlockStore(tmp_path / "cohort")
+    point = ResumePoint(tmp_path / "point")
     with pytest.raises(Killed):
-        trained(store=store, callback=kill)
+        trained(point=point, callback=kill)
     seen = []
-    again = trained(store=store, callback=lambda done, checks: seen.append(done))
+    again = trained(point=point, callback=lambda done, checks: seen.append(done))
     assert seen == list(range(killed_after + 1, EPOCHS + 1))
     assert_same(again, result)
-    assert_same(trained(store=store, callback=lambda *_: pytest.fail("it was finished")), result)
+    assert_same(trained(point=point, callback=lambda *_: pytest.fail("it was finished")), result)
 
 
 def test_frozen_parameters_keep_their_bits():
@@ -132,16 +133,56 @@ def test_frozen_parameters_keep_their_bits():
 
 
 def test_models_of_another_stage_are_refused(tmp_path):
-    store = BlockStore(tmp_path / "cohort")
-    trained(store=store)
-    with pytest.raises(ValueError, match="00000.npz holds other models than stage train"):
-        trained(store=store, stage=the_stage(trainable="dense/001/.*"))
+    point = ResumePoint(tmp_path / "point")
+    trained(point=point)
+    with pytest.raises(ValueError, match="00000.npz holds the progress of another stage or model"):
+        trained(point=point, stage=the_stage(trainable="dense/001/.*"))
 
 
-def test_checks_are_needed():
-    stage = Stage("train", supervised(MODEL), None, OPTIMIZER, 8)
-    with pytest.raises(ValueError, match="Stage train: evaluate is None"):
-        trained(stage=stage)
+def test_stretches_of_equal_length_are_needed():
+    for change in ({"check_start": True}, {"n_steps": 9}, {"block": 6}):
+        with pytest.raises(ValueError, match="Stage train: n_steps is .* or `members.whole`"):
+            trained(stage=Stage(**{**vars(the_stage()), **change}))
+
+
+def test_blocks_of_several_checks_and_none_at_all_take_the_same_steps(result):
+    """A model that stops inside a block has NaN behind its end, not a number that is not finite."""
+    longer = trained(stage=Stage(**{**vars(the_stage()), "block": 3 * PER_EPOCH}))
+    assert_same(longer, result)
+    endless = Stage(**{**vars(the_stage()), "stops": ()})
+    blind = {"evaluate": None, "every": 1, "block": PER_EPOCH}
+    seen = []
+    unchecked = trained(
+        stage=Stage(**{**vars(endless), **blind}), callback=lambda done, _: seen.append(done)
+    )
+    assert_same(unchecked.state.params, trained(stage=endless).state.params)
+    assert unchecked.metrics["loss"].shape == (N, EPOCHS * PER_EPOCH) and unchecked.checks == {}
+    assert seen == [PER_EPOCH * (i + 1) for i in range(EPOCHS)]
+
+
+def test_whole_stages_take_the_same_steps_in_one_call(result):
+    stage = the_stage()
+    parts = jax.tree.map(np.asarray, {"state": start(), "own": own()})
+
+    def begin(shared, member):
+        reads = {"shared": shared, "own": member["own"]}
+        return member["state"], reads
+
+    def keep(result):
+        return {"params": result.state.params, "best": result.best_checks[0]}
+
+    function = members.whole(stage, begin, source, keep)
+    many = parts | {"key": KEYS}
+    whole = ensemble.run(function, SHARED, many, width=2)
+    # The key of a member's stage is its key folded by "steps".
+    keys = jax.vmap(lambda key: fold(key, "steps"))(KEYS)
+    blocks = members.run(stage, start(), keys, data=source, shared=SHARED, own=own())
+    np.testing.assert_array_equal(whole["best"], blocks.best_checks[0])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        whole["params"],
+        jax.tree.map(np.asarray, blocks.state.params),
+    )
 
 
 def assert_same(a, b):
@@ -152,5 +193,7 @@ def test_a_model_that_diverges_is_named():
     """And not taken for one that has ended, which NaN marks in a history."""
     spoilt = SHARED["x"].copy()
     spoilt[33] = np.inf  # that only model 2 reads: rows 2 to 33
-    with pytest.raises(NonFiniteError, match="stage train: loss of model 2 is not finite"):
+    with pytest.raises(
+        NonFiniteError, match="stage train: loss of model 2 is nan at check 0 of 1; a smaller"
+    ):
         trained(shared=SHARED | {"x": spoilt})
