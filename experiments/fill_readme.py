@@ -55,7 +55,8 @@ def _headlines() -> str:
             *_system("Baselines", "unlearn", "comparison", "baselines"),
             "SCRUB, SSD, KLOM, NeurIPS 2023 epsilon",
             f"digits: the best of {len(klom) - 2} baselines has a forget KLOM of {klom[best]:.2f} "
-            f"({best}); doing nothing {klom['none']:.2f}, floor {digits['floor']['forget']['mean']:.2f}",
+            f"({best}); doing nothing {klom['none']:.2f}, "
+            f"floor {digits['floor']['forget']['mean']:.2f}",
         ),
         (
             *_system("Datamodel Matching", "unlearn --methods dmm", "comparison", "dmm"),
