@@ -12,7 +12,7 @@ def attributor(net: torch.nn.Module, dim: int, l2: float, projector: Any = None,
 
     Args:
         net: the trained network, in eval mode.
-        dim: of the projection.
+        dim: dimension of the projection.
         l2: added to the kernel's diagonal.
         projector: in place of its own random projection, `[B, P] -> [B, dim]`.
         batch: examples at once.

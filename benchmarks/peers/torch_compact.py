@@ -143,7 +143,7 @@ def pipeline(x: torch.Tensor, y: torch.Tensor, tables: list[np.ndarray], n_folds
     Args:
         x: uint8 [n, C, S, S].
         y: [n].
-        tables: of the branches' epochs, of each stage's, of a fold's: rows [steps, batch] each.
+        tables: rows [steps, batch] of the branches' epochs, of each stage's, of a fold's.
         n_folds: trained one after the other from the same network.
     """
     shape = (x.shape[2], x.shape[3], x.shape[1])

@@ -249,10 +249,10 @@ def sweep(
         orders: tuples of names of stages.
         forget: the stage that is unlearned.
         fresh: adapters that the stages, and the unlearning, begin with.
-        scale: of the adapters.
-        steps: of a stage, and of unlearning.
-        size: of a batch.
-        lr: of AdamW.
+        scale: the adapters' scale.
+        steps: number of steps of a stage, and of unlearning.
+        size: batch size.
+        lr: AdamW's learning rate.
 
     Returns:
         The losses of unlearning, [orders times losses, steps].

@@ -15,7 +15,7 @@ def match(net, x, targets, sample: np.ndarray, orders, settings: DatamodelMatchi
         targets: its own logits there minus the effect, [f + r, K].
         sample: positions in these, forget points as often as wanted, [s].
         orders: permutations of the sample, one per epoch, or None to draw them.
-        settings: of DMM; loss "mse".
+        settings: settings of DMM; loss "mse".
     """
     optimizer = torch.optim.Adam(net.parameters(), lr=settings.learning_rate, fused=True)
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, settings.decay)

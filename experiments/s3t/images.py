@@ -239,7 +239,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     """Draws exact unlearning under deletions: accuracy, systems alive, accuracy by stages.
 
     Args:
-        results: by seed, and by budget in each.
+        results: numbers by seed, and by budget in each.
         path: where the PNG goes.
     """
     with drawing.figure(path, (13, 4), dpi=100) as figure:
