@@ -1,7 +1,7 @@
 """SISA and full retraining behind the same functions, and the requests that SISA was studied under.
 
 Both are plans: SISA (Bourtoule et al. 2021, arXiv 1912.03817) has one order a shard, full
-retraining one shard with one slice. `training.train` with what is `known` rolls SISA back to the
+retraining one shard with one slice. `prefixes.train` with what is `known` rolls SISA back to the
 checkpoint before a deleted slice, as `Service.repair` does; what differs is when training happens.
 """
 

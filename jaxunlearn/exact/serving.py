@@ -20,7 +20,7 @@ from jaxunlearn.exact.sliceable import Network
 
 
 def stacked(stages: list[list[Weights]]) -> Tree:
-    """Assembled orders [m][B] (see `training.assembled`) as one tree, leading axes [m, B]."""
+    """Assembled orders [m][B] (see `prefixes.assembled`) as one tree, leading axes [m, B]."""
     rows = [jax.tree.map(lambda *leaves: np.stack(leaves), *shard) for shard in stages]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 

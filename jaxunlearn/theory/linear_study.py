@@ -1,7 +1,7 @@
 """What the linear theory of `theory.linear` says, on random problems: bound, recency, phases.
 
-`report` gathers everything that `plots.linear_theory` draws and that an experiment writes down. All
-problems of a kind run in one program.
+`report` gathers everything that `jaxunlearn paths --theory` draws and an experiment writes down.
+All problems of a kind run in one program.
 """
 
 from collections.abc import Callable, Sequence
