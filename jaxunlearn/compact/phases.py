@@ -159,8 +159,8 @@ def fine_tune(
         many = fold_keys(jnp.array(folds)).reshape(-1)
         rows = {"train": train, "val": val}
         rows = {name: np.repeat(table[folds], n_models, 0) for name, table in rows.items()}
-        sizes = recipe.fold_epochs, recipe.batch_size
-        return fit(stage, sizes[0], state, many, images, sizes[1], where, plain_batch, rows, least)
+        n_epochs, size = recipe.fold_epochs, recipe.batch_size
+        return fit(stage, n_epochs, state, many, images, size, where, plain_batch, rows, least)
 
     folds = list(range(recipe.folds))
     if recipe.fold_mode == "independent":
