@@ -20,6 +20,10 @@ FLOORS = [
     {"lazy"},
     {"__init__"},
 ]
+# Their tables and figures are those of the experiments, too.
+VERBS = {
+    f"jaxunlearn.cli.{verb}" for verb in ("attribute", "compact", "drawing", "paths", "unlearn")
+}
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
 HEAVY = {"orbax", "tensorflow", "tensorflow_datasets", "torch", "matplotlib", "sklearn", "grain"}
 SOURCES = {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
@@ -75,6 +79,28 @@ def test_private_names_stay_in_their_package():
                     if part.startswith("_") and not part.endswith("__")
                 ]
                 if private and ".".join(parts[: private[0]]) not in (package, *parents(package)):
+                    wrong.append(f"{path.relative_to(ROOT.parent)} imports {name}")
+    assert not wrong, wrong
+
+
+def test_private_attributes_stay_in_their_module():
+    wrong = []
+    for path, module in SOURCES.items():
+        names = {name.rpartition(".")[2]: name for name, _ in imports(path) if name in MODULES}
+        for node in ast.walk(module):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                is_private = node.attr.startswith("_") and not node.attr.startswith("__")
+                if is_private and node.value.id in names:
+                    wrong.append(f"{path.relative_to(ROOT)}: {names[node.value.id]}.{node.attr}")
+    assert not wrong, wrong
+
+
+def test_benchmarks_leave_the_command_line_alone_and_experiments_only_draw_with_it():
+    wrong = []
+    for folder, allowed in (("benchmarks", set()), ("experiments", VERBS)):
+        for path in (ROOT.parent / folder).rglob("*.py"):
+            for name, _ in imports(path):
+                if name.startswith("jaxunlearn.cli") and module_of(name) not in allowed:
                     wrong.append(f"{path.relative_to(ROOT.parent)} imports {name}")
     assert not wrong, wrong
 

@@ -26,6 +26,8 @@ def test_a_broken_entry_costs_a_compilation_and_nothing_else(tmp_path, monkeypat
 
 
 def test_experiments_and_benchmarks_do_not_read_it(request):
-    folders = [request.config.rootpath / name for name in ("jaxunlearn", "benchmarks")]
+    folders = [
+        request.config.rootpath / name for name in ("jaxunlearn", "benchmarks", "experiments")
+    ]
     for path in (path for folder in folders for path in folder.rglob("*.py")):
         assert "COMPILATION_CACHE" not in path.read_text(), path

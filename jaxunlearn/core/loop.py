@@ -65,7 +65,7 @@ class Checks:
     def __post_init__(self):
         whole("every", self.every)
         if self.evaluate is None and (self.stops or self.at_start):
-            name = "stops: early stopping" if self.stops else "check_start: a check"
+            name = "stops: early stopping" if self.stops else "at_start: a check"
             raise ValueError(f"{name} needs evaluate=..., which computes its metric")
 
     def block(self, n_steps: int, block: int | None) -> int:
@@ -151,7 +151,7 @@ def run(
         key: a typed key.
         n_steps: the largest number of steps.
         evaluate: see `Checks`.
-        every: steps between two checks; the last stretch may be shorter, `block` is a multiple.
+        every: steps between two checks, a divisor of `block`; a source on the device may end on less.
         stops: see `Checks`.
         check_start: see `Checks.at_start`.
         block: steps of one compiled call; by default all of them. `HostBlocks` have their own.

@@ -42,7 +42,8 @@ class ResumePoint:
         """
         path = self._store.path
         if 0 not in self._store:
-            if path.exists() and any(path.iterdir()):
+            # A hidden file is one of ours that a kill left behind before it was whole.
+            if path.exists() and any(not file.name.startswith(".") for file in path.iterdir()):
                 raise ValueError(
                     f"{path} holds a progress that an earlier version of this library wrote; go on "
                     "with that version, or delete the folder to begin this part of the run anew"

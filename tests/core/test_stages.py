@@ -343,6 +343,17 @@ def test_members_draw_apart_and_go_on_from_their_last_block(setting, tmp_path):
     assert not list(tmp_path.glob("*.partial*"))
 
 
+def test_a_kill_while_the_first_progress_is_written_costs_no_more_than_that_progress(
+    setting, tmp_path
+):
+    stage, state = setting
+    (tmp_path / "a.partial").mkdir()
+    (tmp_path / "a.partial" / ".00000.npz.4711").write_bytes(b"half")
+    resumed = stages.run([stage("a", block=2)], state, KEY, snapshots=tmp_path)
+    whole = stages.run([stage("a", block=2)], state, KEY)
+    chex.assert_trees_all_equal(resumed.state.params, whole.state.params)
+
+
 def test_progress_of_an_earlier_version_is_refused(setting, tmp_path):
     """It was an orbax checkpoint in the same place."""
     stage, state = setting
