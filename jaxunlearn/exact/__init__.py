@@ -17,7 +17,6 @@ __getattr__, __dir__ = exports(
     __name__,
     (
         "alternatives",
-        "creation",
         "curves",
         "deletion",
         "examples",

@@ -16,13 +16,12 @@ from jaxunlearn.core import tree
 from jaxunlearn.core.keys import fold
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.exact import material, orders
-from jaxunlearn.exact.creation import check_new
 from jaxunlearn.exact.files import digest_of
 from jaxunlearn.exact.material import Arrays, Material, examples_of
 from jaxunlearn.exact.plan import Plan
 from jaxunlearn.exact.plan import make as make_plan
 from jaxunlearn.exact.pretraining import Pretraining, pretrain
-from jaxunlearn.exact.service import Service, create
+from jaxunlearn.exact.service import Service, check_new, create
 from jaxunlearn.exact.settings import Moved, Settings, check_same, record_of
 from jaxunlearn.exact.sliceable import Config
 from jaxunlearn.nn.images import vit
