@@ -78,10 +78,8 @@ def create(
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         digests = row_digests(network_of(config), examples)
         names = {"ids": ids, "groups": groups, "sha256": digests}
-        digest, ledger = (
-            _write(new, plan, config, base, names, source),
-            Ledger(new / "ledger.jsonl"),
-        )
+        digest = _write(new, plan, config, base, names, source)
+        ledger = Ledger(new / "ledger.jsonl")
         with ledger.writing():
             ledger.append("plan", {"plan": digest, "examples": len(ids)}, who)
         new.replace(folder)

@@ -293,8 +293,9 @@ def real(values: jax.Array) -> jax.Array:
 
 
 def same_shape(loss: str, n_axes: int, **arrays) -> None:
-    """Raises a ValueError unless all arrays have one shape, of so many axes."""
-    (first, shape), *others = ((name, jnp.shape(array)) for name, array in arrays.items())
+    """Raises a ValueError unless all arrays but None have one shape, of so many axes."""
+    shapes = [(name, jnp.shape(array)) for name, array in arrays.items() if array is not None]
+    (first, shape), *others = shapes
     if len(shape) != n_axes:
         raise ValueError(f"{loss}: {first} has shape {shape}; it must have {n_axes} axes")
     for name, other in others:

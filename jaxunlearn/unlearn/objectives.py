@@ -183,7 +183,7 @@ def npo(
         denominator: sequences that count in the whole batch.
     """
     positive("npo", "beta", beta)
-    same_shape("npo", 1, nll=nll, ref_nll=ref_nll, **_given(counted=counted))
+    same_shape("npo", 1, nll=nll, ref_nll=ref_nll, counted=counted)
     x = -beta * _log_ratio(nll, ref_nll, counted)
     return mean(preference(x, beta), counted, denominator)
 
@@ -282,7 +282,7 @@ def dpo(
         ref_nll_preferred=ref_nll_preferred,
         nll_forget=nll_forget,
         ref_nll_forget=ref_nll_forget,
-        **_given(counted=counted),
+        counted=counted,
     )
     preferred = _log_ratio(nll_preferred, ref_nll_preferred, counted)
     forget = _log_ratio(nll_forget, ref_nll_forget, counted)
@@ -306,9 +306,7 @@ def kto_baseline(
         counted: which sequences count, bool [B]; None: all.
         denominator: sequences that count in the whole batch.
     """
-    same_shape(
-        "kto_baseline", 1, nll_idk=nll_idk, ref_nll_idk=ref_nll_idk, **_given(counted=counted)
-    )
+    same_shape("kto_baseline", 1, nll_idk=nll_idk, ref_nll_idk=ref_nll_idk, counted=counted)
     ratio = _log_ratio(nll_idk, ref_nll_idk, counted)
     return jax.lax.stop_gradient(mean(ratio, counted, denominator))
 
@@ -416,7 +414,7 @@ def accumulate(
 
 def _kto_argument(loss: str, nll, ref_nll, baseline, beta, counted) -> jax.Array:
     positive(loss, "beta", beta)
-    same_shape(loss, 1, nll=nll, ref_nll=ref_nll, **_given(counted=counted))
+    same_shape(loss, 1, nll=nll, ref_nll=ref_nll, counted=counted)
     return jax.lax.stop_gradient(baseline) - beta * _log_ratio(nll, ref_nll, counted)
 
 
@@ -433,7 +431,3 @@ def _filled(lengths: jax.Array) -> jax.Array:
 
 def _unless_empty(loss: jax.Array, lengths: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(_filled(lengths)), loss, 0)
-
-
-def _given(**arrays) -> dict[str, Any]:
-    return {name: array for name, array in arrays.items() if array is not None}
