@@ -19,7 +19,7 @@ from jaxunlearn.comparison.models import ModelsJob, keys_of, run_lanes, training
 from jaxunlearn.comparison.settings import ATTRIBUTE_RENAMED, check_run
 from jaxunlearn.comparison.settings import AttributeSettings as Settings
 from jaxunlearn.comparison.study import network_for
-from jaxunlearn.core import losses, records, study
+from jaxunlearn.core import checks, losses, records, study
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.run_folder import Progress, RunFolder, run_record
 from jaxunlearn.core.study import Where
@@ -90,8 +90,7 @@ def _check(settings: Settings) -> None:
     check_settings("training", settings.training)
     check_run(settings.seed, settings.lane_width)
     for name, least in {"held_out": 3, "checkpoints": 0, "features": 1}.items():
-        if getattr(settings, name) < least:
-            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least {least}")
+        checks.at_least(name, getattr(settings, name), least)
     if not 0 < settings.l2 < np.inf:
         raise ValueError(f"l2 is {settings.l2}; it must be finite and positive")
     if settings.method not in ("ridge", "lasso", "difference"):

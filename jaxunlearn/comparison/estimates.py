@@ -16,7 +16,7 @@ from jaxunlearn import attribution
 from jaxunlearn.attribution import datamodels, members, trak
 from jaxunlearn.comparison.models import Job, ModelsJob, all_logits, keys_of, train_phase
 from jaxunlearn.comparison.settings import AttributeSettings, Estimates
-from jaxunlearn.core import keys
+from jaxunlearn.core import checks, keys
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.model import Model
@@ -28,8 +28,8 @@ from jaxunlearn.unlearn.scratch import train
 
 def check(estimates: Estimates, needs: set[str], n: int, n_models: int, training: Training) -> None:
     """Raises a ValueError for estimates that cannot be made, before anything is trained."""
-    if "oracle_logits" in needs and estimates.oracles < 0:
-        raise ValueError(f"estimates.oracles is {estimates.oracles}; it must be at least 0")
+    if "oracle_logits" in needs:
+        checks.at_least("estimates.oracles", estimates.oracles, 0)
     if "effect" not in needs:
         return
     if estimates.attribution not in ("ridge", "lasso", "difference", "trak"):

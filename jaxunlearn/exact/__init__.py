@@ -36,9 +36,7 @@ __getattr__, __dir__ = exports(
         "settings",
         "simulation",
         "sliceable",
-        "state",
         "store",
-        "weights",
     ),
     {"Plan": "plan", "Service": "service", "StageRecipe": "plan", "Store": "store"},
 )
