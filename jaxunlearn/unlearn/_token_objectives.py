@@ -243,13 +243,8 @@ def muse_legacy_simnpo(logits: jax.Array, *, beta, gamma=0.0, denominator=None) 
     """SimNPO as its authors' code for MUSE has it, a known defect, for comparison only.
 
     It takes raw logits for log-probabilities: -(2/beta) times the mean over all B * T * V entries
-    of log sigmoid(beta (-model - gamma)) (Unlearn-Simple, issue 5).
-
-    Args:
-        logits: the model's, [B, T, V].
-        beta: inverse temperature, > 0.
-        gamma: margin.
-        denominator: entries of the whole batch.
+    of log sigmoid(beta (-model - gamma)) (Unlearn-Simple, issue 5). Arguments are those of
+    `muse_legacy_npo`, and `gamma`, the margin.
     """
     positive("muse_legacy_simnpo", "beta", beta)
     same_shape("muse_legacy_simnpo", 3, logits=logits)

@@ -322,15 +322,8 @@ def kto_sigmoid(
 ) -> jax.Array:
     """KTO in NPO's code: 1 - (2/beta) mean sigmoid(baseline + beta (nll - ref_nll)).
 
-    The mean runs over sequences.
-
-    Args:
-        nll: NLL of the forget responses, [B].
-        ref_nll: the same of the model before unlearning, [B]; a constant.
-        baseline: `kto_baseline` of the whole batch, []; a constant.
-        beta: inverse temperature, > 0.
-        counted: which sequences count, bool [B]; None: all.
-        denominator: sequences that count in the whole batch.
+    The mean runs over sequences. Arguments are those of `npo`, and `baseline`, a constant [], the
+    `kto_baseline` of the whole batch.
     """
     x = _kto_argument("kto_sigmoid", nll, ref_nll, baseline, beta, counted)
     return mean(1 - 2 / beta * jax.nn.sigmoid(x), counted, denominator)
