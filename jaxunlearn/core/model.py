@@ -112,21 +112,19 @@ def stateless(
     """
 
     def switched(
-        params: Tree,
-        stats: Tree,
-        *inputs: Any,
-        train: bool = False,
-        key: Key | None = None,
-        statistics: str | float | None = None,
-        update_statistics: bool | None = None,
-        random: bool | None = None,
-        **static: Any,
+        params: Tree, stats: Tree, *inputs: Any, key: Key | None = None, **static: Any
     ) -> tuple[Any, Tree]:
         del key
-        switches(train, statistics, update_statistics, random)
+        _take_switches(static)
         return apply(params, stats, *inputs, **static)
 
     return Model(init, switched)
+
+
+def _take_switches(static: dict[str, Any]) -> Switches:
+    """Takes the switches out of the arguments of a call."""
+    names = [name for name in inspect.signature(switches).parameters if name in static]
+    return switches(**{name: static.pop(name) for name in names})
 
 
 def predict(model: Model, params: Tree, stats: Tree, x: jax.Array, chunk: int = 500) -> jax.Array:
@@ -182,18 +180,10 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         return _to_strings(nnx.to_pure_dict(params)), _to_strings(nnx.to_pure_dict(stats))
 
     def apply(
-        params: Tree,
-        stats: Tree,
-        *inputs: Any,
-        train: bool = False,
-        key: Key | None = None,
-        statistics: str | float | None = None,
-        update_statistics: bool | None = None,
-        random: bool | None = None,
-        **static: Any,
+        params: Tree, stats: Tree, *inputs: Any, key: Key | None = None, **static: Any
     ) -> tuple[Any, Tree]:
-        asked = switches(train, statistics, update_statistics, random)
-        static |= border.arguments(asked, key, "random" if random else "train")
+        by = "random" if static.get("random") else "train"
+        static |= border.arguments(_take_switches(static), key, by)
         module = nnx.merge(
             graphdef, _to_original(params, like_params), _to_original(stats, like_stats)
         )
@@ -222,7 +212,7 @@ class _Border(NamedTuple):
     has_statistics: bool
 
     def arguments(self, asked: Switches, key: Key | None, by: str) -> dict[str, Any]:
-        """Those of the call; random numbers were asked for `by` an argument of that name."""
+        """The arguments of the call; the one named `by` asked for random numbers."""
         given: dict[str, Any] = {"statistics": asked.statistics, "random": asked.random, "key": key}
         if "key" in self.accepted and asked.random and key is None:
             raise ValueError(
