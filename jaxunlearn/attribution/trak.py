@@ -336,21 +336,8 @@ def effect(
 ) -> np.ndarray:
     """`attribute(...)[forget].sum(0)`, without the scores of all points on all targets.
 
-    Args:
-        model: see `attribute`, as `checkpoints`, `train`, `targets`, `key`, and all settings.
-        checkpoints: trained models.
-        train: inputs and labels.
-        targets: inputs and labels.
-        forget: indices of training points, int [f].
-        key: the projections' key.
-        l2: in units of the mean diagonal entry.
-        dim: numbers per feature.
-        output: the targets' output.
-        projection: distribution.
-        hessian: see `attribute`.
-        chunk: examples at once.
-        stores: for the features.
-        callback: called with the number of checkpoints that are done.
+    Arguments are those of `attribute`, and `forget`, indices of training points, int [f].
+    `callback` is called with the number of checkpoints that are done.
 
     Returns:
         float64 [m, T]: what training on the points adds to every output of every target.

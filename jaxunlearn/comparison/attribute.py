@@ -15,17 +15,14 @@ from jaxunlearn import data as datasets
 from jaxunlearn import evaluate
 from jaxunlearn.attribution import datamodels, members, trak
 from jaxunlearn.comparison import estimates
-from jaxunlearn.comparison.models import check_finite, keys_of, ticking, training_of_one
+from jaxunlearn.comparison.models import ModelsJob, keys_of, run_lanes, training_of_one
 from jaxunlearn.comparison.settings import ATTRIBUTE_RENAMED, check_run
 from jaxunlearn.comparison.settings import AttributeSettings as Settings
 from jaxunlearn.comparison.study import network_for
-from jaxunlearn.core import ensemble, keys, losses, records, study
+from jaxunlearn.core import checks, losses, records, study
 from jaxunlearn.core import mesh as meshes
-from jaxunlearn.core.checkpoint import BlockStore
-from jaxunlearn.core.model import Model
 from jaxunlearn.core.run_folder import Progress, RunFolder, run_record
 from jaxunlearn.core.study import Where
-from jaxunlearn.data import Dataset
 from jaxunlearn.unlearn import Problem
 from jaxunlearn.unlearn.methods import check_settings
 
@@ -34,17 +31,8 @@ _READ_OFF = ("targets", "shown", "method")
 
 
 @dataclasses.dataclass(frozen=True)
-class Job(study.Job[Settings]):
+class Job(ModelsJob[Settings]):
     """Work whose settings have been checked and whose folder is ready; see `prepare`."""
-
-    dataset: Dataset
-    model: Model
-
-    @property
-    def problem(self) -> Problem:
-        """The training set; nothing is to be forgotten."""
-        x, y = jnp.asarray(self.dataset.x_train), jnp.asarray(self.dataset.y_train)
-        return Problem(x, y, None, None, self.dataset.n_classes)
 
     @property
     def phases(self) -> dict[str, float]:
@@ -86,12 +74,14 @@ def prepare(settings: Settings, where: Where) -> Job:
     record = run_record(settings, data=dataset.arrays)
     for name in _READ_OFF:
         del record["settings"][name]
+    x, y = jnp.asarray(dataset.x_train), jnp.asarray(dataset.y_train)
     return Job(
         settings=settings,
         record=record,
         folder=RunFolder(where.out, record, {}, where.resume, ATTRIBUTE_RENAMED),
         mesh=where.mesh or meshes.make({"models": 1}),
         dataset=dataset,
+        problem=Problem(x, y, None, None, dataset.n_classes),  # nothing is to be forgotten
         model=model,
     )
 
@@ -100,8 +90,7 @@ def _check(settings: Settings) -> None:
     check_settings("training", settings.training)
     check_run(settings.seed, settings.lane_width)
     for name, least in {"held_out": 3, "checkpoints": 0, "features": 1}.items():
-        if getattr(settings, name) < least:
-            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least {least}")
+        checks.at_least(name, getattr(settings, name), least)
     if not 0 < settings.l2 < np.inf:
         raise ValueError(f"l2 is {settings.l2}; it must be finite and positive")
     if settings.method not in ("ridge", "lasso", "difference"):
@@ -175,26 +164,9 @@ def _conclude(
 
 def _members(job: Job, phase: str, n_members: int, progress: Progress) -> members.Outputs:
     """Trains the members of a phase; their logits on all points."""
-    settings, data = job.settings, job.dataset
-    first = {"members": 0, "held_out": settings.members}[phase]
-    masks = estimates.member_masks(
-        settings.seed, first + n_members, len(data.x_train), settings.subset_fraction
-    )
-    return estimates.train_members(
-        job.folder.path / "lanes" / phase,
-        job.model,
-        settings.training,
-        job.problem,
-        data.x_val,
-        masks[first:],
-        seed=settings.seed,
-        first=first,
-        width=settings.lane_width,
-        record=estimates.member_record(settings, job.record),
-        mode=ensemble.pick_mode(settings.model != "mlp"),
-        mesh=job.mesh,
-        callback=ticking(job.folder, phase, n_members, progress),
-    )
+    first = {"members": 0, "held_out": job.settings.members}[phase]
+    part = job.settings.subset_fraction
+    return estimates.train_members(job, phase, n_members, part, progress, first)
 
 
 def _margins(job: Job, sink: members.Outputs) -> tuple[np.ndarray, np.ndarray]:
@@ -209,42 +181,24 @@ def _margins(job: Job, sink: members.Outputs) -> tuple[np.ndarray, np.ndarray]:
 
 def _checkpoints(job: Job, progress: Progress) -> dict[str, Any]:
     """Models on all data: parameters and statistics, leading axis the models."""
-    settings, data = job.settings, job.dataset
-    return ensemble.run(
+    settings = job.settings
+    return run_lanes(
+        job,
+        "checkpoints",
         training_of_one(job.model, settings.training),
-        {
-            "problem": job.problem,
-            "x_val": jnp.asarray(data.x_val),
-            "indices": jnp.arange(len(data.x_train)),
-        },
         keys_of(settings.seed, "full", settings.checkpoints),
-        width=min(settings.lane_width, settings.checkpoints),
-        mode=ensemble.pick_mode(settings.model != "mlp"),
-        mesh=job.mesh,
-        store=job.folder.lanes("checkpoints"),
-        check=lambda lane, first: check_finite("checkpoints", lane, first),
-        callback=ticking(job.folder, "checkpoints", settings.checkpoints, progress),
+        progress,
+        min(settings.lane_width, settings.checkpoints),
+        job.folder.lanes("checkpoints"),
+        indices=np.arange(len(job.dataset.x_train)),
     )
 
 
 def _trak(job: Job, full: dict[str, Any], progress: Progress) -> np.ndarray:
     """Scores of the training points on the margins of the validation points, [n, m]."""
-    settings, data = job.settings, job.dataset
+    settings, targets = job.settings, (job.dataset.x_val, job.dataset.y_val)
     progress("trak", 0, settings.checkpoints)
-    checkpoints = [
-        jax.tree.map(lambda a, i=i: jnp.asarray(a[i]), (full["params"], full.get("stats", {})))
-        for i in range(settings.checkpoints)
-    ]
-    scores = trak.attribute(
-        job.model,
-        checkpoints,
-        (data.x_train, data.y_train),
-        (data.x_val, data.y_val),
-        keys.fold(jax.random.key(settings.seed), "trak"),
-        l2=settings.l2,
-        dim=settings.features,
-        stores=lambda name: BlockStore(job.folder.path / "lanes" / "trak" / name),
-    )
+    scores = estimates.by_trak(trak.attribute, job, full, settings, targets)
     progress("trak", settings.checkpoints, settings.checkpoints)
     return scores[..., 0]
 

@@ -14,12 +14,13 @@ import numpy as np
 
 from jaxunlearn import attribution
 from jaxunlearn.attribution import datamodels, members, trak
-from jaxunlearn.comparison.models import Job, Progress, all_logits, keys_of, ticking, train_phase
-from jaxunlearn.comparison.settings import Estimates
-from jaxunlearn.core import keys
+from jaxunlearn.comparison.models import Job, ModelsJob, all_logits, keys_of, train_phase
+from jaxunlearn.comparison.settings import AttributeSettings, Estimates
+from jaxunlearn.core import checks, keys
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.model import Model
+from jaxunlearn.core.run_folder import Progress, ticking
 from jaxunlearn.unlearn import Problem
 from jaxunlearn.unlearn.method_settings import Training
 from jaxunlearn.unlearn.scratch import train
@@ -27,8 +28,8 @@ from jaxunlearn.unlearn.scratch import train
 
 def check(estimates: Estimates, needs: set[str], n: int, n_models: int, training: Training) -> None:
     """Raises a ValueError for estimates that cannot be made, before anything is trained."""
-    if "oracle_logits" in needs and estimates.oracles < 0:
-        raise ValueError(f"estimates.oracles is {estimates.oracles}; it must be at least 0")
+    if "oracle_logits" in needs:
+        checks.at_least("estimates.oracles", estimates.oracles, 0)
     if "effect" not in needs:
         return
     if estimates.attribution not in ("ridge", "lasso", "difference", "trak"):
@@ -123,8 +124,10 @@ def _effect(job: Job, full: dict[str, Any], progress: Progress) -> tuple[np.ndar
     store = job.folder.lanes("effect")
     if 0 not in store:
         forget = np.asarray(job.problem.forget)
-        uses_trak = job.settings.estimates.attribution == "trak"
-        sink = None if uses_trak else _train_members(job, progress)
+        estimates, sink = job.settings.estimates, None
+        if estimates.attribution != "trak":
+            part = estimates.subset_fraction
+            sink = train_members(job, "members", estimates.members, part, progress)
         with meshes.together():
             if meshes.is_first():
                 if sink is None:
@@ -146,80 +149,50 @@ def _n_gradients(job: Job) -> int:
     return estimates.members * training.epochs * batches * training.batch_size
 
 
-def _train_members(job: Job, progress: Progress) -> members.Outputs:
-    settings, estimates = job.settings, job.settings.estimates
-    return train_members(
-        job.folder.path / "lanes" / "members",
-        job.model,
-        settings.training,
-        job.problem,
-        job.dataset.x_val,
-        member_masks(
-            settings.seed,
-            estimates.members,
-            len(job.dataset.x_train),
-            estimates.subset_fraction,
-        ),
-        seed=settings.seed,
-        width=settings.lane_width,
-        record=member_record(settings, job.record),
-        mode=job.mode,
-        mesh=job.mesh,
-        callback=ticking(job.folder, "members", estimates.members, progress),
-    )
-
-
-def member_masks(seed: int, n_members: int, n: int, subset_fraction: float) -> np.ndarray:
-    """The subsets of a run's members, bool [M, n]; more members have the same ones first."""
-    key = keys.fold(jax.random.key(seed), "masks")
-    return attribution.masks.exact(key, n_members, n, subset_fraction)
-
-
-def member_record(settings: Any, record: dict[str, Any]) -> dict[str, Any]:
-    """What decides the outputs of a run's members beside their training, subsets and keys."""
-    return {
-        "data_sha256": record["settings"]["data_sha256"],
-        "model": [settings.model, settings.multiply_adds],
-    }
-
-
 def train_members(
-    path: Path,
-    model: Model,
-    training: Training,
-    problem: Problem,
-    x_val: Any,
-    masks: np.ndarray,
-    *,
-    seed: int,
+    job: ModelsJob[Any],
+    phase: str,
+    n_members: int,
+    subset_fraction: float,
+    progress: Progress,
     first: int = 0,
-    width: int,
-    record: dict[str, Any],
-    **how: Any,
 ) -> members.Outputs:
-    """Trains a model on each subset and stores its logits on all points, [M, n + m, K].
+    """Trains a model on each of M random subsets; stores its logits on all points, [M, n + m, K].
+
+    Subsets and keys follow from the seed and a member's number; they and the store do not depend on
+    a forget set.
 
     Args:
-        path: the folder of the store; it does not depend on a forget set.
-        model: the network.
-        training: how members are trained: as full models are.
-        problem: its training set is read.
-        x_val: validation inputs.
-        masks: bool [M, n].
-        seed: of the members.
+        job: a comparison or an attribution; members are trained as its full models are.
+        phase: name of the phase and of the store's folder.
+        n_members: M.
+        subset_fraction: the part of the training set that each is trained on.
+        progress: called as members finish.
         first: number of the first one, among all members of that seed.
-        width: members per lane.
-        record: what else decides the outputs.
-        **how: `mode`, `mesh` and `callback` of `members.run`.
     """
-    shape = (len(problem.x) + len(x_val), problem.n_classes)
-    record = record | {"training": dataclasses.asdict(training)}
-    seeds = keys_of(seed, "members", first + len(masks))[first:]
-    width = min(width, len(masks))
-    sink = members.Outputs(path, masks, seeds, shape, width=width, record=record)
+    settings, problem, x_val = job.settings, job.problem, job.dataset.x_val
+    key, n_all = keys.fold(jax.random.key(settings.seed), "masks"), first + n_members
+    sink = members.Outputs(
+        job.folder.path / "lanes" / phase,
+        attribution.masks.exact(key, n_all, len(problem.x), subset_fraction)[first:],
+        keys_of(settings.seed, "members", n_all)[first:],
+        (len(problem.x) + len(x_val), problem.n_classes),
+        width=min(settings.lane_width, n_members),
+        record={
+            "data_sha256": job.record["settings"]["data_sha256"],
+            "model": [settings.model, settings.multiply_adds],
+            "training": dataclasses.asdict(settings.training),
+        },
+    )
     # The forget set is no part of it, so that the program is that of every forget set.
-    shared = {"x": problem.x, "y": problem.y, "x_val": jnp.asarray(x_val)}
-    members.run(_member(model, training, problem.n_classes), shared, sink, **how)
+    members.run(
+        _member(job.model, settings.training, problem.n_classes),
+        {"x": problem.x, "y": problem.y, "x_val": jnp.asarray(x_val)},
+        sink,
+        mode=job.mode,
+        mesh=job.mesh,
+        callback=ticking(job.folder, phase, n_members, progress),
+    )
     return sink
 
 
@@ -247,20 +220,41 @@ def _of_members(job: Job, sink: members.Outputs, forget: np.ndarray, progress) -
 
 def _of_gradients(job: Job, full: dict[str, Any], forget: np.ndarray, progress) -> np.ndarray:
     estimates, data = job.settings.estimates, job.dataset
-    checkpoints = [
-        jax.tree.map(lambda a, i=i: jnp.asarray(a[i]), (full["params"], full.get("stats", {})))
-        for i in range(estimates.checkpoints)
-    ]
     x, y = (np.concatenate(a) for a in ((data.x_train, data.x_val), (data.y_train, data.y_val)))
-    return trak.effect(
+    callback = lambda done: progress("effect", done, estimates.checkpoints)  # noqa: E731
+    return by_trak(trak.effect, job, full, estimates, (x, y), forget, callback=callback)
+
+
+def by_trak(
+    function: Callable[..., np.ndarray],
+    job: ModelsJob[Any],
+    full: dict[str, Any],
+    settings: Estimates | AttributeSettings,
+    *points: Any,
+    **options: Any,
+) -> np.ndarray:
+    """`trak.attribute` or `trak.effect` from the first full models, resumable in the job's folder.
+
+    Args:
+        function: one of these two.
+        job: a comparison or an attribution.
+        full: parameters and statistics of full models, leading axis the models.
+        settings: their `checkpoints`, `features` and `l2` are read.
+        *points: targets, and for `effect` the forget set.
+        **options: passed on.
+    """
+    weights, data = (full["params"], full.get("stats", {})), job.dataset
+    return function(
         job.model,
-        checkpoints,
+        [
+            jax.tree.map(lambda a, i=i: jnp.asarray(a[i]), weights)
+            for i in range(settings.checkpoints)
+        ],
         (data.x_train, data.y_train),
-        (x, y),
-        forget,
+        *points,
         keys.fold(jax.random.key(job.settings.seed), "trak"),
-        l2=estimates.l2,
-        dim=estimates.features,
+        l2=settings.l2,
+        dim=settings.features,
         stores=lambda name: BlockStore(job.folder.path / "lanes" / "trak" / name),
-        callback=lambda done: progress("effect", done, estimates.checkpoints),
+        **options,
     )

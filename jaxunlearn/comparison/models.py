@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.comparison.settings import Settings
+from jaxunlearn.comparison.settings import AttributeSettings, Settings
 from jaxunlearn.core import ensemble, finite, keys, study
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.checks import NonFiniteError
@@ -25,11 +25,19 @@ from jaxunlearn.unlearn.scratch import train
 Methods: TypeAlias = Mapping[str, tuple[Callable[..., Unlearned], Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Job(study.Job[Settings]):
-    """A comparison whose settings have been checked and whose folder is ready; see `prepare`."""
+S = TypeVar("S", bound=Settings | AttributeSettings)
 
-    methods: Methods
+
+@dataclasses.dataclass(frozen=True)
+class ModelsJob(study.Job[S]):
+    """Work on many models of one network and one data set.
+
+    Attributes:
+        dataset: the data set.
+        problem: its training set on the device, and what is to be forgotten.
+        model: the network.
+    """
+
     dataset: Dataset
     problem: Problem
     model: Model
@@ -38,6 +46,13 @@ class Job(study.Job[Settings]):
     def mode(self) -> ensemble.Mode:
         """How the models of a lane are computed."""
         return ensemble.pick_mode(self.settings.model != "mlp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job(ModelsJob[Settings]):
+    """A comparison whose settings have been checked and whose folder is ready; see `prepare`."""
+
+    methods: Methods
 
     @property
     def needs(self) -> set[str]:
@@ -68,7 +83,7 @@ def train_phase(
     """Trains the models of a phase on some rows; returns parameters, statistics and logits."""
     one = training_of_one(job.model, job.settings.training)
     members = keys_of(job.settings.seed, phase, n_models)
-    return _run_lanes(job, phase, one, members, store, progress, job.problem, indices=indices)
+    return run_lanes(job, phase, one, members, progress, _width(job), store, indices=indices)
 
 
 def forget_phase(
@@ -97,7 +112,8 @@ def forget_phase(
     seeds = keys_of(job.settings.seed, name.partition("@")[0], n_models)
     members = (full["params"], full.get("stats", {}), seeds, by_model or {})
     one = _forgetting_of_one(job.model, method, settings)
-    return _run_lanes(job, name, one, members, store, progress, problem or job.problem)
+    problem = problem or job.problem
+    return run_lanes(job, name, one, members, progress, _width(job), store, problem=problem)
 
 
 # The same model and settings give the same function, so that a second comparison in this process
@@ -144,28 +160,33 @@ def keys_of(seed: int, phase: str, n_models: int) -> jax.Array:
     return jax.vmap(lambda i: keys.fold(root, i))(jnp.arange(n_models))
 
 
-def _run_lanes(
-    job: Job,
+def _width(job: Job) -> int:
+    """Fewer models than fill a lane are padded: their program is that of the other phases."""
+    return min(job.settings.lane_width, job.settings.n_models)
+
+
+def run_lanes(
+    job: ModelsJob[Any],
     phase: str,
     one: Callable,
     members: Any,
-    store: BlockStore,
     progress: Progress,
-    problem: Problem,
+    width: int,
+    store: BlockStore,
     **shared: Any,
 ) -> dict[str, Any]:
+    """Computes the models of a phase in lanes; `shared` is what `one` reads beside the data."""
+    shared = {"problem": job.problem, "x_val": job.dataset.x_val} | shared
     n_models = len(jax.tree.leaves(members)[0])
-    shared = {"problem": problem, "x_val": job.dataset.x_val} | shared
     return ensemble.run(
         one,
         jax.tree.map(jnp.asarray, shared),
         members,
-        # Fewer models than fill a lane are padded: their program is that of the other phases.
-        width=min(job.settings.lane_width, job.settings.n_models),
+        width=width,
         mode=job.mode,
         mesh=job.mesh,
         store=store,
-        check=lambda lane, first: check_finite(phase, lane, first),
+        check=functools.partial(_check_finite, phase),
         callback=ticking(job.folder, phase, n_models, progress),
     )
 
@@ -176,7 +197,7 @@ def all_logits(model: Model, shared: dict[str, Any], result: Unlearned) -> jax.A
     return predict(model, result.params, result.stats, x)
 
 
-def check_finite(phase: str, lane: dict[str, np.ndarray], first: int) -> None:
+def _check_finite(phase: str, lane: dict[str, np.ndarray], first: int) -> None:
     """Raises a NonFiniteError for a model of a lane whose loss or outputs are not finite."""
     losses = lane["losses"]
     finite.check_members(lambda i: f"{phase}: the loss of member {i}", losses, first)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from jaxunlearn.core import checks
 from jaxunlearn.unlearn.method_settings import Training
 
 Attribution = Literal["ridge", "lasso", "difference", "trak"]
@@ -128,8 +129,7 @@ def check_run(seed: int, lane_width: int) -> None:
     """Raises a ValueError for a seed or a lane that no run can have."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; it must lie in 0 to 2**32 - 1")
-    if lane_width < 1:
-        raise ValueError(f"lane_width is {lane_width}; it must be at least 1")
+    checks.at_least("lane_width", lane_width, 1)
 
 
 # Settings that had other names in folders of earlier runs: {then: now}.

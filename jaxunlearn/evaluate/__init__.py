@@ -11,8 +11,7 @@ equivalence.
 from jaxunlearn.core.losses import margins
 from jaxunlearn.evaluate import language, memorization, muse, paths, tofu
 from jaxunlearn.evaluate._epsilon import forgetting_epsilon
-from jaxunlearn.evaluate._floor import noise_floor, standard_error
-from jaxunlearn.evaluate._klom import klom, renyi
+from jaxunlearn.evaluate._klom import klom, noise_floor, renyi, standard_error
 from jaxunlearn.evaluate._lds import lds
 from jaxunlearn.evaluate._membership import membership_auc
 from jaxunlearn.evaluate._rouge import rouge_l

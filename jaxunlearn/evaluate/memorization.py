@@ -29,15 +29,10 @@ if TYPE_CHECKING:
 def probability(stats: "TokenStats", *, drop_last: bool = False) -> np.ndarray:
     """exp(mean log-probability): the geometric mean of the probabilities of a response's tokens.
 
-    Args:
-        stats: token statistics of B responses.
-        drop_last: leave out the last label of each response.
+    Arguments and errors are those of `loss`.
 
     Returns:
         float64 [B] in [0, 1].
-
-    Raises:
-        ValueError: a response without tokens, or log-probabilities that are not finite.
     """
     return np.exp(-loss(stats, drop_last=drop_last))
 
@@ -71,15 +66,10 @@ def extraction_strength(stats: "TokenStats", *, drop_last: bool = True) -> np.nd
     | the last one wrong      | 1/n    |
     | without tokens          | 0      |
 
-    Args:
-        stats: token statistics of B responses.
-        drop_last: leave out the last label of each response, as open-unlearning does.
+    Arguments and errors are those of `exact_memorization`.
 
     Returns:
         float64 [B] in [0, 1].
-
-    Raises:
-        ValueError: shapes or types that do not fit.
     """
     valid = _valid(stats, drop_last)
     right_to_the_end = np.logical_and.accumulate((_hit(stats, valid) | ~valid)[:, ::-1], axis=1)
@@ -131,16 +121,7 @@ def min_k_plus_plus(stats: "TokenStats", k: float = 0.4, *, drop_last: bool = Fa
     (logp - mean)/sqrt(max(variance, 1e-6)), mean and variance being those of the log-probabilities
     of all tokens under the model's distribution at that position.
 
-    Args:
-        stats: token statistics of B responses.
-        k: see `min_k`.
-        drop_last: see `min_k`.
-
-    Returns:
-        float64 [B], low for members.
-
-    Raises:
-        ValueError: as `min_k`.
+    Arguments, result and errors are those of `min_k`.
     """
     valid = _valid(stats, drop_last)
     logp, mean, variance = (_field(stats, f, valid) for f in ("logp", "mean", "variance"))

@@ -57,7 +57,7 @@ def knowmem(answers: Sequence[str], references: Sequence[str], *, seed: int = 0)
         seed: seed of the bootstrap.
 
     Raises:
-        ValueError: no texts, or other than two sequences of equally many strings.
+        ValueError: as `verbmem`.
     """
     answers = [cut_answer(answer) for answer in strings("answers", answers)]
     return _memory(rouge_l(answers, references, stem=False)["f1"], seed)

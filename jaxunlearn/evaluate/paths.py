@@ -146,16 +146,7 @@ def jeffreys(logits_p: jax.Array, logits_q: jax.Array, mask: jax.Array) -> jax.A
 def logit_distance(logits_p: jax.Array, logits_q: jax.Array, mask: jax.Array) -> jax.Array:
     """The distance d of retrain equivalence: mean squared L2 distance of two models' outputs.
 
-    Args:
-        logits_p: one model's, [..., V].
-        logits_q: the other's on the same inputs, [..., V].
-        mask: which positions count, bool or 0/1, [...].
-
-    Returns:
-        float32 (or wider, as the logits), []. Under `jax.jit` an empty mask gives NaN.
-
-    Raises:
-        ValueError: shapes that do not fit, or a mask without positions.
+    Arguments and errors are those of `jeffreys`, and so are the result's type and shape.
     """
     return _squared_distance(*_models("logit_distance", logits_p, logits_q, mask))
 

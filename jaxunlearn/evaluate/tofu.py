@@ -19,18 +19,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from jaxunlearn.evaluate._checks import finite
-from jaxunlearn.evaluate.memorization import probability
-
-__all__ = [
-    "PARTS",
-    "forget_quality",
-    "model_utility",
-    "option_probability",
-    "probability",
-    "truth_ratio",
-    "truth_ratio_of_forgotten",
-    "truth_ratio_of_others",
-]
+from jaxunlearn.evaluate.memorization import probability as probability
 
 PARTS = tuple(
     f"{group}_{measure}"

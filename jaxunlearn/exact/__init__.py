@@ -17,7 +17,6 @@ __getattr__, __dir__ = exports(
     __name__,
     (
         "alternatives",
-        "creation",
         "curves",
         "deletion",
         "examples",
@@ -37,9 +36,7 @@ __getattr__, __dir__ = exports(
         "settings",
         "simulation",
         "sliceable",
-        "state",
         "store",
-        "weights",
     ),
     {"Plan": "plan", "Service": "service", "StageRecipe": "plan", "Store": "store"},
 )

@@ -54,12 +54,8 @@ def retraining_at_once(plan: plans.Plan, hits: Any) -> np.ndarray:
 def retraining_when_dead(plan: plans.Plan, hits: Any) -> np.ndarray:
     """Examples read so far by a system that trains everything anew once all shards are dead.
 
-    Args:
-        plan: the plan; prefixes that orders share are trained once.
-        hits: int [..., R], see `simulation.requests`.
-
-    Returns:
-        int64 [..., R], steps times batch size since the first request.
+    Prefixes that orders share are trained once. Arguments and result are those of
+    `retraining_at_once`.
     """
     whole = sum(
         len(plan.prefixes(level)) * plan.n_steps(level) for level in range(1, plan.n_slices + 1)

@@ -1,9 +1,9 @@
 """The files of a store that never change, and what they say; read without JAX.
 
 plan.json              the plan and the network; its hash is the ledger's first entry
-base/HASH.npz          the frozen base, see `weights`
+base/HASH.npz          the frozen base, see `predictor.Weights`
 examples.json          ids, the groups that keep copies of one fact in one slice, and hashes
-orders/NUMBER.npz      a generation of an order of a shard, see `weights`
+orders/NUMBER.npz      a generation of an order of a shard, see `predictor.Weights`
 ledger.jsonl           see `ledger`
 """
 

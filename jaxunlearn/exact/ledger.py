@@ -131,20 +131,10 @@ class Ledger:
 
     def _read(self) -> list[Entry]:
         with self.path.open("rb", buffering=0) as file:
-            return self._read_from(file)
-
-    def _read_from(self, file: Any) -> list[Entry]:
-        size = os.fstat(file.fileno()).st_size
-        if size < self._end:
-            raise DamagedError(
-                f"{self.path} is damaged: it ends at byte {size}, but entry "
-                f"{len(self.entries) - 1} ended at {self._end}"
-            )
-        if self.entries:
             self._check_known_end(file)
-        file.seek(self._end)
+            file.seek(self._end)
+            *lines, rest = file.read().split(b"\n")
         new: list[Entry] = []
-        *lines, rest = file.read().split(b"\n")
         for line in lines:
             new.append(self._parsed(line))
             self.entries.append(new[-1])
@@ -158,6 +148,14 @@ class Ledger:
         return new
 
     def _check_known_end(self, file: Any) -> None:
+        size = os.fstat(file.fileno()).st_size
+        if size < self._end:
+            raise DamagedError(
+                f"{self.path} is damaged: it ends at byte {size}, but entry "
+                f"{len(self.entries) - 1} ended at {self._end}"
+            )
+        if not self.entries:
+            return
         last = self.entries[-1]
         line = _written(last) + b"\n"
         file.seek(self._end - len(line))

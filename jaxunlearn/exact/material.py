@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -63,22 +63,22 @@ def read(settings: Settings, data_dir: Path | None = None) -> Material:
     if settings.base is not None:
         mean, std = vit.normalisation(settings.base)
         reading = {"mean": list(mean), "std": list(std)}
-    images = _images(settings, reading, data_dir)
-    rows, public, base = np.arange(len(images.ids)), None, None
+    names, images = _images(settings, reading, data_dir)
+    x, y, n_classes = images.x_train, images.y_train, images.n_classes
+    rows, public, base = np.arange(len(names)), None, None
     if settings.base is None:
-        config = small_vit(settings, images.x.shape[1:], images.n_classes)
-        drawn, rows = _split(settings, len(images.ids))
-        public = {"x": images.x[drawn], "y": images.y[drawn]}
+        config = small_vit(settings, x.shape[1:], n_classes)
+        drawn, rows = _split(settings, len(names))
+        public = {"x": x[drawn], "y": y[drawn]}
     else:
-        config, base = vit.from_pretrained(settings.base, n_classes=images.n_classes)
-        if config.image != images.x.shape[1:]:
+        config, base = vit.from_pretrained(settings.base, n_classes=n_classes)
+        if config.image != x.shape[1:]:
             raise ValueError(
                 f"base reads images {list(config.image)}; those of {settings.data} are "
-                f"{list(images.x.shape[1:])}"
+                f"{list(x.shape[1:])}"
             )
-    ids = [images.ids[row] for row in rows]
-    examples = {"x": images.x[rows], "y": images.y[rows]}
-    reading |= {"classes": images.classes, "test": images.test}
+    ids, examples = [names[row] for row in rows], {"x": x[rows], "y": y[rows]}
+    reading |= {"classes": list(images.classes), "test": list(images.files_val)}
     return Material(ids, ids, examples, public, base, config, reading)
 
 
@@ -100,8 +100,8 @@ def examples_of(store: Predictor, moved: Moved = STAYED) -> tuple[list[str], Arr
         here = [name for name in left if (Path(settings.data) / name).is_file()]
         x, y = _from_folder(store, settings, here)
         return here, {"x": x, "y": y}
-    images = _images(settings, reading, moved.data_dir)
-    return images.ids, {"x": images.x, "y": images.y}
+    names, images = _images(settings, reading, moved.data_dir)
+    return names, {"x": images.x_train, "y": images.y_train}
 
 
 def test_of(store: Predictor, moved: Moved = STAYED) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +113,7 @@ def test_of(store: Predictor, moved: Moved = STAYED) -> tuple[np.ndarray, np.nda
     settings, reading = settings_of(store, moved), reading_of(store)
     if reading["classes"]:
         return _from_folder(store, settings, reading["test"])
-    images = _images(settings, reading, moved.data_dir)
+    _, images = _images(settings, reading, moved.data_dir)
     return images.x_val, images.y_val
 
 
@@ -182,20 +182,10 @@ def config_of(base: Path, n_classes: int) -> Config:
     return decoder.read_config(base)
 
 
-class _Images(NamedTuple):
-    """A set of images: rows with their ids, and what to judge by."""
-
-    ids: list[str]
-    x: np.ndarray
-    y: np.ndarray
-    x_val: np.ndarray
-    y_val: np.ndarray
-    n_classes: int
-    classes: list[str]
-    test: list[str]
-
-
-def _images(settings: Settings, reading: dict[str, Any], data_dir: Path | None) -> _Images:
+def _images(
+    settings: Settings, reading: dict[str, Any], data_dir: Path | None
+) -> tuple[list[str], data.Dataset]:
+    """Ids of the training images, and the set as a network reads it."""
     sizes = settings.n_train, settings.n_val
     if data.local_path(settings.data, data_dir) is None:
         loaded = data.load(settings.data, *sizes, data_dir=data_dir)
@@ -204,8 +194,7 @@ def _images(settings: Settings, reading: dict[str, Any], data_dir: Path | None) 
             loaded = data.load(settings.data, *sizes, data_dir=data_dir, cache_dir=cache)
     x, x_val = (scaled(images, reading) for images in (loaded.x_train, loaded.x_val))
     ids = list(loaded.files_train) or [f"train-{row}" for row in range(len(x))]
-    classes, test = list(loaded.classes), list(loaded.files_val)
-    return _Images(ids, x, loaded.y_train, x_val, loaded.y_val, loaded.n_classes, classes, test)
+    return ids, dataclasses.replace(loaded, x_train=x, x_val=x_val)
 
 
 def _from_folder(

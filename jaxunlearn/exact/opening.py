@@ -6,7 +6,6 @@ import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,13 +15,12 @@ from jaxunlearn.core import tree
 from jaxunlearn.core.keys import fold
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.exact import material, orders
-from jaxunlearn.exact.creation import check_new
 from jaxunlearn.exact.files import digest_of
 from jaxunlearn.exact.material import Arrays, Material, examples_of
 from jaxunlearn.exact.plan import Plan
 from jaxunlearn.exact.plan import make as make_plan
 from jaxunlearn.exact.pretraining import Pretraining, pretrain
-from jaxunlearn.exact.service import Service, create
+from jaxunlearn.exact.service import Service, check_new, create
 from jaxunlearn.exact.settings import Moved, Settings, check_same, record_of
 from jaxunlearn.exact.sliceable import Config
 from jaxunlearn.nn.images import vit
@@ -94,11 +92,10 @@ def open_or_create(
     kept = folder.with_name(f"{folder.name}.base")
     # Of these very settings and images: another base may have learned what this store holds.
     run = kept / digest_of([source, tree.digest(read.public or {})])[:16]
-    base, ids, examples = _base(settings, read, run, progress), read.ids, read.examples
-    options: dict[str, Any] = {"groups": read.groups, "source": source, "who": who}
-    service = create(folder, plan, read.config, base, ids, examples, **options)
+    given = plan, read.config, _base(settings, read, run, progress), read.ids, read.examples
+    service = create(folder, *given, groups=read.groups, source=source, who=who)
     shutil.rmtree(kept, ignore_errors=True)
-    return service, ids, examples
+    return service, read.ids, read.examples
 
 
 def _with_whole_paths(settings: Settings, data_dir: Path | None) -> Settings:

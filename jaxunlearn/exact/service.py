@@ -6,26 +6,29 @@ files are those of `files`.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxunlearn.core import tree
-from jaxunlearn.core.disk import DamagedError
+from jaxunlearn.core import checkpoint, tree
+from jaxunlearn.core.disk import DamagedError, sync_folder
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.exact import prefixes
-from jaxunlearn.exact.creation import lay_out
-from jaxunlearn.exact.examples import Examples, remaining
-from jaxunlearn.exact.files import digest_of, place_of
+from jaxunlearn.exact.examples import Examples, check_examples, remaining, row_digests
+from jaxunlearn.exact.files import check_id, digest_of, file_digest, place_of, write_json
 from jaxunlearn.exact.ledger import Ledger
 from jaxunlearn.exact.plan import Plan, Prefix
 from jaxunlearn.exact.predictor import Predictor
-from jaxunlearn.exact.sliceable import Config
+from jaxunlearn.exact.sliceable import Config, network_of, record_of
 from jaxunlearn.exact.store import Outcome
+from jaxunlearn.nn.images import vit
 
 __all__ = ["Outcome", "Service", "create", "place_of"]
 
@@ -61,8 +64,79 @@ def create(
             that the network cannot read, a slice with more of them than its capacity, or layers
             that do not suffice.
     """
-    lay_out(folder, plan, config, base, ids, examples, groups=groups, source=source, who=who)
+    folder, ids = Path(folder), list(ids)
+    groups = ids if groups is None else list(groups)
+    check_new(folder, plan, config, ids, groups)
+    check_examples(config, examples, len(ids))
+    # Under another name first: after a kill there is a whole store, or none.
+    new = folder.with_name(f".{folder.name}.new")
+    new.mkdir(parents=True, exist_ok=True)
+    lock = os.open(new, os.O_RDONLY)
+    try:
+        _lock(lock, f"another process makes {new} into a store")
+        for left in new.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        digests = row_digests(network_of(config), examples)
+        names = {"ids": ids, "groups": groups, "sha256": digests}
+        digest = _write(new, plan, config, base, names, source)
+        ledger = Ledger(new / "ledger.jsonl")
+        with ledger.writing():
+            ledger.append("plan", {"plan": digest, "examples": len(ids)}, who)
+        new.replace(folder)
+    finally:
+        os.close(lock)
+    sync_folder(folder.absolute().parent)
     return Service(folder)
+
+
+def _write(
+    folder: Path, plan: Plan, config: Config, base: Tree, names: dict[str, list[str]], source: Any
+) -> str:
+    """Writes what never changes in a store; returns the hash of its plan."""
+    stored = checkpoint.store_shared(folder / "base", base)
+    record = {
+        "plan": dataclasses.asdict(plan),
+        "network": record_of(config),
+        "base": stored,
+        "base_file": file_digest(folder / "base" / f"{stored}.npz"),
+        "examples": write_json(folder / "examples.json", names),
+        "source": source,
+    }
+    return write_json(folder / "plan.json", record)
+
+
+def _lock(file: Any, busy: str) -> None:
+    """Takes the lock of an open file, which only one process can have."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"{busy}; wait for it") from error
+
+
+def check_new(folder: Path, plan: Plan, config: Config, ids: list[str], groups: list[str]) -> None:
+    """Raises a ValueError where `create` cannot make a store."""
+    prefixes.check_plan(network_of(config), plan)
+    if plan.recipe.augment and not isinstance(config, vit.Config):
+        raise ValueError(f"augment is {list(plan.recipe.augment)}; it is for images, not for texts")
+    _check_ids(ids, groups)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"folder {folder} is a file or holds something already; choose another")
+    places = np.array([place_of(plan, group) for group in groups])
+    prefixes.arrange(plan, {"y": np.zeros(len(ids))}, places)  # raises if a slice is too full
+
+
+def _check_ids(ids: list[str], groups: list[str]) -> None:
+    if len(ids) != len(groups):
+        raise ValueError(f"groups has {len(groups)} entries; there are {len(ids)} ids")
+    for name in (*ids, *groups):
+        check_id(name)
+    if not ids:
+        raise ValueError("ids is empty; at least one example is needed")
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise ValueError(f"id {name!r} is there twice")
+        seen.add(name)
 
 
 class Service(Predictor):
@@ -107,13 +181,8 @@ class Service(Predictor):
     ) -> list[tuple[int, int]]:
         """Trains anew the orders that lost stages, on what was not deleted, while others serve.
 
-        Args:
-            examples: see `train`.
-            ids: see `train`.
-            below: orders with fewer stages than this are trained; by default all that lost any.
-            who: name for the ledger.
-            mesh: devices that share the lanes.
-            progress: see `prefixes.train`.
+        Arguments are those of `train`; `below`: only orders with fewer stages than this are
+        trained, by default all that lost any.
 
         Returns:
             The orders (shard, order) that were trained.
@@ -132,12 +201,7 @@ class Service(Predictor):
     def _training(self) -> Iterator[None]:
         """Holds the lock of the one process that trains."""
         with (self.folder / "training.lock").open("wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"another process trains the store {self.folder}; wait for it"
-                ) from error
+            _lock(lock, f"another process trains the store {self.folder}")
             yield
 
     def _train(

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxunlearn.core import adapters, chunks, tree
 from jaxunlearn.core.tree import Tree
-from jaxunlearn.exact.deletion import Served
+from jaxunlearn.exact.deletion import Served, combine
 from jaxunlearn.exact.plan import Plan
 from jaxunlearn.exact.prefixes import Weights, window
 from jaxunlearn.exact.sliceable import Network
@@ -100,11 +100,8 @@ def predict(
     Raises:
         ValueError: no shard is alive.
     """
-    if not alive.any():
-        raise ValueError("no shard is alive: the ensemble must be trained again")
-    return np.concatenate(
-        [part[alive].mean(0) for part in _parts(network, plan, base, chosen, examples, chunk)]
-    )
+    parts = _parts(network, plan, base, chosen, examples, chunk)
+    return np.concatenate([combine(part, alive) for part in parts])
 
 
 def all_outputs(

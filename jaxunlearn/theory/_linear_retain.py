@@ -70,19 +70,11 @@ def growth_rate(
     It is the largest log |1 + e| over those eigenvalues e of M_U - lambda M_R in whose directions
     Delta_0 has a part. Divergence is e > 0; or e < -2, a step too long for the retain set.
 
-    Args:
-        delta: as in `difference`.
-        x_forget: as in `difference`.
-        lr: as in `difference`.
-        x_retain: as in `difference`.
-        retain_weight: as in `difference`.
+    Arguments and errors are those of `difference`.
 
     Returns:
         A number; exactly 0 if a part of the difference stays and none grows, -infinity if there is
         no difference.
-
-    Raises:
-        ValueError: as `difference`.
     """
     delta, x_forget, x_retain, weight = check.with_retain(delta, x_forget, x_retain, retain_weight)
     return _growth_rate(delta, x_forget, x_retain, check.positive("lr", lr), weight)

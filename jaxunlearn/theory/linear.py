@@ -243,8 +243,7 @@ def divergence_bound(
 
     Raises:
         ValueError: shapes that do not fit; `lr` that is not positive; steps that are negative or
-            not whole; forget rows that are linearly dependent or more than d; fewer test points
-            than forget rows.
+            not whole; dependent or more than d forget rows; fewer test points than forget rows.
     """
     delta, x_forget, x_test = check.problem(theta_a, theta_b, x_forget, x_test)
     return _divergence_bound(
@@ -263,19 +262,11 @@ def impossible_from_step(
 ) -> Array:
     """Corollary 1: from this step on, one of two models is eps away from any retrained model.
 
-    Args:
-        theta_a: as in `divergence_bound`.
-        theta_b: as in `divergence_bound`.
-        x_forget: as in `divergence_bound`.
-        x_test: as in `divergence_bound`.
-        lr: as in `divergence_bound`.
-        eps: the `distance` that retrain equivalence would allow, positive.
+    Arguments and errors are those of `divergence_bound`; `eps`, which must be positive, is the
+    `distance` that retrain equivalence would allow.
 
     Returns:
         A whole number; 0 or less means always, infinity never.
-
-    Raises:
-        ValueError: as `divergence_bound`, or `eps` that is not positive.
     """
     delta, x_forget, x_test = check.problem(theta_a, theta_b, x_forget, x_test)
     return _impossible_from_step(

@@ -243,13 +243,8 @@ def muse_legacy_simnpo(logits: jax.Array, *, beta, gamma=0.0, denominator=None) 
     """SimNPO as its authors' code for MUSE has it, a known defect, for comparison only.
 
     It takes raw logits for log-probabilities: -(2/beta) times the mean over all B * T * V entries
-    of log sigmoid(beta (-model - gamma)) (Unlearn-Simple, issue 5).
-
-    Args:
-        logits: the model's, [B, T, V].
-        beta: inverse temperature, > 0.
-        gamma: margin.
-        denominator: entries of the whole batch.
+    of log sigmoid(beta (-model - gamma)) (Unlearn-Simple, issue 5). Arguments are those of
+    `muse_legacy_npo`, and `gamma`, the margin.
     """
     positive("muse_legacy_simnpo", "beta", beta)
     same_shape("muse_legacy_simnpo", 3, logits=logits)
@@ -293,8 +288,9 @@ def real(values: jax.Array) -> jax.Array:
 
 
 def same_shape(loss: str, n_axes: int, **arrays) -> None:
-    """Raises a ValueError unless all arrays have one shape, of so many axes."""
-    (first, shape), *others = ((name, jnp.shape(array)) for name, array in arrays.items())
+    """Raises a ValueError unless all arrays but None have one shape, of so many axes."""
+    shapes = [(name, jnp.shape(array)) for name, array in arrays.items() if array is not None]
+    (first, shape), *others = shapes
     if len(shape) != n_axes:
         raise ValueError(f"{loss}: {first} has shape {shape}; it must have {n_axes} axes")
     for name, other in others:

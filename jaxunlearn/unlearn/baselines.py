@@ -17,14 +17,13 @@ from jaxunlearn.core.model import Model
 from jaxunlearn.core.step import supervised, weighted_sum
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import Joined, batches
-from jaxunlearn.unlearn._descent import descend
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn.method_settings import Ascent as Ascent
 from jaxunlearn.unlearn.method_settings import AscentDescent as AscentDescent
 from jaxunlearn.unlearn.method_settings import FineTune as FineTune
 from jaxunlearn.unlearn.method_settings import NoSettings as NoSettings
 from jaxunlearn.unlearn.method_settings import RandomLabels as RandomLabels
-from jaxunlearn.unlearn.scratch import train
+from jaxunlearn.unlearn.scratch import descend, train
 
 
 def none(model: Model, params: Tree, stats: Tree, problem: Problem, key) -> Unlearned:
@@ -49,8 +48,7 @@ def finetune(
 ) -> Unlearned:
     """Goes on training on the retain set and relies on catastrophic forgetting."""
     source = batches(problem.arrays, problem.retain, batch_size)
-    n_steps = epochs * source.steps_per_epoch
-    optimizer = optimizers.sgd(**sgd)
+    n_steps, optimizer = epochs * source.steps_per_epoch, optimizers.sgd(**sgd)
     return descend(supervised(model), optimizer, params, stats, source, key, n_steps)
 
 
@@ -60,8 +58,7 @@ def ascent(
     """Ascends the loss of the forget set (Golatkar et al. 2020; Thudi et al. 2022)."""
     forget = batches(problem.arrays, problem.forget, batch_size, even=True)
     objective = weighted_sum({"forget": (-1.0, supervised(model))})
-    n_steps = epochs * forget.steps_per_epoch
-    optimizer = optimizers.sgd(**sgd)
+    n_steps, optimizer = epochs * forget.steps_per_epoch, optimizers.sgd(**sgd)
     return descend(objective, optimizer, params, stats, Joined({"forget": forget}), key, n_steps)
 
 
@@ -104,6 +101,5 @@ def random_labels(
     wrong = (problem.y[problem.forget] + shift) % problem.n_classes
     arrays = problem.arrays | {"y": problem.y.at[problem.forget].set(wrong.astype(problem.y.dtype))}
     source = batches(arrays, jnp.concatenate([problem.retain, problem.forget]), batch_size)
-    n_steps = epochs * source.steps_per_epoch
-    optimizer = optimizers.sgd(**sgd)
+    n_steps, optimizer = epochs * source.steps_per_epoch, optimizers.sgd(**sgd)
     return descend(supervised(model), optimizer, params, stats, source, key, n_steps)

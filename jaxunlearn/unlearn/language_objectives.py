@@ -55,25 +55,22 @@ def fine_tuning(model: Model, **static: Any) -> Objective:
 
     Switches of the network (`remat`, `unroll`) are passed on, here and by the others below.
     """
-
-    def objective(params, stats, shared, batch, key):
-        del shared, key
-        nll = likelihood.sequence_nll(model, params, batch, **static)
-        return objectives.descent(nll, batch.lengths), (stats, {})
-
-    return objective
+    return _of_batch(
+        lambda params, batch: objectives.descent(
+            likelihood.sequence_nll(model, params, batch, **static), batch.lengths
+        )
+    )
 
 
 def forgetting(model: Model, loss: LocalLoss, **static: Any) -> Objective:
     """A local loss on batches `{"sequences": Sequences, "ref_nll": [B]}` of the forget set."""
 
-    def objective(params, stats, shared, batch, key):
-        del shared, key
+    def value(params, batch):
         sequences = batch["sequences"]
         nll = likelihood.sequence_nll(model, params, sequences, **static)
-        return loss(nll, sequences.lengths, batch["ref_nll"]), (stats, {})
+        return loss(nll, sequences.lengths, batch["ref_nll"])
 
-    return objective
+    return _of_batch(value)
 
 
 def one_of(losses: Mapping[str, LocalLoss], number: jax.Array) -> LocalLoss:
@@ -97,14 +94,12 @@ def kl_to_reference(model: Model, **static: Any) -> Objective:
     it stays frozen. D numbers a token are kept in place of V, and they give the logits exactly.
     """
 
-    def objective(params, stats, shared, batch, key):
-        del shared, key
-        sequences, reference = batch["sequences"], batch["hidden"]
+    def value(params, batch):
+        sequences = batch["sequences"]
         hidden = likelihood.response_hidden(model, params, sequences, **static)
-        value = likelihood.mean_kl(params, hidden, reference, sequences.labels >= 0)
-        return value, (stats, {})
+        return likelihood.mean_kl(params, hidden, batch["hidden"], sequences.labels >= 0)
 
-    return objective
+    return _of_batch(value)
 
 
 def misdirection(model: Model, layer: int, **static: Any) -> Objective:
@@ -115,13 +110,11 @@ def misdirection(model: Model, layer: int, **static: Any) -> Objective:
     computed, nor needed: `decoder.first_layers` of the parameters are enough to train.
     """
 
-    def objective(params, stats, shared, batch, key):
-        del shared, key
+    def value(params, batch):
         hidden, _ = model.apply(params, {}, batch["sequences"].tokens, stop_at=layer, **static)
-        value = objectives.rmu(hidden, batch["control"][0])
-        return value, (stats, {})
+        return objectives.rmu(hidden, batch["control"][0])
 
-    return objective
+    return _of_batch(value)
 
 
 def steadiness(model: Model, layer: int, **static: Any) -> Objective:
@@ -130,10 +123,19 @@ def steadiness(model: Model, layer: int, **static: Any) -> Objective:
     The batch is `{"sequences": Sequences, "hidden": [B, T, D]}`, of the model before unlearning.
     """
 
+    def value(params, batch):
+        hidden, _ = model.apply(params, {}, batch["sequences"].tokens, stop_at=layer, **static)
+        return objectives.rmu_retain(hidden, batch["hidden"])
+
+    return _of_batch(value)
+
+
+def _of_batch(value: Callable[[Tree, Any], jax.Array]) -> Objective:
+    """The objective of a loss that only depends on parameters and batch."""
+
     def objective(params, stats, shared, batch, key):
         del shared, key
-        hidden, _ = model.apply(params, {}, batch["sequences"].tokens, stop_at=layer, **static)
-        return objectives.rmu_retain(hidden, batch["hidden"]), (stats, {})
+        return value(params, batch), (stats, {})
 
     return objective
 

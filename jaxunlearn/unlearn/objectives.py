@@ -183,7 +183,7 @@ def npo(
         denominator: sequences that count in the whole batch.
     """
     positive("npo", "beta", beta)
-    same_shape("npo", 1, nll=nll, ref_nll=ref_nll, **_given(counted=counted))
+    same_shape("npo", 1, nll=nll, ref_nll=ref_nll, counted=counted)
     x = -beta * _log_ratio(nll, ref_nll, counted)
     return mean(preference(x, beta), counted, denominator)
 
@@ -282,7 +282,7 @@ def dpo(
         ref_nll_preferred=ref_nll_preferred,
         nll_forget=nll_forget,
         ref_nll_forget=ref_nll_forget,
-        **_given(counted=counted),
+        counted=counted,
     )
     preferred = _log_ratio(nll_preferred, ref_nll_preferred, counted)
     forget = _log_ratio(nll_forget, ref_nll_forget, counted)
@@ -306,9 +306,7 @@ def kto_baseline(
         counted: which sequences count, bool [B]; None: all.
         denominator: sequences that count in the whole batch.
     """
-    same_shape(
-        "kto_baseline", 1, nll_idk=nll_idk, ref_nll_idk=ref_nll_idk, **_given(counted=counted)
-    )
+    same_shape("kto_baseline", 1, nll_idk=nll_idk, ref_nll_idk=ref_nll_idk, counted=counted)
     ratio = _log_ratio(nll_idk, ref_nll_idk, counted)
     return jax.lax.stop_gradient(mean(ratio, counted, denominator))
 
@@ -324,15 +322,8 @@ def kto_sigmoid(
 ) -> jax.Array:
     """KTO in NPO's code: 1 - (2/beta) mean sigmoid(baseline + beta (nll - ref_nll)).
 
-    The mean runs over sequences.
-
-    Args:
-        nll: NLL of the forget responses, [B].
-        ref_nll: the same of the model before unlearning, [B]; a constant.
-        baseline: `kto_baseline` of the whole batch, []; a constant.
-        beta: inverse temperature, > 0.
-        counted: which sequences count, bool [B]; None: all.
-        denominator: sequences that count in the whole batch.
+    The mean runs over sequences. Arguments are those of `npo`, and `baseline`, a constant [], the
+    `kto_baseline` of the whole batch.
     """
     x = _kto_argument("kto_sigmoid", nll, ref_nll, baseline, beta, counted)
     return mean(1 - 2 / beta * jax.nn.sigmoid(x), counted, denominator)
@@ -416,7 +407,7 @@ def accumulate(
 
 def _kto_argument(loss: str, nll, ref_nll, baseline, beta, counted) -> jax.Array:
     positive(loss, "beta", beta)
-    same_shape(loss, 1, nll=nll, ref_nll=ref_nll, **_given(counted=counted))
+    same_shape(loss, 1, nll=nll, ref_nll=ref_nll, counted=counted)
     return jax.lax.stop_gradient(baseline) - beta * _log_ratio(nll, ref_nll, counted)
 
 
@@ -433,7 +424,3 @@ def _filled(lengths: jax.Array) -> jax.Array:
 
 def _unless_empty(loss: jax.Array, lengths: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(_filled(lengths)), loss, 0)
-
-
-def _given(**arrays) -> dict[str, Any]:
-    return {name: array for name, array in arrays.items() if array is not None}

@@ -2,12 +2,15 @@
 
 import functools
 
-from jaxunlearn.core import keys, optimizers
+import jax
+import optax
+
+from jaxunlearn.core import keys, loop, optimizers
 from jaxunlearn.core.model import Model
-from jaxunlearn.core.step import supervised
+from jaxunlearn.core.step import Objective, gradient_step, init_state, supervised
+from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import augment as augmentations
 from jaxunlearn.data import batches
-from jaxunlearn.unlearn._descent import descend
 from jaxunlearn.unlearn._problem import Problem, Unlearned
 from jaxunlearn.unlearn.method_settings import Training as Training
 
@@ -78,3 +81,25 @@ def train(
     params, stats = model.init(keys.fold(key, "init"))
     key = keys.fold(key, "train")
     return descend(supervised(model), optimizer, params, stats, source, key, n_steps)
+
+
+def descend(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    params: Tree,
+    stats: Tree,
+    source,
+    key: jax.Array,
+    n_steps: int,
+) -> Unlearned:
+    """Follows an objective's gradient for some steps over a source of batches."""
+    state, metrics = loop.scan(
+        gradient_step(objective, optimizer),
+        init_state(params, optimizer, stats),
+        None,
+        source,
+        key,
+        n_steps,
+    )
+    per_step = sum(s.batch_size for s in getattr(source, "sources", {"": source}).values())
+    return Unlearned(state.params, state.stats, metrics["loss"], n_steps * per_step)
