@@ -120,12 +120,10 @@ class Interleaved:
 
 
 def interleaved(first: Any, second: Any, is_first: np.ndarray) -> Interleaved:
-    """Two sources in turn.
+    """`first` gives the steps where `is_first`, bool [n_steps], is true, `second` the others.
 
-    Args:
-        first: the source of the steps where `is_first` is true.
-        second: that of the others.
-        is_first: bool [n_steps], with at least one step of each kind.
+    Raises:
+        ValueError: there are none of one kind.
     """
     is_first = np.asarray(is_first, bool)
     n_first = int(is_first.sum())
@@ -152,7 +150,7 @@ def batches(
     """`Batches` with its arguments checked; a batch larger than the set becomes the whole set.
 
     Args:
-        arrays: pytree of arrays with a common leading axis.
+        arrays: see `Batches`.
         indices: int [n], the rows that are used.
         batch_size: rows per step.
         even: whether to shrink the batch so that as many batches cover the set as evenly as they

@@ -29,15 +29,9 @@ _FORMAT = 1  # raised when decoding changes, so that old entries are made anew
 def load(encoded: Encoded, cache_dir: str | os.PathLike | None) -> Arrays:
     """The decoded arrays of a set, from the cache if they are there.
 
-    A cache that cannot be written costs a notice on stderr and no data.
-
-    Args:
-        encoded: the set.
-        cache_dir: the cache; None stands for `$JAXUNLEARN_CACHE`, else `jaxunlearn` in
-            `$XDG_CACHE_HOME`, else in `~/.cache`.
-
-    Returns:
-        As `decode`; read-only.
+    A cache that cannot be written costs a notice on stderr and no data. Without `cache_dir` it is
+    `$JAXUNLEARN_CACHE`, else `jaxunlearn` in `$XDG_CACHE_HOME`, else in `~/.cache`. The arrays are
+    those of `decode`, read-only.
 
     Raises:
         ValueError: the source is damaged.
@@ -129,10 +123,8 @@ def _write(entry: Path, arrays: Arrays, fingerprint: str) -> None:
                 header = np.lib.format.header_data_from_array_1_0(array)
                 np.lib.format.write_array_header_1_0(file, header)
                 file.write(array.data.cast("B"))  # unlike tofile, says why it fails
-        record = {
-            "fingerprint": fingerprint,
-            "arrays": {k: _described(a) for k, a in arrays.items()},
-        }
+        described = {name: _described(array) for name, array in arrays.items()}
+        record = {"fingerprint": fingerprint, "arrays": described}
         with _synced(partial / "entry.json") as file:
             file.write(json.dumps(record, indent=1).encode())
         sync_folder(partial)

@@ -47,13 +47,11 @@ def _version(info: Path) -> tuple[int, ...] | None:
 
 def prepared(folder: Path) -> list[str]:
     """Names of the sets prepared in a folder."""
-    prepared = {
-        path.parent.parent for path in folder.glob("*/*/dataset_info.json") if _version(path)
-    }
-    prepared |= {
-        path.parent.parent for path in folder.glob("*/*/*/dataset_info.json") if _version(path)
-    }
-    return sorted(path.relative_to(folder).as_posix() for path in prepared)
+    infos = (
+        info for depth in ("*/*", "*/*/*") for info in folder.glob(f"{depth}/dataset_info.json")
+    )
+    places = {info.parent.parent for info in infos if _version(info)}
+    return sorted(place.relative_to(folder).as_posix() for place in places)
 
 
 def is_known(name: str) -> bool:

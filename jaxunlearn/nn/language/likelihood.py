@@ -27,14 +27,9 @@ class Sequences(Protocol):
     """See the module's docstring."""
 
     @property
-    def tokens(self) -> jax.Array:
-        """Token numbers, int [B, T]."""
-        ...
-
+    def tokens(self) -> jax.Array: ...
     @property
-    def labels(self) -> jax.Array:
-        """The tokens of the response, -1 at padding, int [B, R]."""
-        ...
+    def labels(self) -> jax.Array: ...
 
 
 class TokenStats(NamedTuple):
