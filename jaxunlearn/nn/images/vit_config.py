@@ -1,6 +1,7 @@
-"""What a ViT is built from: one frozen config, read from a Hugging Face `config.json` and written.
+"""What a ViT is built from, one frozen config, and how Hugging Face's folders write it.
 
-Options that the network does not compute are refused by name.
+Options of a `config.json` that the network does not compute are refused by name; `table` says what
+the leaves are called in the file of weights.
 """
 
 import dataclasses

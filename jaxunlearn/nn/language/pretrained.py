@@ -1,4 +1,8 @@
-"""A pretrained decoder in a Hugging Face folder or a GGUF file, opened before weights are read."""
+"""A pretrained decoder in a Hugging Face folder or a GGUF file, opened before weights are read.
+
+Of a GGUF file of llama.cpp the config is gathered from metadata and tensors, and the layout of its
+rotary rows is undone.
+"""
 
 import dataclasses
 import os
