@@ -218,6 +218,21 @@ def matcher(kind: str, settings: matching.DatamodelMatching):
     return one
 
 
+def _matched(problem: Any, settings: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What both sides match on: forget points and the fixed retain sample, as the method draws it.
+
+    Returns:
+        Their rows, and the sample as positions among these, forget points repeated.
+    """
+    retain = jax.random.permutation(jax.random.key(matching.RETAIN_SEED), problem.retain)
+    n_retain = int(settings.retain_multiplier * N_FORGET)
+    rows = np.concatenate([np.asarray(problem.forget), np.asarray(retain[:n_retain])])
+    copies = int(settings.forget_multiplier * N_FORGET)
+    return rows, np.concatenate(
+        [np.resize(np.arange(N_FORGET), copies), N_FORGET + np.arange(n_retain)]
+    )
+
+
 def _matching(kind: str, target: float) -> Row:
     setting, settings = _setting(kind), MATCHING[kind]
     problem, members = setting["problem"], setting["members"]
@@ -228,14 +243,7 @@ def _matching(kind: str, target: float) -> Row:
         one = matcher(kind, settings)
         return ensemble.run(one, problem, members, width=width, mode=mode, mesh=devices)
 
-    # What both sides match on: forget points and the fixed retain sample, as the method draws it.
-    retain = jax.random.permutation(jax.random.key(matching.RETAIN_SEED), problem.retain)
-    n_retain = int(settings.retain_multiplier * N_FORGET)
-    rows = np.concatenate([np.asarray(problem.forget), np.asarray(retain[:n_retain])])
-    copies = int(settings.forget_multiplier * N_FORGET)
-    sample = np.concatenate(
-        [np.resize(np.arange(N_FORGET), copies), N_FORGET + np.arange(n_retain)]
-    )
+    rows, sample = _matched(problem, settings)
     x = torch.tensor(np.asarray(problem.x))
     if kind == "cnn":
         x = torch_images.images(np.asarray(problem.x), torch.channels_last)

@@ -103,6 +103,17 @@ def _exact_sizes() -> str:
     return "\n".join([*lines, "", _measured(record["machine"])])
 
 
+def _startup() -> str:
+    record = read("benchmarks/results/startup.json")
+    lines = [line("command", "CPU", "asked", "imports JAX"), "|---" * 4 + "|"]
+    for row in record["rows"]:
+        cpu, asked = (f"{row[name]:.2f} s" for name in ("cpu_seconds", "asked"))
+        lines.append(
+            line(f"`{row['name']}`", cpu, f"below {asked}", "yes" if row["imports_jax"] else "no")
+        )
+    return "\n".join([*lines, "", _measured(record["machine"])])
+
+
 def _benchmarks(name: str) -> str:
     lines = [
         "| what | ours | peer | ratio | asked | with compile | memory, MiB | GEMM | gap |",
@@ -212,6 +223,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
             )
         },
         "benchmarks/results/exact_sizes.json": _exact_sizes,
+        "benchmarks/results/startup.json": _startup,
     },
 }
 

@@ -116,6 +116,22 @@ def test_no_public_file_bears_the_name_of_its_function():
         assert stem.startswith("_") or stem not in names or module in pinned, module
 
 
+def test_files_and_functions_fit_a_head():
+    exceptions: dict[str, str] = {}  # "file:function": the reason why it is longer
+    long = []
+    for folder in ("jaxunlearn", "benchmarks", "experiments", "tests"):
+        for path in sorted((ROOT.parent / folder).rglob("*.py")):
+            text, name = path.read_text(), path.relative_to(ROOT.parent).as_posix()
+            if len(text.splitlines()) > 450:
+                long.append(name)
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                    if lines > 60 and f"{name}:{node.name}" not in exceptions:
+                        long.append(f"{name}:{node.name}")
+    assert not long, long
+
+
 def test_heavy_packages_are_imported_where_they_are_used():
     wrong = []
     owners: dict[str, set] = {}

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("tokenizers")
 
-from jaxunlearn.cli.paths import draw  # noqa: E402
+from jaxunlearn.cli.paths import draw, table  # noqa: E402
 from jaxunlearn.core import adapters, members, tree  # noqa: E402
 from jaxunlearn.core.study import Where  # noqa: E402
 from jaxunlearn.data import text  # noqa: E402
@@ -19,7 +19,6 @@ from jaxunlearn.paths import (
     forgetting,
     stage_data,  # noqa: E402
 )
-from jaxunlearn.paths import results as _path_report
 from jaxunlearn.paths import study as paths
 from jaxunlearn.paths.settings import LORA_TARGETS
 from jaxunlearn.unlearn import (
@@ -111,7 +110,7 @@ def test_figure_and_table(study, tmp_path):
     _, results, _ = study
     draw(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
-    assert len(_path_report.paths_table(results).rows) == 12
+    assert len(table(results).rows) == 12
 
 
 def test_a_path_is_its_stages_one_by_one(study):
