@@ -89,9 +89,8 @@ def switches(
     train = bool(train)
     if update_statistics is None:
         update_statistics = train and source != "running"
-    return Switches(
-        train, Statistics(source, update_statistics), train if random is None else random
-    )
+    draws = train if random is None else random
+    return Switches(train, Statistics(source, update_statistics), draws)
 
 
 def _taken(static: dict[str, Any]) -> Switches:

@@ -48,10 +48,8 @@ class Batches:
         # K consecutive steps touch at most this many epochs, wherever they begin.
         n_epochs = (length + per_epoch - 2) // per_epoch + 1
         epochs = steps[0] // per_epoch + jnp.arange(n_epochs)
-        rows = jax.vmap(lambda e: self._shuffled(fold(key, "epoch", e)))(epochs)[
-            :, : per_epoch * self.batch_size
-        ]
-        rows = rows.reshape(n_epochs * per_epoch, self.batch_size)
+        rows = jax.vmap(lambda e: self._shuffled(fold(key, "epoch", e)))(epochs)
+        rows = rows[:, : per_epoch * self.batch_size].reshape(-1, self.batch_size)
         return jax.lax.dynamic_slice_in_dim(rows, steps[0] % per_epoch, length)
 
     def _shuffled(self, key: Key) -> jax.Array:

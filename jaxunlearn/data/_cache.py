@@ -1,11 +1,11 @@
 """Decoded images on disk, so that a set is decoded once.
 
 There is one folder per source, `<cache>/<name>-<hash of its path>/`, and one per size that its
-images were scaled to, `<...>-<size>/`, with an `.npy` file for each
-array and an `entry.json` that holds the fingerprint of the source's files and the shape, size and
-SHA-256 of each array. It is made under another name and renamed when it is whole and on disk, while
-a lock is held that dies with its process: so a kill leaves a whole entry or none, what it leaves
-behind is removed by the next writer, and a changed source replaces its entry.
+images were scaled to, `<...>-<size>/`, with an `.npy` file for each array and an `entry.json` that
+holds the fingerprint of the source's files and the shape, size and SHA-256 of each array. It is
+made under another name and renamed when it is whole and on disk, while a lock is held that dies
+with its process: so a kill leaves a whole entry or none, what it leaves behind is removed by the
+next writer, and a changed source replaces its entry.
 """
 
 import contextlib

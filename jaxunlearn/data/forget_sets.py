@@ -68,9 +68,7 @@ def principal_component(
 def from_file(path: str | os.PathLike, n: int) -> np.ndarray:
     """Indices from a `.npy` file or a text file with whitespace or commas between integers.
 
-    Args:
-        path: the file.
-        n: number of training examples; indices must lie in [0, n).
+    They must lie in [0, n), n being the number of training examples.
 
     Raises:
         FileNotFoundError: there is no such file.

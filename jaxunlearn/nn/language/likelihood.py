@@ -27,9 +27,14 @@ class Sequences(Protocol):
     """See the module's docstring."""
 
     @property
-    def tokens(self) -> jax.Array: ...
+    def tokens(self) -> jax.Array:
+        """Token numbers, int [B, T]."""
+        ...
+
     @property
-    def labels(self) -> jax.Array: ...
+    def labels(self) -> jax.Array:
+        """The tokens of the response, -1 at padding, int [B, R]."""
+        ...
 
 
 class TokenStats(NamedTuple):
