@@ -40,7 +40,7 @@ def run(
     Args:
         train: a pure function of one member. Rows of a subset smaller than the largest end with -1,
             see `data.batches`.
-        shared: what all members read: data, targets.
+        shared: inputs of all members: data, targets.
         sink: `Outputs` or `Moments`; it knows the members' subsets and keys.
         mode: see `core.ensemble.lanes`.
         mesh: devices with an axis `models`.
@@ -65,10 +65,7 @@ def run(
 
 @functools.lru_cache(maxsize=64)  # the same function is the same program
 def _outputs_of(train: Train) -> Callable:
-    def one(shared, member):
-        return {"outputs": train(shared, member["rows"], member["key"])}
-
-    return one
+    return lambda shared, member: {"outputs": train(shared, member["rows"], member["key"])}
 
 
 def _check_finite(lane: dict[str, np.ndarray], first: int) -> None:
@@ -86,7 +83,7 @@ class Outputs:
         outputs: [M, ...], on disk; rows that are not completed are 0.
         completed: bool [M].
         masks: bool [M, n].
-        keys: of the members, [M].
+        keys: keys of the members, [M].
         width: members per lane.
     """
 
@@ -107,11 +104,11 @@ class Outputs:
             path: a new or empty folder, or one with the outputs of the same masks, keys, shape,
                 width, type and record.
             masks: 0/1 [M, n].
-            keys: of the members, [M].
-            shape: of one member's outputs.
+            keys: keys of the members, [M].
+            shape: shape of one member's outputs.
             width: members per lane; part of what decides the bits.
-            dtype: of the stored outputs; float16 halves the file.
-            record: what else decides the outputs (training settings, data hash), JSON-like.
+            dtype: type of the stored outputs; float16 halves the file.
+            record: rest of what decides the outputs (training settings, data hash), JSON-like.
 
         Raises:
             ValueError: the folder holds another run, or something else.
@@ -127,9 +124,8 @@ class Outputs:
                 create(self.path / "outputs.npy", dtype=dtype, shape=(len(masks), *shape)).flush()
                 create(self.path / "completed.npy", dtype=bool, shape=(len(masks),)).flush()
                 np.save(self.path / "masks.npy", masks)
-                records.write(
-                    self.path / "settings.json", settings
-                )  # last: without it the folder is no store
+                # Last: without it the folder is no store.
+                records.write(self.path / "settings.json", settings)
         self.outputs = _mapped(self.path / "outputs.npy", (len(masks), *shape), dtype)
         self.completed = _mapped(self.path / "completed.npy", (len(masks),), np.dtype(bool))
 
@@ -162,10 +158,10 @@ class Moments:
     Attributes:
         path: the folder; it holds `00000.npz` and `settings.json`.
         masks: bool [M, n].
-        keys: of the members, [M].
+        keys: keys of the members, [M].
         width: members per lane.
-        statistics: of the lanes added so far, outputs flattened to [T]; None before the first. Of
-            several processes the first one has them.
+        statistics: sums over the lanes added so far, outputs flattened to [T]; None before the
+            first. Of several processes the first one has them.
     """
 
     def __init__(
@@ -183,10 +179,10 @@ class Moments:
         Args:
             path: a new or empty folder, or one with the moments of the same run.
             masks: 0/1 [M, n].
-            keys: of the members, [M].
+            keys: keys of the members, [M].
             width: members per lane; part of what decides the bits.
             every: lanes between savings; the last lane always saves.
-            record: what else decides the outputs, JSON-like.
+            record: rest of what decides the outputs, JSON-like.
 
         Raises:
             ValueError: the folder holds another run, or something else.
@@ -220,8 +216,7 @@ class Moments:
         else:
             self.statistics.add(masks, outputs)
         self._lanes += 1
-        is_last = at + self.width >= len(self.masks)
-        if is_last or self._lanes % self._every == 0:
+        if at + self.width >= len(self.masks) or self._lanes % self._every == 0:
             fields = vars(self.statistics) | {"lanes": self._lanes}
             self._store.write(0, {name: np.asarray(value) for name, value in fields.items()})
 

@@ -68,8 +68,8 @@ def guarded(work: Callable[[], Any], again: str, *, bad_input: int = USAGE) -> i
     Returns:
         The exit code. One of several processes that fails where the others do not ends at once.
     """
+    from jaxunlearn.core.checks import NonFiniteError
     from jaxunlearn.core.disk import DamagedError
-    from jaxunlearn.core.errors import NonFiniteError
 
     try:
         work()

@@ -159,7 +159,7 @@ def run(
 
     def work() -> None:
         from jaxunlearn.core import mesh
-        from jaxunlearn.core.errors import NonFiniteError
+        from jaxunlearn.core.checks import NonFiniteError
 
         try:
             with Bar(_errors(), jobs[0].phases) as bar:

@@ -18,18 +18,5 @@ from jaxunlearn.compact.architecture import Architecture
 from jaxunlearn.compact.recipe import Recipe, Warp
 from jaxunlearn.compact.slim import SlimRecipe
 
-__all__ = [
-    "Architecture",
-    "Recipe",
-    "SlimRecipe",
-    "Warp",
-    "architecture",
-    "files",
-    "fitting",
-    "measure",
-    "phases",
-    "recipe",
-    "schedules",
-    "slim",
-    "study",
-]
+__all__ = ["Architecture", "Recipe", "SlimRecipe", "Warp", "architecture", "files", "fitting"]
+__all__ += ["measure", "phases", "recipe", "schedules", "slim", "study"]

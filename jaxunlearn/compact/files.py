@@ -73,10 +73,8 @@ def load(path: str | os.PathLike) -> Loaded:
         _ = architecture.model
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} describes no network that is known: {error}") from error
-    stored = {
-        name: tensor[...] for name, tensor in safetensors.tensors(path, quantised=True).items()
-    }
-    leaves = _dequantised(path, stored)
+    tensors = safetensors.tensors(path, quantised=True)
+    leaves = _dequantised(path, {name: tensor[...] for name, tensor in tensors.items()})
     _check(str(path), architecture, leaves)
     return Loaded(architecture, tree.nested(leaves))
 

@@ -13,18 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.compact import measure
-from jaxunlearn.compact.fitting import (
-    HERE,
-    Images,
-    Placement,
-    accuracy_of,
-    fit,
-    plain_batch,
-    validation,
-)
+from jaxunlearn.attribution import masks
+from jaxunlearn.compact import fitting, measure
+from jaxunlearn.compact.fitting import HERE, Images, Placement, accuracy_of, fit, plain_batch
 from jaxunlearn.compact.recipe import Recipe, Warp
-from jaxunlearn.compact.schedules import LAYERS, layers_of, of_layers
+from jaxunlearn.compact.schedules import LAYERS, layers_of
 from jaxunlearn.core import ensemble, members, optimizers, tree
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.loop import EarlyStop
@@ -36,6 +29,8 @@ from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import augment
 from jaxunlearn.nn.images import dual_cnn
 from jaxunlearn.nn.images.dual_cnn import BRANCHES, Pair
+
+_ACCURACIES = tuple(f"accuracy_{i + 1}" for i in range(len(BRANCHES)))
 
 
 def train_dual(
@@ -56,24 +51,14 @@ def train_dual(
     Returns:
         States of `pair.dual`; checks `accuracy_1`, `accuracy_2` for each epoch.
     """
-    stop = functools.partial(
-        EarlyStop, mode="max", patience=5, min_delta=0.001, start=3, restore=None
-    )
+    stop = EarlyStop("", mode="max", patience=5, min_delta=0.001, start=3, restore=None)
     # The notebook's checkpoints know neither a least gain nor first epochs that do not count.
     keep = functools.partial(EarlyStop, mode="max", patience=recipe.dual_epochs + 1)
-    metrics = [f"accuracy_{i + 1}" for i in range(len(BRANCHES))]
-    stage = Stage(
-        "dual",
-        _in_parts(dual_objective(pair.dual)),
-        None,
-        _nadam(recipe.learning_rate),
-        0,
-        evaluate=_accuracies(pair.dual),
-        stops=(
-            *(stop(metric) for metric in metrics),
-            *(keep(m, restore=f"{b}/.*") for m, b in zip(metrics, BRANCHES, strict=True)),
-        ),
-    )
+    stops = [dataclasses.replace(stop, metric=metric) for metric in _ACCURACIES]
+    stops += [keep(m, restore=f"{b}/.*") for m, b in zip(_ACCURACIES, BRANCHES, strict=True)]
+    objective, nadam = _in_parts(dual_objective(pair.dual)), _nadam(recipe.learning_rate)
+    evaluate = _accuracies(pair.dual)
+    stage = Stage("dual", objective, None, nadam, 0, evaluate=evaluate, stops=tuple(stops))
     init_keys = jax.vmap(lambda key: fold(key, "init", "dual"))(keys)
     state = members.init(*jax.vmap(pair.dual.init)(init_keys))
     transform = dual_batch(recipe.warp)
@@ -96,26 +81,22 @@ def unfreezing(pair: Pair, recipe: Recipe) -> list[tuple[Stage, int]]:
     """
     layers = layers_of(recipe.schedule, recipe.last_k)
     stop = EarlyStop("accuracy", mode="max", patience=5, min_delta=recipe.min_delta)
-    before, last = recipe.epochs
-    base = Stage("unfreeze", supervised(pair.fused), None, _nadam(recipe.learning_rate), 0)
     stages = []
-    for i, stage in enumerate(of_layers(base, layers)):
-        is_last = i == len(layers) - 1
-        is_above = _is_above_heads(stage)
+    for i, names in enumerate(layers):
+        is_last, is_above = i == len(layers) - 1, set(names) <= {"out", "hidden"}
         model = above_heads(pair.fused) if is_above else pair.fused
-        objective = supervised(model)
-        stages.append(
-            (
-                dataclasses.replace(
-                    stage,
-                    objective=objective if is_above else _in_parts(objective),
-                    evaluate=accuracy_of(model),
-                    optimizer=_sgd(recipe) if is_last else stage.optimizer,
-                    stops=(dataclasses.replace(stop, patience=10) if is_last else stop,),
-                ),
-                last if is_last else before,
-            )
+        objective = supervised(model) if is_above else _in_parts(supervised(model))
+        stage = Stage(
+            f"unfreeze.{i}",
+            objective,
+            None,
+            _sgd(recipe) if is_last else _nadam(recipe.learning_rate),
+            0,
+            trainable=tuple(LAYERS[name] for name in names),
+            evaluate=accuracy_of(model),
+            stops=(dataclasses.replace(stop, patience=10) if is_last else stop,),
         )
+        stages.append((stage, recipe.epochs[is_last]))
     return stages
 
 
@@ -128,18 +109,14 @@ def unfreeze(
     where: Placement = HERE,
 ) -> list[members.Fitted]:
     """Runs the stages of `unfreezing` on the images as they are, from states of `fuse`."""
-    results, heads = [], None
+    results, heads, size = [], None, recipe.batch_size
     for stage, n_epochs in unfreezing(pair, recipe):
-        each = {}
-        if _is_above_heads(stage):
-            heads = _heads(pair, state, images, where) if heads is None else heads
-            each = {"x": heads}
-        result = fit(
-            stage, n_epochs, state, keys, images, recipe.batch_size, where, plain_batch, each
-        )
+        if not set(stage.trainable) <= {LAYERS["out"], LAYERS["hidden"]}:
+            heads = None  # the stage changes what they say
+        elif heads is None:
+            heads = {"x": _heads(pair, state, images, where)}
+        result = fit(stage, n_epochs, state, keys, images, size, where, plain_batch, heads)
         state = result.state
-        # A stage below them changes what the heads say.
-        heads = heads if _is_above_heads(stage) else None
         results.append(result)
     return results
 
@@ -172,25 +149,20 @@ def fine_tune(
         raise ValueError("fold_mode is 'none'; independent or continued is needed")
     train, val = fold_rows(len(images.y), recipe.folds)
     n_models, least = len(keys), int((train >= 0).sum(1).min())
+    evaluate, stops = accuracy_of(pair.fused), (EarlyStop("accuracy", mode="max", patience=3),)
+    objective = _in_parts(supervised(pair.fused))
+    stage = Stage("fold", objective, None, _sgd(recipe), 0, evaluate=evaluate, stops=stops)
+    fold_keys = jax.vmap(lambda i: jax.vmap(lambda key: fold(key, "fold", i))(keys))
 
     def tune(stage: Stage, state: TrainState, folds: list[int]) -> members.Fitted:
         """All models on each of these folds, from states of the models fold by fold."""
-        fold_keys = jax.vmap(lambda i: jax.vmap(lambda key: fold(key, "fold", i))(keys))
+        many = fold_keys(jnp.array(folds)).reshape(-1)
         rows = {"train": train, "val": val}
-        return fit(
-            stage,
-            recipe.fold_epochs,
-            state,
-            fold_keys(jnp.array(folds)).reshape(-1),
-            images,
-            recipe.batch_size,
-            where,
-            plain_batch,
-            {name: np.repeat(table[folds], n_models, 0) for name, table in rows.items()},
-            least,
-        )
+        rows = {name: np.repeat(table[folds], n_models, 0) for name, table in rows.items()}
+        n_epochs, size = recipe.fold_epochs, recipe.batch_size
+        return fit(stage, n_epochs, state, many, images, size, where, plain_batch, rows, least)
 
-    stage, folds = _folding(pair, recipe), list(range(recipe.folds))
+    folds = list(range(recipe.folds))
     if recipe.fold_mode == "independent":
         many = jax.tree.map(lambda x: jnp.tile(x, (recipe.folds, *[1] * (x.ndim - 1))), state)
         fitted = tune(stage, many, folds)
@@ -200,18 +172,6 @@ def fine_tune(
         results.append(tune(dataclasses.replace(stage, name=f"fold.{i}"), state, [i]))
         state = results[-1].state
     return results
-
-
-def _folding(pair: Pair, recipe: Recipe) -> Stage:
-    return Stage(
-        "fold",
-        _in_parts(supervised(pair.fused)),
-        None,
-        _sgd(recipe),
-        0,
-        evaluate=accuracy_of(pair.fused),
-        stops=(EarlyStop("accuracy", mode="max", patience=3),),
-    )
 
 
 def unseen_accuracies(pair: Pair, folds: list[members.Fitted], images: Images) -> np.ndarray:
@@ -247,16 +207,10 @@ def fold_rows(n: int, n_folds: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"folds is {n_folds}, but there are {n} images")
     order = np.arange(n)
     np.random.RandomState(42).shuffle(order)
-    held_out = [np.sort(part) for part in np.array_split(order, n_folds)]
-    splits = [(np.setdiff1d(order, part), part) for part in held_out]
-    tables = []
-    for part in (0, 1):
-        most = max(len(split[part]) for split in splits)
-        table = np.full((n_folds, most), -1, np.int32)
-        for row, split in zip(table, splits, strict=True):
-            row[: len(split[part])] = split[part]
-        tables.append(table)
-    return tables[0], tables[1]
+    held_out = np.zeros((n_folds, n), bool)
+    for mask, rows in zip(held_out, np.array_split(order, n_folds), strict=True):
+        mask[rows] = True
+    return masks.tables(~held_out), masks.tables(held_out)
 
 
 def branch_accuracies(pair: Pair, params: Tree, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -267,7 +221,7 @@ def branch_accuracies(pair: Pair, params: Tree, x: np.ndarray, y: np.ndarray) ->
     # One model at a time: together their activations would not fit a cache.
     of_all = jax.jit(lambda many, reads: jax.lax.map(lambda state: evaluate(state, reads), many))
     checks = of_all(members.init(params), reads)
-    return np.stack([checks[f"accuracy_{i + 1}"] for i in range(len(BRANCHES))], axis=1)
+    return np.stack([checks[name] for name in _ACCURACIES], axis=1)
 
 
 def _in_parts(objective: Objective) -> Objective:
@@ -305,20 +259,16 @@ def above_heads(model: Model) -> Model:
     return Model(model.init, functools.partial(model.apply, start_at="heads"))
 
 
-def _is_above_heads(stage: Stage) -> bool:
-    return set(stage.trainable) <= {LAYERS["out"], LAYERS["hidden"]}
-
-
 @functools.cache
 def _accuracies(dual: Model) -> Callable[[TrainState, Any], Metrics]:
     both = Model(dual.init, lambda params, stats, x: _stacked(dual.apply(params, stats, x, x)))
 
     def evaluate(state: TrainState, reads: Any) -> Metrics:
-        x, y, counts = validation(reads)
+        x, y, counts = fitting.validation(reads)
         logits = predict(both, state.params, state.stats, x)
         right = (jnp.argmax(logits, -1) == y[:, None]).astype(jnp.float32)
         accuracies = (right * counts[:, None]).sum(0) / counts.sum()
-        return {f"accuracy_{i + 1}": accuracies[i] for i in range(len(BRANCHES))}
+        return dict(zip(_ACCURACIES, accuracies, strict=True))
 
     return evaluate
 
@@ -330,23 +280,17 @@ def _stacked(result: tuple[tuple[jax.Array, ...], Tree]) -> tuple[jax.Array, Tre
 
 def _heads(pair: Pair, state: TrainState, images: Images, where: Placement) -> np.ndarray:
     """What the heads of each model say of all images, [N, n, 2 n_classes]."""
-    results = ensemble.run(
-        _heads_of(pair.fused),
-        {"x": images.x},
-        {"params": state.params},
-        width=1,
-        mode=ensemble.pick_mode(True),
-        mesh=where.mesh,
-    )
+    reads, many, how = {"x": images.x}, {"params": state.params}, ensemble.pick_mode(True)
+    results = ensemble.run(_heads_of(pair.fused), reads, many, width=1, mode=how, mesh=where.mesh)
     return results["heads"]
 
 
 @functools.cache
 def _heads_of(model: Model) -> Callable[[Any, Any], Any]:
-    heads = Model(
-        model.init,
-        lambda params, stats, x: model.apply(params, stats, augment.as_float(x), stop_at="heads"),
-    )
+    def heads_of(params: Tree, stats: Tree, x: jax.Array) -> tuple[jax.Array, Tree]:
+        return model.apply(params, stats, augment.as_float(x), stop_at="heads")
+
+    heads = Model(model.init, heads_of)
 
     def run(shared: Any, member: Any) -> Any:
         return {"heads": predict(heads, member["params"], {}, shared["x"])}
@@ -355,15 +299,9 @@ def _heads_of(model: Model) -> Callable[[Any, Any], Any]:
 
 
 # Equal rates give the same optimizer, so that stages find their programs compiled.
-@functools.cache
-def _nadam(learning_rate: float) -> Any:
-    return optimizers.keras_nadam(learning_rate)
+_nadam = functools.cache(optimizers.keras_nadam)
+_keras_sgd = functools.cache(optimizers.keras_sgd)
 
 
 def _sgd(recipe: Recipe) -> Any:
-    return _sgd_of(recipe.sgd_learning_rate, recipe.weight_decay)
-
-
-@functools.cache
-def _sgd_of(learning_rate: float, weight_decay: float) -> Any:
-    return optimizers.keras_sgd(learning_rate, 0.9, weight_decay)
+    return _keras_sgd(recipe.sgd_learning_rate, 0.9, recipe.weight_decay)

@@ -7,19 +7,16 @@ from jaxunlearn.compact import schedules
 from jaxunlearn.core import checks
 from jaxunlearn.nn.images.dual_cnn import BRANCHES
 
-# Of (stages before the last, the last one), in epochs; only the author's code is primary.
-_EPOCHS = {"paper": (5, 10), "official_notebook": (10, 50)}
-
 
 @dataclasses.dataclass(frozen=True)
 class Warp:
     """Augmentation of the second branch, see `data.augment.warp`.
 
     Attributes:
-        rotation: the largest angle, as a part of a full turn.
-        zoom: how far the factors lie from 1 at most.
-        translation: the largest shift, as a part of the image.
-        brightness: what is added at most; the author's code names it and sets it to 0.
+        rotation: largest angle, as a fraction of a full turn.
+        zoom: largest distance of the factors from 1.
+        translation: largest shift, as a fraction of the image.
+        brightness: largest number added; the author's code names it and sets it to 0.
         sequential: three interpolations, as Keras does, in place of one.
     """
 
@@ -30,10 +27,9 @@ class Warp:
     sequential: bool = False
 
     def __post_init__(self):
-        for name in ("rotation", "zoom", "translation", "brightness"):
-            checks.at_least(
-                f"warp: {name}", getattr(self, name), 0, 1 if name == "zoom" else float("inf")
-            )
+        checks.at_least("warp: zoom", self.zoom, 0, 1)
+        for name in ("rotation", "translation", "brightness"):
+            checks.at_least(f"warp: {name}", getattr(self, name), 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,26 +37,28 @@ class Recipe:
     """How the network is trained.
 
     Attributes:
-        batch_size: of all stages.
-        learning_rate: of Nadam, which trains the branches and what is unfrozen before the last
+        batch_size: images per step in every stage.
+        learning_rate: Nadam's learning rate, for the branches and what is unfrozen before the last
             stage.
-        sgd_learning_rate: of SGD with Nesterov's momentum of 0.9 in the last stage and the folds.
-        weight_decay: of SGD, decoupled.
-        dual_epochs: of the two branches, at most; they stop when either has not gained 0.1 points
-            in 5 epochs, after the first 3.
+        sgd_learning_rate: learning rate of SGD with Nesterov momentum 0.9, for the last stage and
+            the folds.
+        weight_decay: SGD's decoupled weight decay.
+        dual_epochs: largest number of epochs of the two branches; they stop when either has not
+            gained 0.1 points in 5 epochs, after the first 3.
         warp: augmentation of the second branch.
-        heads: whose linear layers become convolutions: "both", or "first" as in the author's code,
-            or "none" (drawn anew).
-        schedule: of the unfreezing: paper, official_notebook, last_k, or the layers of each stage,
-            e.g. `out,hidden conv_2`; see `schedules.layers_of`.
-        last_k: of the schedule "last_k".
-        unfreeze_epochs: of each stage but the last, at most; None: 5, of "official_notebook" 10.
-        last_epochs: of the last stage, at most; None: 10, of "official_notebook" 50.
-        folds: of the fine-tuning at the end, "independent" or "continued": K.
+        heads: branches whose linear layers become convolutions: "both", or "first" as in the
+            author's code, or "none" (drawn anew).
+        schedule: unfreezing schedule: paper, official_notebook, last_k, or the layers of each
+            stage, e.g. `out,hidden conv_2`; see `schedules.layers_of`.
+        last_k: number of layers that the schedule "last_k" unfreezes first.
+        unfreeze_epochs: largest number of epochs of each stage but the last; None: 5, or 10 with
+            the schedule "official_notebook".
+        last_epochs: largest number of epochs of the last stage; None: 10, or 50 likewise.
+        folds: number K of folds of the final fine-tuning.
         fold_mode: "independent" starts every fold from the unfrozen model; "continued" goes on from
             fold to fold as the author's code does, so that all later models have been trained on
             the fold that judges them; "none" leaves the folds out.
-        fold_epochs: of each fold, at most; it stops after 3 without gain.
+        fold_epochs: largest number of epochs of each fold, which stops after 3 without gain.
     """
 
     batch_size: int = 32
@@ -79,11 +77,10 @@ class Recipe:
     fold_epochs: int = 10
 
     def __post_init__(self):
-        positive = ("batch_size", "dual_epochs", "unfreeze_epochs", "last_epochs", "fold_epochs")
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None:
-                checks.whole(name, value)
+        counts = ("batch_size", "dual_epochs", "unfreeze_epochs", "last_epochs", "fold_epochs")
+        for name in counts:
+            if getattr(self, name) is not None:
+                checks.whole(name, getattr(self, name))
         for name in ("learning_rate", "sgd_learning_rate"):
             checks.positive(name, getattr(self, name))
         checks.at_least("weight_decay", self.weight_decay, 0)
@@ -102,14 +99,14 @@ class Recipe:
 
     @property
     def epochs(self) -> tuple[int, int]:
-        """Of each stage of the unfreezing but the last, and of the last."""
-        name = self.schedule if self.schedule in _EPOCHS else "paper"
-        before, last = _EPOCHS[name]  # pyright: ignore[reportArgumentType]
+        """Largest numbers of epochs of each unfreezing stage but the last, and of the last."""
+        is_official = self.schedule == "official_notebook"
+        before, last = (10, 50) if is_official else (5, 10)  # only the author's code is primary
         return self.unfreeze_epochs or before, self.last_epochs or last
 
     @property
     def min_delta(self) -> float:
-        """Of the unfreezing: the author's 0.1 points keep weights that are not the best ones."""
+        """Least gain in the unfreezing; the author's 0.1 points do not keep the best weights."""
         return 0.001 if self.schedule == "official_notebook" else 0.0
 
 

@@ -1,9 +1,6 @@
-"""Unfreezing schedules of the fused network, as lists of stages (arXiv 2501.15547, its code)."""
+"""Unfreezing schedules of the fused network, stage by stage (arXiv 2501.15547, its code)."""
 
-import dataclasses
 from typing import Literal, TypeAlias
-
-from jaxunlearn.core.stages import Stage
 
 # From the answer back to the image.
 LAYERS = {
@@ -31,7 +28,7 @@ def layers_of(schedule: Schedule, k: int = 2) -> tuple[tuple[str, ...], ...]:
             - "last_k": the last k layers, then all;
             - the layers that each stage trains, `(("out", "hidden"), ("conv_2",))` or, in other
               words, `("out,hidden", "conv_2")`.
-        k: of "last_k", 1 to 5.
+        k: number of layers of "last_k", 1 to 5.
 
     Raises:
         ValueError: an unknown schedule or layer, an empty list, or a k that is out of range.
@@ -62,13 +59,3 @@ def layers_of(schedule: Schedule, k: int = 2) -> tuple[tuple[str, ...], ...]:
     if unknown:
         raise ValueError(f"schedule has the layer {unknown[0]!r}; there are {', '.join(LAYERS)}")
     return layers
-
-
-def of_layers(stage: Stage, layers: tuple[tuple[str, ...], ...]) -> list[Stage]:
-    """A stage for each entry, which trains the layers it names: `stage.name.0`, ..."""
-    return [
-        dataclasses.replace(
-            stage, name=f"{stage.name}.{i}", trainable=tuple(LAYERS[name] for name in names)
-        )
-        for i, names in enumerate(layers)
-    ]

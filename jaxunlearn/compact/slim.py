@@ -68,19 +68,12 @@ def train(
     images.check()
     init_keys = jax.vmap(lambda key: fold(key, "init", "slim"))(keys)
     state = members.init(*jax.vmap(model.init)(init_keys))
-    n_train = len(images.y) - images.n_val
-    n_steps = recipe.epochs * (n_train // min(recipe.batch_size, n_train))
-    stage = Stage(
-        "slim",
-        supervised(model),
-        None,
-        _adamw(recipe.learning_rate, recipe.weight_decay, n_steps),
-        0,
-        evaluate=fitting.accuracy_of(model),
-    )
-    return fitting.fit(
-        stage, recipe.epochs, state, keys, images, recipe.batch_size, where, _batch(recipe)
-    )
+    n_train, size = len(images.y) - images.n_val, recipe.batch_size
+    n_steps = recipe.epochs * (n_train // min(size, n_train))
+    adamw = _adamw(recipe.learning_rate, recipe.weight_decay, n_steps)
+    evaluate = fitting.accuracy_of(model)
+    stage = Stage("slim", supervised(model), None, adamw, 0, evaluate=evaluate)
+    return fitting.fit(stage, recipe.epochs, state, keys, images, size, where, _batch(recipe))
 
 
 @functools.cache

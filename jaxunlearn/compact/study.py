@@ -1,6 +1,7 @@
 """The job: a small network is trained on images, judged, measured and written to files."""
 
 import dataclasses
+import functools
 import os
 from typing import Any, TypeAlias
 
@@ -43,7 +44,7 @@ class Settings:
             looked at before; by default all.
         size: height and width that images, of any size, are scaled to; by default they stay as they
             are, but digits become 28 x 28.
-        n_models: how many are trained, from different draws. The files hold the one that is best on
+        n_models: number of models, from different draws. The files hold the one that is best on
             validation images; with independent folds those are the fold's own, most of which the
             stages before were trained on.
         seed: seed of the first model; the next one's is higher by 1.
@@ -52,8 +53,8 @@ class Settings:
         filters: n, filters of a branch's first convolution in "dual".
         hidden: h, units between the branches and the answer in "dual".
         channels: channels of the convolutions in "slim".
-        recipe: how "dual" is trained.
-        slim: how the others are trained.
+        recipe: training of "dual".
+        slim: training of the others.
     """
 
     data: str = "digits"
@@ -84,10 +85,8 @@ class Job(study.Job[Settings]):
         if self.settings.network != "dual":
             return {"slim": float(self.settings.slim.epochs), "evaluation": 1.0}
         phases = {"dual": 1.5 * recipe.dual_epochs}
-        phases |= {
-            stage.name: float(epochs)
-            for stage, epochs in training.unfreezing(self.architecture.pair, recipe)
-        }
+        unfreezing = training.unfreezing(self.architecture.pair, recipe)
+        phases |= {stage.name: float(epochs) for stage, epochs in unfreezing}
         if recipe.fold_mode == "independent":
             phases["fold"] = float(recipe.folds * recipe.fold_epochs)
         if recipe.fold_mode == "continued":
@@ -100,7 +99,7 @@ def prepare(settings: Settings, where: Where) -> Job:
     """Checks everything that can be wrong before work starts.
 
     Args:
-        settings: what is trained.
+        settings: settings of the study.
         where: where; the devices have an axis `models`.
 
     Raises:
@@ -111,24 +110,22 @@ def prepare(settings: Settings, where: Where) -> Job:
             f"n_models is {settings.n_models} and seed {settings.seed}; at least 1 model "
             "is needed, and seeds from 0 to 2^31 - 1"
         )
-    dataset = datasets.load(
-        settings.data,
-        settings.n_train,
-        settings.n_val,
-        size=_size(settings),
-        data_dir=where.data_dir,
-    )
+    size = settings.size
+    if size is None and settings.data == "digits":
+        size = _DIGITS_SIZE
+    if size is not None and not 10 <= size <= 1024:
+        raise ValueError(f"size is {size}; 10 to 1024 pixels are allowed")
+    lengths = settings.n_train, settings.n_val
+    dataset = datasets.load(settings.data, *lengths, size=size, data_dir=where.data_dir)
     if dataset.n_classes < 2:
         raise ValueError(f"data is {settings.data!r} with one class; at least 2 are needed")
     dataset = _mixed(dataset, settings, where.data_dir)
+    shared = ("network", "filters", "hidden", "channels")
     architecture = Architecture(
         dataset.x_train.shape[1:],
         dataset.n_classes,
-        network=settings.network,
-        filters=settings.filters,
-        hidden=settings.hidden,
-        channels=settings.channels,
         classes=dataset.classes,
+        **{name: getattr(settings, name) for name in shared},
     )
     _ = architecture.model  # raises for sizes that do not fit, before the folder is made
     n_train = len(dataset.x_train)
@@ -167,7 +164,12 @@ def execute(job: Job, progress: Progress = study.quiet) -> dict[str, Any]:
     n_val = min(10_000, len(data.x_train) // 5)
     images = fitting.Images(jnp.asarray(data.x_train), jnp.asarray(data.y_train), n_val)
     keys = jax.vmap(jax.random.key)(job.settings.seed + jnp.arange(job.settings.n_models))
-    where = fitting.Placement(job.mesh, lambda phase: _point(job, phase), _ticking(job, progress))
+    ticks = functools.cache(lambda phase, most: ticking(job.folder, phase, most, progress))
+    where = fitting.Placement(
+        job.mesh,
+        lambda phase: ResumePoint(job.folder.path / "phases" / phase),
+        lambda phase, done, most: ticks(phase, most)(done),
+    )
     train = _train_dual if job.settings.network == "dual" else _train_slim
     finals, val, report = train(job, images, keys, where)
     progress("evaluation", 0, 1)
@@ -226,10 +228,7 @@ def _of_folds(
     unseen = training.unseen_accuracies(job.architecture.pair, folds, images)
     is_honest = recipe.fold_mode == "independent"
     chosen = val.argmax(0) if is_honest else np.full(n_models, len(folds) - 1)
-    finals = jax.tree.map(
-        lambda *leaves: np.stack([leaves[k][i] for i, k in enumerate(chosen)]),
-        *(fold.state.params for fold in folds),
-    )
+    finals = tree.stack(tree.take(folds[k].state.params, i) for i, k in enumerate(chosen))
     report = {
         "mode": recipe.fold_mode,
         "val": val.T.tolist(),
@@ -248,29 +247,14 @@ def _of_folds(
     return finals, val.max(0) if is_honest else None, report
 
 
-def _point(job: Job, phase: str) -> ResumePoint:
-    return ResumePoint(job.folder.path / "phases" / phase)
-
-
-def _ticking(job: Job, progress: Progress) -> Progress:
-    ticks: dict[str, Any] = {}
-
-    def tell(phase: str, done: int, most: int) -> None:
-        if phase not in ticks:
-            ticks[phase] = ticking(job.folder, phase, most, progress)
-        ticks[phase](done)
-
-    return tell
-
-
 def _judged(job: Job, finals: Tree, val: np.ndarray) -> dict[str, Any]:
     """All models on test images; the files of the best one and what it costs."""
     model, y = job.architecture.model, job.dataset.y_val
-    n_models = job.settings.n_models
-    logits = [measure.logits_of(model, _of(finals, i), job.dataset.x_val) for i in range(n_models)]
+    models = [tree.take(finals, i) for i in range(job.settings.n_models)]
+    logits = [measure.logits_of(model, params, job.dataset.x_val) for params in models]
     accuracies = [float((of_model.argmax(-1) == y).mean()) for of_model in logits]
     best = int(val.argmax())
-    return _written(job, _of(finals, best)) | {
+    return _written(job, models[best]) | {
         "schema": 1,
         "test_accuracy": float(np.mean(accuracies)),
         "test_accuracies": accuracies,
@@ -284,10 +268,6 @@ def _judged(job: Job, finals: Tree, val: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _of(params: Tree, i: int) -> Tree:
-    return jax.tree.map(lambda leaf: leaf[i], params)
-
-
 def _best(trained: members.Fitted) -> np.ndarray:
     """Validation accuracy of the weights that were kept, of each model."""
     accuracy, kept = trained.checks["accuracy"], trained.best_checks[0]
@@ -295,7 +275,7 @@ def _best(trained: members.Fitted) -> np.ndarray:
 
 
 def _test_accuracies(job: Job, params: Tree) -> np.ndarray:
-    """Of each model."""
+    """The test accuracy of each model, [N]."""
     right = measure.correct(job.architecture.model, params, job.dataset.x_val, job.dataset.y_val)
     return right.mean(1)
 
@@ -317,12 +297,13 @@ def _curves(trained: members.Fitted) -> dict[str, Any]:
 def _written(job: Job, params: Tree) -> dict[str, Any]:
     """Writes a model's files; what it costs."""
     folder, architecture, test = job.folder.path, job.architecture, job.dataset
-    files.save(folder / "model.safetensors", architecture, params)
-    files.save(folder / "model-int8.safetensors", architecture, params, int8=True)
+    names = ("model.safetensors", "model-int8.safetensors", "model.stablehlo")
+    files.save(folder / names[0], architecture, params)
+    files.save(folder / names[1], architecture, params, int8=True)
     program = files.export(architecture.model, params, architecture.input_shape)
-    with replacing(folder / "model.stablehlo") as file:
+    with replacing(folder / names[2]) as file:
         file.write(program)
-    rounded = files.load(folder / "model-int8.safetensors").params
+    rounded = files.load(folder / names[1]).params
     logits = measure.logits_of(architecture.model, rounded, test.x_val)
     size = measure.size(architecture.model, params, architecture.input_shape)
     # Weights, and one slot of SGD's momentum or two of AdamW's; with BatchNorm not folded yet.
@@ -332,13 +313,10 @@ def _written(job: Job, params: Tree) -> dict[str, Any]:
         n_trained, n_slots = tree.size(like), 2
     return size | {
         "training_bytes": 4 * n_trained * (1 + n_slots),
-        "file_bytes": {name: (folder / name).stat().st_size for name in _FILES},
+        "file_bytes": {name: (folder / name).stat().st_size for name in names},
         "int8_test_accuracy": float((logits.argmax(-1) == test.y_val).mean()),
         "speed": measure.speed(program, architecture.input_shape),
     }
-
-
-_FILES = ("model.safetensors", "model-int8.safetensors", "model.stablehlo")
 
 
 def _mixed(dataset: Dataset, settings: Settings, data_dir: str | os.PathLike | None) -> Dataset:
@@ -355,13 +333,3 @@ def _mixed(dataset: Dataset, settings: Settings, data_dir: str | os.PathLike | N
         y_train=dataset.y_train[rows],
         files_train=tuple(dataset.files_train[i] for i in rows) if dataset.files_train else (),
     )
-
-
-def _size(settings: Settings) -> int | None:
-    """That images are scaled to."""
-    size = settings.size
-    if size is None:
-        return _DIGITS_SIZE if settings.data == "digits" else None
-    if not 10 <= size <= 1024:
-        raise ValueError(f"size is {size}; 10 to 1024 pixels are allowed")
-    return size

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.comparison.settings import Settings
-from jaxunlearn.core import ensemble, keys, study
+from jaxunlearn.core import ensemble, finite, keys, study
 from jaxunlearn.core.checkpoint import BlockStore
-from jaxunlearn.core.errors import NonFiniteError
+from jaxunlearn.core.checks import NonFiniteError
 from jaxunlearn.core.model import Model, predict
 from jaxunlearn.core.run_folder import Progress, ticking
 from jaxunlearn.data import Dataset
@@ -178,15 +178,11 @@ def all_logits(model: Model, shared: dict[str, Any], result: Unlearned) -> jax.A
 
 def check_finite(phase: str, lane: dict[str, np.ndarray], first: int) -> None:
     """Raises a NonFiniteError for a model of a lane whose loss or outputs are not finite."""
-    for member, losses in enumerate(lane["losses"]):
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if len(bad):
+    losses = lane["losses"]
+    finite.check_members(lambda i: f"{phase}: the loss of member {i}", losses, first)
+    for member, logits in enumerate(lane.get("logits", ()), first):
+        if not np.isfinite(logits).all():
             raise NonFiniteError(
-                f"{phase}: the loss of member {first + member} is {losses[bad[0]]} at step {bad[0]}"
-                f" of {len(losses)}"
-            )
-        if "logits" in lane and not np.isfinite(lane["logits"][member]).all():
-            raise NonFiniteError(
-                f"{phase}: member {first + member} gives outputs that are not finite after step "
-                f"{len(losses)}, its last"
+                f"{phase}: member {member} gives outputs that are not finite after step "
+                f"{losses.shape[1]}, its last"
             )

@@ -26,7 +26,7 @@ from jaxunlearn.comparison.models import Job, Methods, forget_phase, train_phase
 from jaxunlearn.comparison.settings import RENAMED, Settings, check_run
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core import study
-from jaxunlearn.core.errors import NonFiniteError
+from jaxunlearn.core.checks import NonFiniteError
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.run_folder import Progress, RunFolder, run_record
 from jaxunlearn.core.study import Where

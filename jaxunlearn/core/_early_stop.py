@@ -1,7 +1,6 @@
 """Early stopping inside a compiled loop; public through `core.loop`."""
 
 import dataclasses
-import re
 from typing import Literal
 
 import jax
@@ -78,12 +77,8 @@ def restore_best(tracker: Tracker, state: TrainState) -> TrainState:
         return state
     now = {"params": state.params, "stats": state.stats}
     seen = tracker.best_check >= 0
-    best = jax.tree.map(
-        lambda kept, current: current if kept is None else jnp.where(seen, kept, current),
-        tracker.weights,
-        now,
-        is_leaf=lambda leaf: leaf is None,
-    )
+    choose = lambda kept, leaf: leaf if kept is None else jnp.where(seen, kept, leaf)  # noqa: E731
+    best = tree.map_holes(choose, tracker.weights, now)
     return dataclasses.replace(state, params=best["params"], stats=best["stats"])
 
 
@@ -92,12 +87,8 @@ def _restorable(stop: EarlyStop, state: TrainState) -> Tree:
         return {}
     both = {"params": state.params, "stats": state.stats}
     # Statistics follow the parameters they belong to, but a network may have none.
-    patterns = (stop.restore,) if isinstance(stop.restore, str) else stop.restore
-    tree.select(state.params, patterns)
-    flags = [
-        any(re.fullmatch(pattern, name.partition("/")[2]) for pattern in patterns)
-        for name in tree.named(both)
-    ]
+    tree.select(state.params, stop.restore)
+    flags = tree.selected([name.partition("/")[2] for name in tree.named(both)], stop.restore)
     mask = jax.tree.unflatten(jax.tree.structure(both), flags)
     return tree.partition(both, mask)[0]
 
@@ -115,19 +106,10 @@ def track(
     counts = number >= stop.start
     better = counts & (value < tracker.best - stop.min_delta)
     now = {"params": state.params, "stats": state.stats}
+    newer = lambda old, new: None if old is None else jnp.where(better, new, old)  # noqa: E731
     return Tracker(
         jnp.where(better, value, tracker.best),
         jnp.where(better, number, tracker.best_check),
         jnp.where(better, 0, tracker.wait + counts.astype(jnp.int32)),
-        _where(better, now, tracker.weights),
-    )
-
-
-def _where(flag: jax.Array, new: Tree, old: Tree) -> Tree:
-    """New leaves where the flag is set, and holes where `old` has them."""
-    return jax.tree.map(
-        lambda o, n: None if o is None else jnp.where(flag, n, o),
-        old,
-        new if old else {},
-        is_leaf=lambda leaf: leaf is None,
+        tree.map_holes(newer, tracker.weights, now if tracker.weights else {}),
     )

@@ -9,7 +9,6 @@ on top.
 """
 
 import dataclasses
-import re
 from typing import Any
 
 import jax
@@ -51,12 +50,12 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the matrix it stands for."""
+        """The shape of the matrix it stands for."""
         return self.base.shape
 
     @property
     def dtype(self) -> Any:
-        """That of the matrix below."""
+        """The type of the matrix below."""
         return self.base.dtype
 
     def dense(self) -> jax.Array:
@@ -75,7 +74,7 @@ class Dropped:
     Attributes:
         kernel: the adapter.
         key: typed keys [...], one for each kernel of a stack.
-        rate: of elements that are lost, [...]; the others are divided by 1 - rate.
+        rate: share of the elements that are lost, [...]; the others are divided by 1 - rate.
     """
 
     kernel: LowRank
@@ -133,16 +132,14 @@ def attach(
         a = (a / n**0.5).astype(kernel.dtype)
         return LowRank(kernel, a, b, jnp.full(stack, scale, kernel.dtype))
 
-    return _map_kernels(wrap, params, _select(params, targets))
+    chosen = tree.selected(_kernel_names(params), targets, "targets")
+    return _map_kernels(wrap, params, chosen)
 
 
 def merge(params: Tree) -> Tree:
     """Plain parameters of the same function: every adapter is added to the kernel below it."""
-    return jax.tree.map(
-        lambda leaf: leaf.dense() if isinstance(leaf, LowRank) else leaf,
-        params,
-        is_leaf=_is_adapter,
-    )
+    dense = lambda leaf: leaf.dense() if _is_adapter(leaf) else leaf  # noqa: E731
+    return jax.tree.map(dense, params, is_leaf=_is_adapter)
 
 
 def base(params: Tree) -> Tree:
@@ -158,13 +155,11 @@ def base(params: Tree) -> Tree:
 
 def switch(params: Tree, on: jax.Array) -> Tree:
     """Switches the outermost adapters: `on` is a traced mask, [] or one entry per layer [L]."""
-    return jax.tree.map(
-        lambda leaf: (
-            dataclasses.replace(leaf, scale=leaf.scale * on) if _is_adapter(leaf) else leaf
-        ),
-        params,
-        is_leaf=_is_adapter,
-    )
+
+    def scaled(leaf: Any) -> Any:
+        return dataclasses.replace(leaf, scale=leaf.scale * on) if _is_adapter(leaf) else leaf
+
+    return jax.tree.map(scaled, params, is_leaf=_is_adapter)
 
 
 def drop(params: Tree, rate: float, key: Key) -> Tree:
@@ -175,7 +170,7 @@ def drop(params: Tree, rate: float, key: Key) -> Tree:
 
     Args:
         params: parameters with adapters.
-        rate: of elements that are lost, 0 <= rate < 1.
+        rate: share of the elements that are lost, 0 <= rate < 1.
         key: a typed key, another one in every step.
 
     Raises:
@@ -237,20 +232,7 @@ def _kernel_names(params: Tree) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
-def _select(params: Tree, targets: tree.Pattern) -> list[bool]:
-    patterns = (targets,) if isinstance(targets, str) else tuple(targets)
-    names = _kernel_names(params)
-    for pattern in patterns:
-        if not any(re.fullmatch(pattern, name) for name in names):
-            raise ValueError(
-                f"targets: {pattern!r} matches no parameter; the names are: {', '.join(names)}"
-            )
-    return [any(re.fullmatch(pattern, name) for pattern in patterns) for name in names]
-
-
 def _map_kernels(wrap: Any, params: Tree, chosen: list[bool]) -> Tree:
     leaves, structure = jax.tree.flatten(params, is_leaf=_is_adapter)
-    names = _kernel_names(params)
-    return jax.tree.unflatten(
-        structure, [wrap(*x) for x in zip(names, leaves, chosen, strict=True)]
-    )
+    wrapped = map(wrap, _kernel_names(params), leaves, chosen)
+    return jax.tree.unflatten(structure, wrapped)

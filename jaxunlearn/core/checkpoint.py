@@ -152,13 +152,10 @@ class BlockStore:
 def _write_arrays(path: Path, block: Tree) -> None:
     # NumPy's files know neither bfloat16 nor a hash: types stand in the names, bits in the arrays.
     leaves = {name: np.asarray(leaf) for name, leaf in tree.named(block).items()}
-    entries = {
-        f"{leaf.dtype.name}:{name}": leaf.view(f"u{leaf.itemsize}")
-        if leaf.dtype.kind == "V"
-        else leaf
-        for name, leaf in leaves.items()
-    }
-    entries[_DIGEST] = np.frombuffer(tree.digest(leaves).encode(), np.uint8)
+    entries = {_DIGEST: np.frombuffer(tree.digest(leaves).encode(), np.uint8)}
+    for name, leaf in leaves.items():
+        bits = leaf.view(f"u{leaf.itemsize}") if leaf.dtype.kind == "V" else leaf
+        entries[f"{leaf.dtype.name}:{name}"] = bits
     write_npz(path, entries)
 
 

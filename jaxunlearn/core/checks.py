@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 
+class NonFiniteError(ArithmeticError):
+    """A training diverged: a loss, a weight or an output is infinite or not a number."""
+
+
 def whole(name: str, value: Any, least: int = 1) -> int:
     """A whole number that is large enough."""
     try:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.core import tree
 from jaxunlearn.core.keys import Key
 from jaxunlearn.core.step import Metrics, Step, TrainState
 from jaxunlearn.core.tree import Tree
@@ -14,19 +15,14 @@ from jaxunlearn.core.tree import Tree
 
 def average(old: Tree, new: Tree, decay: float | jax.Array) -> Tree:
     """decay * old + (1 - decay) * new, leaf by leaf; where `new` has a hole, `old` stays."""
-    return jax.tree.map(
-        lambda n, o: o if n is None else decay * o + (1 - decay) * n,
-        new,
-        old,
-        is_leaf=lambda leaf: leaf is None,
-    )
+    mean = lambda n, o: o if n is None else decay * o + (1 - decay) * n  # noqa: E731
+    return tree.map_holes(mean, new, old)
 
 
 def start(state: TrainState) -> TrainState:
     """Adds `extra["ema"]`, a copy of the parameters, as the average before the first step."""
-    return dataclasses.replace(
-        state, extra={**state.extra, "ema": jax.tree.map(jnp.copy, state.params)}
-    )
+    ema = jax.tree.map(jnp.copy, state.params)
+    return dataclasses.replace(state, extra={**state.extra, "ema": ema})
 
 
 def with_ema(step: Step, decay: float | Callable[[jax.Array], jax.Array]) -> Step:

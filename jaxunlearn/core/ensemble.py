@@ -58,6 +58,7 @@ def lanes(fn: Callable[[Any, Any], Tree], mesh: Mesh, mode: Mode = "vmap") -> "P
     Returns:
         A program `(shared, members[D, W, ...]) -> results[D, W, ...]`, D the size of the axis.
     """
+    checks.one_of("mode", mode, ("vmap", "map"))
 
     def one_lane(shared: Any, members: Any) -> Tree:
         members = _unpack_keys(tree.take(members, 0))
@@ -132,8 +133,7 @@ def run(
         mesh: by default one device.
         store: finished lanes are written here, and those already there are not computed again. Of
             several processes the first one writes; all of them read the folder at the start.
-        sink: in place of a store, for more members than the memory holds: lanes go there and are
-            not returned.
+        sink: in place of a store, for results that do not fit the memory: they are not returned.
         check: `check(results, first)` sees each lane (leading axis its members, `first` the number
             of the first one) before it is stored, and may raise.
         callback: called with the number of members finished: at the start, when the program is
@@ -144,9 +144,10 @@ def run(
         no array (an empty dict) is left out. Empty where a sink takes them.
     """
     n_members = _n_members(members)
-    _check_options(width, mode, store, sink)
+    if store is not None and sink is not None:
+        raise ValueError("store and sink are given; one of them is needed")
     mesh, place = mesh or meshes.make({"models": 1}), store if sink is None else sink
-    lane_numbers = range(-(-n_members // width))
+    lane_numbers = range(-(-n_members // checks.whole("width", width)))
     there = [i for i in lane_numbers if place is not None and i in place]
     finished = {i: store.read(i) for i in there} if store is not None else {}
     sizes = [min(width, n_members - i * width) for i in lane_numbers]
@@ -167,13 +168,6 @@ def run(
         report(done)
     blocks = [finished[i] for i in lane_numbers if sink is None]
     return jax.tree.map(lambda *rows: np.concatenate(rows), *blocks) if blocks else {}
-
-
-def _check_options(width: int, mode: str, store: Any, sink: Any) -> None:
-    checks.whole("width", width)
-    checks.one_of("mode", mode, ("vmap", "map"))
-    if store is not None and sink is not None:
-        raise ValueError("store and sink are given; one of them is needed")
 
 
 def _n_members(members: Any) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.core import tree
-from jaxunlearn.core.errors import NonFiniteError
+from jaxunlearn.core.checks import NonFiniteError
 
 
 def check_members(

@@ -22,18 +22,8 @@ from jaxunlearn.core.mesh import split_batch
 from jaxunlearn.core.sources import as_source, blocks_of
 from jaxunlearn.core.step import Metrics, Step, TrainState
 
-__all__ = [
-    "Checks",
-    "EarlyStop",
-    "Progress",
-    "Result",
-    "Tracker",
-    "advance",
-    "finish",
-    "run",
-    "scan",
-    "start",
-]
+__all__ = ["Checks", "EarlyStop", "Progress", "Result", "Tracker"]
+__all__ += ["advance", "finish", "run", "scan", "start"]
 
 Evaluate = Callable[[TrainState, Any], Metrics]
 
@@ -87,10 +77,6 @@ class Checks:
                 f"of every={self.every}"
             )
         return block
-
-    def ragged(self, n_steps: int) -> bool:
-        """Whether a stretch of such a run has fewer than `every` steps: the last, or the start."""
-        return self.at_start or n_steps % self.every > 0
 
     def most(self, n_steps: int) -> int:
         """The most checks in so many steps from the start."""
@@ -159,15 +145,15 @@ def run(
 
     Args:
         step: a step on a `TrainState`.
-        state: where to start.
+        state: initial state.
         shared: what the steps read and do not change; never donated.
         data: a source (see `core.sources`).
         key: a typed key.
         n_steps: the largest number of steps.
         evaluate: see `Checks`.
         every: steps between two checks; the last stretch may be shorter, `block` is a multiple.
-        stops: see `Checks`; `check_start` is its `at_start`.
-        check_start: whether there is a check before the first step.
+        stops: see `Checks`.
+        check_start: see `Checks.at_start`.
         block: steps of one compiled call; by default all of them. `HostBlocks` have their own.
         callback: called between blocks with the progress and the block's metrics and checks. The
             next block takes the progress's buffers: copy what is to outlive the call.
@@ -178,24 +164,31 @@ def run(
             of the host that end too early.
     """
     checks = Checks(evaluate, every, tuple(stops), check_start)
-    block = checks.block(n_steps, block)
     progress = jax.tree.map(jnp.copy, start(state, stops) if resume is None else resume)
-    history, taken = [], 0 if resume is None else int(progress.done)
-    blocks, stopped = blocks_of(data, block, taken, every), resume and bool(progress.stopped)
+    taken, stopped = (int(resume.done), bool(resume.stopped)) if resume else (0, False)
+    history, blocks = [], blocks_of(data, checks.block(n_steps, block), taken, every, n_steps)
     while taken < n_steps and not stopped:
-        source, size = next(blocks, (None, 0))
-        if source is None:
-            raise ValueError(f"data: the blocks ended after step {taken} of {n_steps}")
-        how = {"step": step, "checks": checks, "ragged": checks.ragged(n_steps), "block": size}
-        progress, *values = advance(progress, shared, source, key, n_steps, **how)
+        source, size = next(blocks)
+        how = {"step": step, "checks": checks, "block": size, "ragged": n_steps % every > 0}
+        progress, metrics, values = advance(progress, shared, source, key, n_steps, **how)
         if isinstance(progress.done, Tracer) or isinstance(progress.stopped, Tracer):
-            return _whole(progress, values, size, n_steps)
-        now, stopped = int(progress.done), bool(progress.stopped)
-        history.append(_trim(checks, taken, now, *values))
-        taken = now
+            # Inside jit or vmap the host cannot look, and one block leaves nothing to decide.
+            if size != n_steps:
+                raise ValueError(f"block is {size}; inside a traced function it must be n_steps")
+            return _result(progress, [(metrics, values)])
+        before, taken, stopped = taken, int(progress.done), bool(progress.stopped)
+        made = checks.most(taken - before) - (check_start and before > 0)
+        history.append((tree.take(metrics, slice(taken - before)), tree.take(values, slice(made))))
         if callback is not None:
             callback(progress, *history[-1])
-    return _result(progress, *_concatenate(history))
+    return _result(progress, history)
+
+
+def _result(progress: Progress, history: list[tuple[Metrics, Metrics]]) -> Result:
+    state, best_checks = finish(progress)
+    join = functools.partial(jax.tree.map, lambda *xs: jnp.concatenate(xs))
+    metrics, values = join(*history) if history else ({}, {})
+    return Result(state, metrics, values, best_checks)
 
 
 def start(state: TrainState, stops: tuple[EarlyStop, ...] = ()) -> Progress:
@@ -215,12 +208,12 @@ def advance(
     step: Step,
     checks: Checks,
     block: int,
-    ragged: bool = False,
+    ragged: bool,
 ) -> tuple[Progress, Metrics, Metrics]:
     """At most `block` steps, fewer at the limit or when stopped: one compiled call of `run`.
 
     Args:
-        progress: where the run stands; donated.
+        progress: progress so far; donated.
         shared: see `run`.
         source: on the device, with `plan` and `gather`.
         key: see `run`.
@@ -228,7 +221,7 @@ def advance(
         step: see `run`.
         checks: when to evaluate; their `stops` are those of `progress`.
         block: steps.
-        ragged: whether stretches may have fewer than `checks.every` steps, see `Checks.ragged`.
+        ragged: whether the run's last stretch has fewer than `checks.every` steps.
 
     Returns:
         The progress, metrics with a leading axis `block`, and checks with one of
@@ -254,7 +247,7 @@ def advance(
         at = progress.done - first
         progress, new_metrics, new_values = stretch(progress, check, reads)
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=0)
-        metrics = jax.tree.map(lambda b, v: put(b, v), metrics, new_metrics)
+        metrics = jax.tree.map(put, metrics, new_metrics)
         values = jax.tree.map(lambda b, v: b.at[check].set(v), values, new_values)
         return progress, check + 1, (metrics, values)
 
@@ -271,7 +264,7 @@ def _stretch(
     every, done = checks.every, progress.done
     xs = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, done - first, every), xs)
     body, number, taken = _body(step, shared, source, key), done // every, every
-    if ragged:
+    if ragged or checks.at_start:
         taken = jnp.minimum(every, limit - done)
         if checks.at_start:
             is_start = (done == 0) & (check == 0)
@@ -285,9 +278,9 @@ def _stretch(
         track(tracker, stop, values, number, state)
         for tracker, stop in zip(progress.trackers, checks.stops, strict=True)
     )
-    stopped = jnp.zeros((), bool)
-    for tracker, stop in zip(trackers, checks.stops, strict=True):
-        stopped = stopped | (tracker.wait >= stop.patience)
+    pairs = zip(trackers, checks.stops, strict=True)
+    waited = (tracker.wait >= stop.patience for tracker, stop in pairs)
+    stopped = functools.reduce(jnp.logical_or, waited, jnp.zeros((), bool))
     done = (done + taken).astype(jnp.int32)
     return Progress(state, done, trackers, stopped), metrics, values
 
@@ -324,34 +317,7 @@ def finish(progress: Progress) -> tuple[TrainState, tuple[jax.Array, ...]]:
     return state, tuple(tracker.best_check for tracker in progress.trackers)
 
 
-def _result(progress: Progress, metrics: Metrics, checks: Metrics) -> Result:
-    state, best_checks = finish(progress)
-    return Result(state, metrics, checks, best_checks)
-
-
 def _empty(shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Steps that were not taken are NaN (0 for integers)."""
     inexact = jnp.issubdtype(dtype, jnp.inexact)
     return jnp.full(shape, jnp.nan, dtype) if inexact else jnp.zeros(shape, dtype)
-
-
-def _trim(
-    checks: Checks, before: int, after: int, metrics: Metrics, values: Metrics
-) -> tuple[Metrics, Metrics]:
-    taken = after - before
-    made = checks.most(taken) if before == 0 else -(-taken // checks.every)
-    return tree.take(metrics, slice(taken)), tree.take(values, slice(made))
-
-
-def _whole(progress: Progress, values: list[Metrics], size: int, n_steps: int) -> Result:
-    """Inside jit or vmap the host cannot look, and one block leaves nothing to decide."""
-    if size != n_steps:
-        raise ValueError(f"block is {size}; inside a traced function it must be n_steps")
-    return _result(progress, *values)
-
-
-def _concatenate(history: list[tuple[Metrics, Metrics]]) -> tuple[Metrics, Metrics]:
-    if not history:
-        return {}, {}
-    metrics, checks = jax.tree.map(lambda *xs: jnp.concatenate(xs), *history)
-    return metrics, checks

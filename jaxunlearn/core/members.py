@@ -26,7 +26,7 @@ from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.sources import as_source
 from jaxunlearn.core.stages import Stage
-from jaxunlearn.core.step import Step, TrainState
+from jaxunlearn.core.step import TrainState
 
 History: TypeAlias = dict[str, np.ndarray]
 
@@ -36,8 +36,8 @@ class Fitted(NamedTuple):
 
     Attributes:
         state: with all parameters, leading axis N, the best weights restored.
-        metrics: of the steps, averaged between checks: [N, checks], NaN after a model's end.
-        checks: what `evaluate` returned, likewise.
+        metrics: means of the step metrics between checks: [N, checks], NaN after a model's end.
+        checks: metrics of `evaluate`, likewise.
         best_checks: for each `EarlyStop`, the check whose weights it restored (-1: none), [N].
     """
 
@@ -65,7 +65,7 @@ def whole(
         start: `start(shared, member) -> (state with all parameters, reads)`, where `reads` is what
             the objective and the evaluation get as `shared`.
         data: `data(reads) -> source`.
-        keep: what is kept of the loop's result, whose state is that of the trainable part.
+        keep: function of the loop's result, whose state is that of the trainable part.
 
     Returns:
         `(shared, member) -> kept`; the key of the stage is `member["key"]` folded by "steps".
@@ -104,8 +104,8 @@ def run(
             the stage folded by its number.
         data: `data(reads) -> source` of one model, the same function for the same program; by
             default all models read the stage's.
-        shared: what all models read.
-        each: what each model reads alone, leading axis N. `reads`, which the objective and the
+        shared: inputs of all models.
+        each: inputs of single models, leading axis N. `reads`, which the objective and the
             evaluation get as `shared`, is `{"shared": shared, "each": its part of each}`; without
             `each` it is `shared`.
         width: models per lane, see `ensemble.run`.
@@ -120,7 +120,7 @@ def run(
         NonFiniteError: a model diverged; the blocks before are kept.
     """
     block, mesh = _block(stage), mesh or meshes.make({"models": 1})
-    begun, frozen = jax.vmap(functools.partial(stages.begin, stage))(state)
+    begun, frozen = _begin(stage, state)
     progress = jax.vmap(functools.partial(loop.start, stops=stage.stops))(begun)
     kept = _Kept.read(point, jax.tree.map(np.asarray, progress))
     n = len(kept.progress.done)
@@ -155,9 +155,11 @@ def runner(n_models: int, *, mesh: Mesh | None = None) -> stages.Runner:
         fitted = run(stage, state, key, shared=shared, **options)
         return fitted.state, fitted
 
-    return stages.Runner(
-        lambda stage, state: jax.vmap(lambda s: stages.begin(stage, s))(state), run_stage
-    )
+    return stages.Runner(_begin, run_stage)
+
+
+def _begin(stage: Stage, state: TrainState) -> tuple[TrainState, tree.Tree]:
+    return jax.vmap(functools.partial(stages.begin, stage))(state)
 
 
 def _block(stage: Stage) -> int:
@@ -175,7 +177,10 @@ def _block(stage: Stage) -> int:
 @functools.lru_cache(maxsize=64)
 def _advance(programs, every, stops, data, n_steps, block) -> Callable[[Any, Any], Any]:
     step, checks = programs[0], loop.Checks(programs[1], every, stops)
-    numbered = _numbered(step)
+
+    def numbered(state: Any, shared: Any, batch: Any, key: Key) -> Any:
+        """Draws from the key folded by the model's number."""
+        return step(state, shared, batch, fold(key, "member", shared["number"]))
 
     def advance(everything: Any, member: Any) -> Any:
         """One block of one model."""
@@ -191,21 +196,13 @@ def _advance(programs, every, stops, data, n_steps, block) -> Callable[[Any, Any
             step=step if number is None else numbered,
             checks=checks,
             block=block,
+            ragged=False,
         )
         between = jax.tree.map(lambda x: x.reshape(-1, every, *x.shape[1:]).mean(1), metrics)
         flat = dict(enumerate(jax.tree.leaves(progress)))  # a NamedTuple would not come back
         return {"progress": flat, "metrics": between, "checks": values}
 
     return advance
-
-
-def _numbered(step: Step) -> Step:
-    """Draws from the key folded by the model's number."""
-
-    def numbered(state: Any, shared: Any, batch: Any, key: Key) -> Any:
-        return step(state, shared, batch, fold(key, "member", shared["number"]))
-
-    return numbered
 
 
 @jax.tree_util.register_dataclass
@@ -233,10 +230,8 @@ class _Kept:
 
     @classmethod
     def read(cls, point: ResumePoint | None, start: loop.Progress) -> "_Kept":
-        there = point and point.read(start)
-        if there is None:
-            return cls(start, {}, {})
-        return cls(there[0], there[1].get("metrics", {}), there[1].get("checks", {}))
+        progress, beside = (point and point.read(start)) or (start, {})
+        return cls(progress, beside.get("metrics", {}), beside.get("checks", {}))
 
     @property
     def n_stretches(self) -> int:
@@ -270,15 +265,14 @@ class _Kept:
                     axis="check",
                     advice="; a smaller learning rate may help. What was there before is kept",
                 )
-            histories.append({what: self._longer(history, alive, what, news) for what in news})
-        return _Kept(
-            jax.tree.map(functools.partial(_put, alive), self.progress, progress), *histories
-        )
+            longer = {w: self._longer(history.get(w), alive, new) for w, new in news.items()}
+            histories.append(longer)
+        put = functools.partial(_put, alive)
+        return _Kept(jax.tree.map(put, self.progress, progress), *histories)
 
-    def _longer(self, history: History, alive: np.ndarray, what: str, news: History) -> np.ndarray:
-        n, new = len(self.progress.done), news[what]
-        before = history.get(what, np.empty((n, 0, *new.shape[2:]), new.dtype))
-        nothing = np.full((n, *new.shape[1:]), np.nan, new.dtype)
+    def _longer(self, before: np.ndarray | None, alive: np.ndarray, new: np.ndarray) -> np.ndarray:
+        nothing = np.full((len(self.progress.done), *new.shape[1:]), np.nan, new.dtype)
+        before = nothing[:, :0] if before is None else before
         return np.concatenate([before, _put(alive, nothing, new)], axis=1)
 
 

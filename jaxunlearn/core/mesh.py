@@ -49,10 +49,8 @@ def start(cpu_devices: int | None = None, **distributed: object) -> None:
                     f"{jax.local_device_count()}; start() must come first"
                 ) from error
     if distributed:
-        patience = {
-            "heartbeat_timeout_seconds": _DEAD_AFTER,
-            "shutdown_timeout_seconds": _DEAD_AFTER,
-        }
+        timeouts = ("heartbeat_timeout_seconds", "shutdown_timeout_seconds")
+        patience = dict.fromkeys(timeouts, _DEAD_AFTER)
         # That service would take a SIGTERM for a notice, and the process would not end.
         jax.config.update("jax_enable_preemption_service", False)
         try:
@@ -165,12 +163,8 @@ def make(axes: dict[str, int] | None = None) -> Mesh:
         raise ValueError(
             f"axes is {axes}, which needs {wanted} devices; there are {jax.device_count()}"
         )
-    return jax.make_mesh(
-        tuple(axes.values()),
-        tuple(axes),
-        axis_types=(AxisType.Auto,) * len(axes),
-        devices=_first_devices(wanted),
-    )
+    sizes, names, types = tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes)
+    return jax.make_mesh(sizes, names, axis_types=types, devices=_first_devices(wanted))
 
 
 def _first_devices(wanted: int) -> list[Any]:

@@ -93,12 +93,6 @@ def switches(
     return Switches(train, Statistics(source, update_statistics), draws)
 
 
-def _taken(static: dict[str, Any]) -> Switches:
-    """The switches among keyword arguments, which are taken out."""
-    names = ("train", "statistics", "update_statistics", "random")
-    return switches(**{name: static.pop(name) for name in names if name in static})
-
-
 def stateless(
     init: Callable[[Key], tuple[Tree, Tree]], apply: Callable[..., tuple[Any, Tree]]
 ) -> Model:
@@ -108,11 +102,20 @@ def stateless(
     checked.
     """
 
-    def switched(params: Tree, stats: Tree, *inputs: Any, key: Any = None, **static: Any) -> Any:
-        _taken(static)
+    def switched(
+        params: Tree, stats: Tree, *inputs: Any, key: Key | None = None, **static: Any
+    ) -> tuple[Any, Tree]:
+        del key
+        _take_switches(static)
         return apply(params, stats, *inputs, **static)
 
     return Model(init, switched)
+
+
+def _take_switches(static: dict[str, Any]) -> Switches:
+    """Takes the switches out of the arguments of a call."""
+    names = [name for name in inspect.signature(switches).parameters if name in static]
+    return switches(**{name: static.pop(name) for name in names})
 
 
 def predict(model: Model, params: Tree, stats: Tree, x: jax.Array, chunk: int = 500) -> jax.Array:
@@ -163,7 +166,7 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         params: Tree, stats: Tree, *inputs: Any, key: Key | None = None, **static: Any
     ) -> tuple[Any, Tree]:
         by = "random" if static.get("random") else "train"
-        static |= border.arguments(_taken(static), key, by)
+        static |= border.arguments(_take_switches(static), key, by)
         module = nnx.merge(
             graphdef, _to_original(params, like_params), _to_original(stats, like_stats)
         )
@@ -192,7 +195,7 @@ class _Border(NamedTuple):
     has_statistics: bool
 
     def arguments(self, asked: Switches, key: Key | None, by: str) -> dict[str, Any]:
-        """Those of the call; random numbers were asked for `by` an argument of that name."""
+        """The arguments of the call; the one named `by` asked for random numbers."""
         given: dict[str, Any] = {"statistics": asked.statistics, "random": asked.random, "key": key}
         if "key" in self.accepted and asked.random and key is None:
             raise ValueError(

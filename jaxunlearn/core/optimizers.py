@@ -16,7 +16,7 @@ def triangular(peak: float | jax.Array, n_steps: int, peak_at: float = 0.2) -> o
     Args:
         peak: the largest value.
         n_steps: length; the value is 0 from there on.
-        peak_at: where the peak lies, as a fraction of the length.
+        peak_at: position of the peak, as a fraction of the length.
     """
     turn = max(1, round(peak_at * n_steps))
     # Starting one step in, so that no step of a run has learning rate 0.
@@ -62,10 +62,8 @@ def sgd(
     weight_decay: float | jax.Array = 0.0,
 ) -> optax.GradientTransformation:
     """SGD as PyTorch's: weight decay is added to the gradient *before* the momentum (coupled)."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.sgd(learning_rate, momentum=momentum),
-    )
+    decay = optax.add_decayed_weights(weight_decay)
+    return optax.chain(decay, optax.sgd(learning_rate, momentum=momentum))
 
 
 @jax.tree_util.register_dataclass
@@ -111,15 +109,11 @@ def keras_nadam(
         nu = jax.tree.map(lambda v, g: mean(v, g * g, b2), state.nu, grads)
         of_m, of_g = after / (1 - product * after), (1 - now) / (1 - product)
         of_v = 1 / (1 - b2**t)
-        updates = jax.tree.map(
-            lambda m, v, g: (-lr * (of_m * m + of_g * g) / (jnp.sqrt(of_v * v) + eps)).astype(
-                g.dtype
-            ),
-            mu,
-            nu,
-            grads,
-        )
-        return updates, NadamState(t, product, mu, nu)
+
+        def change(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
+            return (-lr * (of_m * m + of_g * g) / (jnp.sqrt(of_v * v) + eps)).astype(g.dtype)
+
+        return jax.tree.map(change, mu, nu, grads), NadamState(t, product, mu, nu)
 
     return optax.GradientTransformation(init, update)
 

@@ -10,7 +10,7 @@ def as_float(images: Any, name: str = "images") -> Any:
 
     Args:
         images: an array of NumPy or JAX, which the result is too.
-        name: what an error calls them.
+        name: their name in an error.
 
     Raises:
         ValueError: images of another type.

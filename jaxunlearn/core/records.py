@@ -1,5 +1,6 @@
 """Small JSON records beside results: what a run was made with, and whether it is still that run."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ def check_same(before: Any, now: Any, place: str) -> None:
     Args:
         before: as it was read.
         now: JSON-like; its tuples count as lists.
-        place: where the record lies, for the message.
+        place: place of the record, for the message.
     """
     for name, old, new in _differences(before, json.loads(json.dumps(now))):
         raise ValueError(
@@ -60,12 +61,8 @@ def check_same(before: Any, now: Any, place: str) -> None:
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            difference
-            for key in {**before, **now}
-            for difference in _differences(
-                before.get(key), now.get(key), f"{name}.{key}" if name else key
-            )
-        ]
-    return [] if before == now else [(name, before, now)]
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [(name, before, now)]
+    dot = f"{name}." if name else ""
+    parts = (_differences(before.get(k), now.get(k), f"{dot}{k}") for k in {**before, **now})
+    return list(itertools.chain.from_iterable(parts))

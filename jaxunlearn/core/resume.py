@@ -22,7 +22,7 @@ class ResumePoint:
 
         Args:
             folder: made when there is something to keep.
-            origin: what decides the run, JSON-like; the progress of another one is refused.
+            origin: JSON-like record of what decides the run; another run's progress is refused.
             seconds: time between two writings; progress that comes earlier is not kept.
         """
         self._store = BlockStore(folder)

@@ -45,7 +45,7 @@ class RunFolder:
 
         Args:
             path: new, empty, or (with `resume`) that of a run with the same record.
-            record: what decides a run's numbers: settings and versions, JSON-like.
+            record: settings and versions that decide a run's numbers, JSON-like.
             methods: the methods' own settings, by name; compared where lanes are finished.
             resume: whether to go on with a run that is there; without one it begins.
             renamed: settings that had other names in earlier runs, see `records.renamed`.
@@ -91,9 +91,8 @@ class RunFolder:
         try:
             self.write_json("settings.json", self._record)
         except OSError as error:
-            raise ValueError(
-                f"out is {str(self.path)!r}, which cannot be written: {error}"
-            ) from error
+            name = str(self.path)
+            raise ValueError(f"out is {name!r}, which cannot be written: {error}") from error
 
     def lanes(self, phase: str) -> BlockStore:
         """The finished lanes of a training phase."""
@@ -114,10 +113,9 @@ class RunFolder:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             records.write(self.path / name, content)
 
-    def write_text(self, name: str | Path, content: str) -> None:
+    def write_text(self, name: str, content: str) -> None:
         """Writes a file at once."""
         if mesh.is_first():
-            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path / name) as file:
                 file.write(content.encode())
 
@@ -148,7 +146,7 @@ def run_record(settings: Any, **hashed: tree.Tree) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of everything whose change may change bits."""
+    """Versions of everything whose change may change bits."""
     return {
         "jaxunlearn": jaxunlearn.__version__,
         "jax": jax.__version__,
@@ -159,28 +157,20 @@ def versions() -> dict[str, str]:
     }
 
 
-class Clock:
-    """Wall time of a phase, compilation apart, told by how many members are finished."""
-
-    def __init__(self, folder: RunFolder, phase: str):
-        self.folder, self.phase = folder, phase
-        self.last, self.done = time.perf_counter(), -1
-
-    def tick(self, done: int) -> None:
-        """Takes the time since the last tick; no member more means that it went to compiling."""
-        now = time.perf_counter()
-        if self.done >= 0:
-            kind = "compile" if done == self.done else "run"
-            self.folder.add_seconds(self.phase, kind, now - self.last)
-        self.last, self.done = now, done
-
-
 def ticking(folder: RunFolder, phase: str, total: int, progress: Progress) -> Callable[[int], None]:
-    """A callback for lanes that keeps the time of a phase and reports its progress."""
-    clock = Clock(folder, phase)
+    """A callback for lanes that keeps the time of a phase and reports its progress.
+
+    It gets the number of members finished; the time since a call with the same number went to
+    compiling.
+    """
+    last, before = time.perf_counter(), -1
 
     def tick(done: int) -> None:
-        clock.tick(done)
+        nonlocal last, before
+        now = time.perf_counter()
+        if before >= 0:
+            folder.add_seconds(phase, "compile" if done == before else "run", now - last)
+        last, before = now, done
         progress(phase, done, total)
 
     return tick

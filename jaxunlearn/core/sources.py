@@ -75,14 +75,17 @@ class HostBlocks:
     open: Callable[[int], Iterator[Any]]
 
 
-def blocks_of(data: Any, block: int, first: int, every: int) -> Iterator[tuple[Any, int]]:
-    """The sources of a run's blocks and their numbers of steps, without end for a device source.
+def blocks_of(
+    data: Any, block: int, first: int, every: int, n_steps: int
+) -> Iterator[tuple[Any, int]]:
+    """The sources of a run's blocks and their numbers of steps; raises where they end too early.
 
     Args:
         data: a source.
         block: steps of a block, for a source on the device.
         first: the first step.
-        every: what the number of steps of a block must be a multiple of.
+        every: divisor of the number of steps of every block.
+        n_steps: steps of the whole run.
     """
     if not isinstance(data, HostBlocks):
         yield from itertools.repeat((as_source(data), block))
@@ -97,3 +100,5 @@ def blocks_of(data: Any, block: int, first: int, every: int) -> Iterator[tuple[A
         if size % every:
             raise ValueError(f"data: a block has {size} steps, no multiple of every={every}")
         yield _Rows(jax.tree.map(jnp.asarray, rows)), size
+        first += size
+    raise ValueError(f"data: the blocks ended after step {first} of {n_steps}")

@@ -65,9 +65,9 @@ class Stage:
     def __post_init__(self):
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"Stage: name is {self.name!r}; use letters, digits, '.', '_', '-'")
-        allowed = {"optimizer_state": ("fresh", "carry"), "seed_by": ("occurrence", "prefix")}
-        for field, values in allowed.items():
-            checks.one_of(f"Stage {self.name}: {field}", getattr(self, field), values)
+        where = f"Stage {self.name}:"
+        checks.one_of(f"{where} optimizer_state", self.optimizer_state, ("fresh", "carry"))
+        checks.one_of(f"{where} seed_by", self.seed_by, ("occurrence", "prefix"))
 
 
 class Outcome(NamedTuple):
@@ -111,21 +111,10 @@ def run_stage(
         if point is not None and done < stage.n_steps:
             point.write(progress)
 
-    result = loop.run(
-        step,
-        start,
-        {"frozen": frozen, "shared": shared},
-        stage.data,
-        key,
-        stage.n_steps,
-        evaluate=evaluate,
-        every=stage.every,
-        stops=stage.stops,
-        check_start=stage.check_start,
-        block=stage.block,
-        callback=after_block,
-        resume=kept and kept[0],
-    )
+    reads = {"frozen": frozen, "shared": shared}
+    how = {name: getattr(stage, name) for name in ("every", "stops", "check_start", "block")}
+    how |= {"evaluate": evaluate, "callback": after_block, "resume": kept and kept[0]}
+    result = loop.run(step, start, reads, stage.data, key, stage.n_steps, **how)
     params = tree.combine(result.state.params, frozen)
     return dataclasses.replace(result.state, params=params), result
 
@@ -155,7 +144,7 @@ def run(
 
     Args:
         stages: the stages.
-        state: where to start, with all parameters.
+        state: initial state, with all parameters.
         key: a typed key; each stage derives its own.
         shared: what the objectives read and do not change.
         snapshots: a folder for the state after each stage, and after each block of one. Stages
@@ -166,15 +155,13 @@ def run(
     Raises:
         ValueError: a snapshot comes from another start, key, or other stages.
     """
-    kept = _Snapshots(snapshots, state, key, runner or Runner(begin, run_stage))
+    kept = _Snapshots(snapshots, state, key, runner)
     done: tuple[Stage, ...] = ()
     history = []
     for stage in stages:
-        prefix = tuple(s.name for s in (*done, stage))
-        state, result = kept.run(done, stage, prefix, state, shared)
         done = (*done, stage)
-        if result is not None:
-            history.append(result)
+        state, result = kept.run(done, tuple(s.name for s in done), state, shared)
+        history += [] if result is None else [result]
     return Outcome(state, tuple(history))
 
 
@@ -198,7 +185,7 @@ def run_orders(
         stage_of: `stage_of(prefix) -> Stage`, the stage of the prefix's last element; or a mapping
             from element to stage.
         orders: tuples of elements.
-        state: where every order starts, with all parameters.
+        state: initial state of every order, with all parameters.
         key: a typed key.
         shared: what the objectives read and do not change.
         snapshots: a folder for the state after each prefix, to resume from; see `run`.
@@ -209,23 +196,17 @@ def run_orders(
     Returns:
         The state after every prefix of every order, by prefix; `()` is the start.
     """
-    if isinstance(stage_of, Mapping):
-        stages_by_name = stage_of
-        stage_of = lambda prefix: stages_by_name[prefix[-1]]  # noqa: E731
-    kept = _Snapshots(snapshots, state, key, runner or Runner(begin, run_stage))
+    kept = _Snapshots(snapshots, state, key, runner)
     states: dict[tuple, TrainState] = {(): state}
     stages: dict[tuple, tuple[Stage, ...]] = {(): ()}
     for order in orders:
-        for length in range(1, len(order) + 1):
-            prefix, parent = tuple(order[:length]), tuple(order[: length - 1])
+        for prefix in (tuple(order[: i + 1]) for i in range(len(order))):
             if prefix in states:
                 continue
-            stage = stage_of(prefix)
-            report = callback and functools.partial(callback, prefix)
-            states[prefix], _ = kept.run(
-                stages[parent], stage, prefix, states[parent], shared, report
-            )
+            parent, report = prefix[:-1], callback and functools.partial(callback, prefix)
+            stage = stage_of[prefix[-1]] if isinstance(stage_of, Mapping) else stage_of(prefix)
             stages[prefix] = (*stages[parent], stage)
+            states[prefix], _ = kept.run(stages[prefix], prefix, states[parent], shared, report)
     return states
 
 
@@ -234,7 +215,7 @@ def unfreezing(stage: Stage, patterns: Iterable[tree.Pattern]) -> list[Stage]:
 
     Args:
         stage: what every stage does, apart from its name (`name.0`, `name.1`, ...) and `trainable`.
-        patterns: what each stage adds to the trainable part.
+        patterns: the parameters that each stage adds to the trainable part.
     """
     stages: list[Stage] = []
     thawed: tuple[str, ...] = ()
@@ -275,58 +256,49 @@ def programs(stage: Stage) -> tuple[Step, Evaluate | None]:
 @functools.lru_cache(maxsize=64)  # the same functions give the same step, and jit its program
 def _programs(objective, optimizer, wrap, evaluate) -> tuple[Step, Evaluate | None]:
     step = gradient_step(with_frozen(objective), optimizer)
-    if evaluate is None:
-        return (step if wrap is None else wrap(step)), None
 
     def evaluate_all(state: TrainState, shared: Any):
         params = tree.combine(state.params, shared["frozen"])
         return evaluate(dataclasses.replace(state, params=params), shared["shared"])
 
-    return (step if wrap is None else wrap(step)), evaluate_all
+    return (step if wrap is None else wrap(step)), evaluate and evaluate_all
 
 
 def begin(stage: Stage, state: TrainState) -> tuple[TrainState, tree.Tree]:
     """A stage's first state, of the trainable part, and the frozen part."""
     trainable, frozen = tree.partition(state.params, tree.select(state.params, stage.trainable))
-    opt_state = _optimizer_state(stage, state, trainable)
-    return dataclasses.replace(state, params=trainable, opt_state=opt_state), frozen
-
-
-def _optimizer_state(stage: Stage, state: TrainState, trainable: tree.Tree) -> Any:
-    fresh = jax.eval_shape(stage.optimizer.init, trainable)
     if stage.optimizer_state == "fresh":
-        return stage.optimizer.init(trainable)
+        state = dataclasses.replace(state, opt_state=stage.optimizer.init(trainable))
+    fresh = jax.eval_shape(stage.optimizer.init, trainable)
     if jax.tree.structure(fresh) != jax.tree.structure(state.opt_state):
         raise ValueError(
             f"Stage {stage.name}: optimizer_state='carry', but the state before belongs to another "
             "optimizer or another trainable part; use 'fresh'"
         )
-    return state.opt_state
+    return dataclasses.replace(state, params=trainable), frozen
 
 
 class _Snapshots:
     """Runs stages, or reads the state after them from a folder, if there is one."""
 
-    def __init__(
-        self, folder: str | os.PathLike | None, state: TrainState, key: Key, runner: Runner
-    ):
+    def __init__(self, folder: Any, state: TrainState, key: Key, runner: Runner | None):
         self.folder = None if folder is None else Path(folder)
-        self.key, self.runner = key, runner
+        self.key, self.runner = key, runner or Runner(begin, run_stage)
         if folder is not None:
             bits = jax.random.key_data(key).ravel().tolist()
             self.origin = {"start": tree.digest(state), "key": bits}
 
     def run(
         self,
-        done: tuple[Stage, ...],
-        stage: Stage,
+        stages: tuple[Stage, ...],
         prefix: tuple,
         state: TrainState,
         shared: Any,
         report: Report | None = None,
     ) -> tuple[TrainState, Any]:
-        """The state after one more stage, and its result unless the state was read."""
-        key = stage_key(stage, self.key, tuple(s.name for s in done), prefix)
+        """The state after the last of the stages, and its result unless the state was read."""
+        stage = stages[-1]
+        key = stage_key(stage, self.key, tuple(s.name for s in stages[:-1]), prefix)
         if self.folder is None:
             return self.runner.run(stage, state, key, shared=shared, report=report)
         name = "+".join(map(str, prefix))
@@ -335,40 +307,28 @@ class _Snapshots:
                 f"prefix {prefix!r} gives no file name; use letters, digits, '.', '_', '-'"
             )
         origin = self.origin | {"prefix": [repr(element) for element in prefix]}
-        origin |= {"stages": [_described(s) for s in (*done, stage)]}
-        path = self.folder / name
-        if self._is_there(path, origin):
+        origin |= {"stages": [_described(s) for s in stages]}
+        path, record = self.folder / name, self.folder / f"{name}.json"
+        if path.exists() and record.exists():
+            if json.loads(record.read_text()) != json.loads(json.dumps(origin)):
+                raise ValueError(
+                    f"snapshots: {path} comes from another start, key or other stages; "
+                    "choose another folder"
+                )
             if report is not None:
                 report(stage.n_steps, stage.n_steps)
-            return self._read(path, stage, state), None
+            begun, _ = jax.eval_shape(functools.partial(self.runner.begin, stage), state)
+            like = dataclasses.replace(state, opt_state=begun.opt_state)
+            return checkpoint.restore(path, like), None
         point = ResumePoint(self.folder / f"{name}.partial", origin)
-        state, result = self.runner.run(
-            stage, state, key, shared=shared, report=report, point=point
-        )
+        how = {"shared": shared, "report": report, "point": point}
+        state, result = self.runner.run(stage, state, key, **how)
         checkpoint.save(path, state)
         # Last: a snapshot without a record is not used.
-        with replacing(_record(path)) as file:
+        with replacing(record) as file:
             file.write(json.dumps(origin).encode())
         point.drop()
         return state, result
-
-    def _is_there(self, path: Path, origin: dict[str, Any]) -> bool:
-        if not (path.exists() and _record(path).exists()):
-            return False
-        if json.loads(_record(path).read_text()) != json.loads(json.dumps(origin)):
-            raise ValueError(
-                f"snapshots: {path} comes from another start, key or other stages; "
-                "choose another folder"
-            )
-        return True
-
-    def _read(self, path: Path, stage: Stage, state: TrainState) -> TrainState:
-        begun, _ = jax.eval_shape(functools.partial(self.runner.begin, stage), state)
-        return checkpoint.restore(path, dataclasses.replace(state, opt_state=begun.opt_state))
-
-
-def _record(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
 
 
 def _described(stage: Stage) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
 from jax.sharding import Mesh
 
@@ -23,6 +23,7 @@ from jaxunlearn.core.run_folder import Progress, RunFolder
 S = TypeVar("S")
 J = TypeVar("J", bound="Job[Any]")
 P = ParamSpec("P")
+Run: TypeAlias = Callable[..., dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Job(Generic[S]):
     """Work whose settings have been checked and whose folder is ready.
 
     Attributes:
-        settings: what is studied.
-        record: what decides the numbers, as in the folder's `settings.json`.
+        settings: settings of the study.
+        record: everything that decides the numbers, as in the folder's `settings.json`.
         folder: the output folder.
         mesh: the devices.
     """
@@ -85,24 +86,7 @@ def begins(check: Callable[P, J]) -> Callable[P, J]:
     return prepare
 
 
-class Run(Protocol):
-    """One call of a study's two functions, see `runner`."""
-
-    def __call__(
-        self,
-        settings: Any,
-        *more: Any,
-        out: str | os.PathLike,
-        resume: bool = False,
-        mesh: Mesh | None = None,
-        data_dir: str | os.PathLike | None = None,
-        progress: Progress = quiet,
-    ) -> dict[str, Any]:
-        """See `runner`."""
-        ...
-
-
-def runner(prepare: Callable[..., Any], execute: Callable[..., dict[str, Any]]) -> Run:
+def runner(prepare: Callable[..., Any], execute: Run) -> Run:
     """The function `run` of a study."""
 
     def run(
@@ -117,7 +101,7 @@ def runner(prepare: Callable[..., Any], execute: Callable[..., dict[str, Any]]) 
         """Prepares and executes a study in one call; a run that was stopped goes on by `resume`.
 
         Args:
-            settings: what is studied.
+            settings: settings of the study.
             *more: further arguments of `prepare`, which come after `where`.
             out: output folder: new or empty, or (with `resume`) that of the same run.
             resume: whether to go on with the run in `out`, if there is one.

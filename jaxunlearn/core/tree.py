@@ -6,7 +6,7 @@ expression that must match the whole name; a tuple of patterns selects what any 
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import jax
@@ -65,15 +65,18 @@ def select(tree: Tree, patterns: Pattern) -> Tree:
     Raises:
         ValueError: a pattern matches nothing; the message lists the names there are.
     """
+    return jax.tree.unflatten(jax.tree.structure(tree), selected(list(named(tree)), patterns))
+
+
+def selected(names: list[str], patterns: Pattern, argument: str = "pattern") -> list[bool]:
+    """Which names one of the patterns matches in full; raises as `select`, which see."""
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    names = list(named(tree))
     for pattern in patterns:
         if not any(re.fullmatch(pattern, name) for name in names):
             raise ValueError(
-                f"pattern {pattern!r} matches no parameter; the names are: {', '.join(names)}"
+                f"{argument}: {pattern!r} matches no parameter; the names are: {', '.join(names)}"
             )
-    flags = [any(re.fullmatch(pattern, name) for pattern in patterns) for name in names]
-    return jax.tree.unflatten(jax.tree.structure(tree), flags)
+    return [any(re.fullmatch(pattern, name) for pattern in patterns) for name in names]
 
 
 def partition(tree: Tree, mask: Tree) -> tuple[Tree, Tree]:
@@ -100,7 +103,12 @@ def combine(first: Tree, second: Tree) -> Tree:
             raise ValueError("combine: both trees have a leaf in the same place")
         return b if a is None else a
 
-    return jax.tree.map(fill, first, second, is_leaf=lambda leaf: leaf is None)
+    return map_holes(fill, first, second)
+
+
+def map_holes(function: Callable[..., Any], *trees: Tree) -> Tree:
+    """`jax.tree.map` whose function is called with holes (`None`) as well."""
+    return jax.tree.map(function, *trees, is_leaf=lambda leaf: leaf is None)
 
 
 def stack(trees: Iterable[Tree]) -> Tree:
@@ -114,7 +122,7 @@ def stack(trees: Iterable[Tree]) -> Tree:
 
 
 def take(tree: Tree, index: Any) -> Tree:
-    """Of every leaf what an index, slice or array selects on its leading axis."""
+    """The rows of every leaf that an index, slice or array selects on the leading axis."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn.core import adapters, chunks
+from jaxunlearn.core import adapters, chunks, tree
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.exact.deletion import Served
 from jaxunlearn.exact.plan import Plan
@@ -21,8 +21,7 @@ from jaxunlearn.exact.sliceable import Network
 
 def stacked(stages: list[list[Weights]]) -> Tree:
     """Assembled orders [m][B] (see `prefixes.assembled`) as one tree, leading axes [m, B]."""
-    rows = [jax.tree.map(lambda *leaves: np.stack(leaves), *shard) for shard in stages]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    return tree.stack(map(tree.stack, stages))
 
 
 def chosen(plan: Plan, network: Network, weights: Tree, served: Served) -> Tree:
@@ -39,15 +38,13 @@ def chosen(plan: Plan, network: Network, weights: Tree, served: Served) -> Tree:
     """
     shards = np.arange(plan.n_shards)
     picked: dict[str, Any] = {
-        "adapter": jax.tree.map(lambda leaf: leaf[shards, served.order], weights["adapter"]),
+        "adapter": tree.take(weights["adapter"], (shards, served.order)),
         "on": mask(plan, served.depth),
     }
     if network.trains_head:
         # A dead shard's head is not read; that of stage 1 stands in.
         stage = np.maximum(served.depth, 1) - 1
-        picked["head"] = jax.tree.map(
-            lambda leaf: leaf[shards, served.order, stage], weights["heads"]
-        )
+        picked["head"] = tree.take(weights["heads"], (shards, served.order, stage))
     return picked
 
 

@@ -69,14 +69,16 @@ def forget(job: Job, paths: dict[tuple[str, ...], Tree], progress: Progress) -> 
     """
     s = job.settings
     root = keys.fold(jax.random.key(s.seed), "unlearning")
+    forget_set = jax.tree.map(jnp.asarray, job.sets[s.forget])
+    shared = {"base": frozen_part(job), "forget": forget_set}
     runs = {
         "adapter": tree.stack(tree.take(paths[job.orders[p]], i) for p, _, i in job.members),
         "loss": jnp.array([loss for _, loss, _ in job.members]),
         "key": jnp.stack([keys.fold(root, seed) for _, _, seed in job.members]),
-        "ref_nll": _references(job, paths),
+        "ref_nll": _references(job, paths, shared),
     }
-    shared = _shared(job) | {"probes": jax.tree.map(jnp.asarray, job.probes)}
-    n_rows = len(job.sets[s.forget].tokens)
+    shared = shared | {"probes": jax.tree.map(jnp.asarray, job.probes)}
+    n_rows, width = len(job.sets[s.forget].tokens), _lane_width(job)
     setup = _Setup(
         s.losses,
         s.unlearn_learning_rate,
@@ -86,13 +88,13 @@ def forget(job: Job, paths: dict[tuple[str, ...], Tree], progress: Progress) -> 
         s.rank,
         s.alpha,
         s.remat,
-        _lane_width(job) == 1,
+        merged=width == 1,
     )
     return ensemble.run(
         _forgetting(job.pretrained.model, setup),
         shared,
         runs,
-        width=_lane_width(job),
+        width=width,
         mesh=job.mesh,
         store=job.folder.lanes("unlearning"),
         check=functools.partial(_check_finite, job),
@@ -100,7 +102,7 @@ def forget(job: Job, paths: dict[tuple[str, ...], Tree], progress: Progress) -> 
     )
 
 
-def _references(job: Job, paths: dict[tuple[str, ...], Tree]) -> Any:
+def _references(job: Job, paths: dict[tuple[str, ...], Tree], shared: Any) -> Any:
     """NLLs of the forget set before unlearning, [members, N]: of a path, whatever its losses.
 
     Zeros where no loss reads them.
@@ -112,19 +114,13 @@ def _references(job: Job, paths: dict[tuple[str, ...], Tree]) -> Any:
         return np.zeros((len(number), job.sets[s.forget].tokens.shape[0]), np.float32)
     results = ensemble.run(
         _referencing(job.pretrained.model, s.unlearn_batch_size),
-        _shared(job),
+        shared,
         {"adapter": tree.stack(tree.take(paths[job.orders[p]], i) for p, i in places)},
         width=_lane_width(job),
         mesh=job.mesh,
         store=job.folder.lanes("references"),
     )
     return results["ref_nll"][np.array(number)]
-
-
-def _shared(job: Job) -> dict[str, Any]:
-    """What every run of unlearning reads."""
-    forget = jax.tree.map(jnp.asarray, job.sets[job.settings.forget])
-    return {"base": frozen_part(job), "forget": forget}
 
 
 def frozen_part(job: Job) -> Tree:
@@ -150,9 +146,8 @@ def _stage(job: Job, name: str) -> Stage:
     data = jax.tree.map(jnp.asarray, job.sets[name])
     source = batches(data, np.arange(data.tokens.shape[0]), s.batch_size)
     n_steps = part.epochs * source.steps_per_epoch
-    objective = language_objectives.on_base(
-        language_objectives.fine_tuning(job.pretrained.model, remat=s.remat)
-    )
+    tuning = language_objectives.fine_tuning(job.pretrained.model, remat=s.remat)
+    objective = language_objectives.on_base(tuning)
     optimizer = _adamw(s.learning_rate, n_steps)
     return Stage(name, objective, source, optimizer, n_steps, block=source.steps_per_epoch)
 
@@ -180,9 +175,8 @@ class _Setup(NamedTuple):
 def _referencing(model: Model, chunk: int) -> Callable[[Any, Any], dict[str, jax.Array]]:
     def one(shared, member):
         before = tree.combine(member["adapter"], shared["base"])
-        return {
-            "ref_nll": language_objectives.reference_nll(model, before, shared["forget"], chunk)
-        }
+        nll = language_objectives.reference_nll(model, before, shared["forget"], chunk)
+        return {"ref_nll": nll}
 
     return one
 
@@ -219,7 +213,7 @@ def _forgetting(model: Model, setup: _Setup) -> Callable[[Any, Any], dict[str, A
 
 
 def _chosen_loss(model: Model, setup: _Setup) -> Objective:
-    """That which `reads["loss"]` gives the number of."""
+    """The loss whose number is `reads["loss"]`."""
     of_name = {name: language_objectives.LOCAL[name] for name in setup.losses}
 
     def objective(params, stats, reads, batch, key):

@@ -44,7 +44,7 @@ def probes(
         encoder: writes them.
         of_stage: all questions, by stage.
         forget: the forget stage.
-        n: how many.
+        n: largest number of questions of a stage.
         refuses: whether the forget stage teaches refusals.
     """
     some = {

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ def report(
     Args:
         job: the study.
         paths: adapters of every order, and of those without the forget stage, leading axis seeds.
-        runs: what `forgetting.forget` returns.
+        runs: result of `forgetting.forget`.
         progress: called as models have answered.
     """
     s, shape = job.settings, (len(job.orders), len(job.settings.losses), job.settings.seeds)
@@ -62,25 +63,19 @@ def _of_loss(job: Job, measured: dict[str, np.ndarray], retrained: dict) -> dict
     logp = {name: -measured[f"nll/{name}"] / lengths[name] for name in lengths}
     label = measured["phrases"] if "phrases" in measured else logp[s.forget][..., None]
     n_paths, n_seeds = label.shape[:2]
-    scores = np.array(
-        [
-            [measures.forget_score(label[p, i, 0], label[p, i, -1]).score for i in range(n_seeds)]
-            for p in range(n_paths)
-        ]
-    )
+
+    def of_each(function: Callable[..., Any], values: np.ndarray) -> list[list[Any]]:
+        """A function of what was measured before and after, for each path and seed."""
+        return [[function(of_seed[0], of_seed[-1]) for of_seed in path] for path in values]
+
+    scores = np.array(of_each(lambda *ends: measures.forget_score(*ends).score, label))
     out: dict[str, Any] = {
         "forget_score": scores.tolist(),
         "label_logp": label.mean((-1, -2)).tolist(),
         "answer_logp": {name: value.mean(-1).tolist() for name, value in logp.items()},
         "utility": {
-            name: [
-                [
-                    measures.tofu_utility(logp[name][p, i, 0], logp[name][p, i, -1])
-                    for i in range(n_seeds)
-                ]
-                for p in range(n_paths)
-            ]
-            for name in logp
+            name: of_each(measures.tofu_utility, value)
+            for name, value in logp.items()
             if name != s.forget
         },
         "recency": [_recency(scores[:, i]) for i in range(n_seeds)],
@@ -169,14 +164,13 @@ def _retrained(job: Job, paths: dict[tuple[str, ...], Tree]) -> dict[tuple[str, 
     """Hidden states of the models that never saw the forget set, [seeds, N, D], by order."""
     frozen, probes = forgetting.frozen_part(job), jax.tree.map(jnp.asarray, job.probes)
     measured = jax.jit(functools.partial(measure, job.pretrained.model))
-    hidden = {}
-    for order in dict.fromkeys(map(job.retrained, job.orders)):
-        of_seed = []
-        for seed in range(job.settings.seeds):
-            params = tree.combine(_member(paths[order], seed), frozen)
-            of_seed.append(_positions(job, jax.device_get(measured(params, probes))))
-        hidden[order] = np.stack(of_seed)
-    return hidden
+
+    def hidden(order: tuple[str, ...], seed: int) -> np.ndarray:
+        params = tree.combine(tree.take(paths[order], seed), frozen)
+        return _positions(job, jax.device_get(measured(params, probes)))
+
+    orders, seeds = dict.fromkeys(map(job.retrained, job.orders)), range(job.settings.seeds)
+    return {order: np.stack([hidden(order, seed) for seed in seeds]) for order in orders}
 
 
 def _accuracies(
@@ -200,24 +194,18 @@ def _accuracies(
         interval = list(measures.accuracy_interval(correct, n))
         return {"correct": correct, "total": n, "accuracy": correct / n, "interval": interval}
 
-    before = {
-        "+".join(order): [
-            accuracy(tree.combine(_member(adapter, seed), frozen)) for seed in range(s.seeds)
-        ]
-        for order, adapter in paths.items()
-    }
+    def trained(order: tuple[str, ...], seed: int) -> Tree:
+        return tree.combine(tree.take(paths[order], seed), frozen)
+
+    seeds = range(s.seeds)
+    before = {"+".join(o): [accuracy(trained(o, seed)) for seed in seeds] for o in paths}
     after: dict[str, dict[str, list]] = {loss: {} for loss in s.losses}
     for number, (path, loss, seed) in enumerate(job.members):
         order = job.orders[path]
-        start = tree.combine(_member(paths[order], seed), frozen)
-        with_fresh = forgetting.with_fresh(start, job, number)
-        params = adapters.load(with_fresh, _member(runs["adapter"], number))
+        with_fresh = forgetting.with_fresh(trained(order, seed), job, number)
+        params = adapters.load(with_fresh, tree.take(runs["adapter"], number))
         after[s.losses[loss]].setdefault("+".join(order), []).append(accuracy(params))
     return {"before": before, "after": after}
-
-
-def _member(stacked: Tree, number: int) -> Tree:
-    return jax.tree.map(lambda x: jnp.asarray(x)[number], stacked)
 
 
 def _right_answers(job: Job, params: Tree) -> np.ndarray:

@@ -30,11 +30,11 @@ class Settings:
         unlearn_batch_size: sequences per step of the unlearning.
         unlearn_epochs: passes over the forget set.
         every: steps of unlearning between measurements.
-        seeds: how many times everything is done, with other shuffles and adapters.
-        seed: where all randomness comes from; the paper's is 42.
+        seeds: number of repetitions of everything, with other shuffles and adapters.
+        seed: seed of all randomness; the paper's is 42.
         max_tokens: the most tokens of a text.
-        overlong: what happens to a question with its answer that has more: `error` or `drop`.
-        probe: how many questions of each stage are measured; those of the test split where the
+        overlong: treatment of a question with its answer that has more: `error` or `drop`.
+        probe: number of measured questions of each stage; those of the test split where the
             source is `gsm8k:train`, else of the stage itself.
         attempts: answers sampled for each measured question of a `gsm8k` stage, to count those that
             are right (the paper: 5); 0: none.

@@ -18,7 +18,7 @@ class StageSource:
         name: the stage's name.
         source: `refusals`, `tofu:SPLIT`, `gsm8k:SPLIT`, `compliance:C`, `:U` or `:R` (two ways of
             complying and the refusal of the same prompts), or the path of a JSON-lines file.
-        n: how many questions are used, in the source's order; None: all (4,000 refusals, 40 of
+        n: number of questions used, in the source's order; None: all (4,000 refusals, 40 of
             compliance).
         epochs: passes over them.
     """

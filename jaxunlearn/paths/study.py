@@ -8,6 +8,7 @@ measures.
 """
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxunlearn.core import checks, study, tree
 from jaxunlearn.core import mesh as meshes
-from jaxunlearn.core import study, tree
 from jaxunlearn.core.run_folder import Progress, RunFolder, versions
 from jaxunlearn.core.study import Where
 from jaxunlearn.data import text
@@ -52,7 +53,7 @@ def prepare(settings: Settings, where: Where) -> Job:
     """Checks everything that can be wrong; nothing is written before all of it fits.
 
     Args:
-        settings: of the study.
+        settings: settings of the study.
         where: where; for its mesh see `devices`. The data folder holds `tofu/` and `gsm8k/`; by
             default they are `$TOFU_DIR` and `$GSM8K_DIR`.
 
@@ -61,19 +62,12 @@ def prepare(settings: Settings, where: Where) -> Job:
     """
     parts = _parts(settings)
     orders = _orders(settings, list(parts))
-    of_stage = {
-        name: stage_data.questions(part, settings.seed, where.data_dir)
-        for name, part in parts.items()
-    }
+    read = functools.partial(stage_data.questions, seed=settings.seed, data_dir=where.data_dir)
+    of_stage = {name: read(part) for name, part in parts.items()}
     pretrained = _model(settings, where.mesh)
-    encoder = text.Encoder(
-        pretrained.tokenizer,
-        pretrained.chat_template,
-        pretrained.config.vocabulary,
-        pretrained.config.context,
-        settings.max_tokens,
-        settings.overlong,
-    )
+    config, written = pretrained.config, (pretrained.tokenizer, pretrained.chat_template)
+    limits = config.vocabulary, config.context, settings.max_tokens, settings.overlong
+    encoder = text.Encoder(*written, *limits)
     sets = {name: encoder.sequences(questions) for name, questions in of_stage.items()}
     label = refusal_phrases()[0]
     refuses = all(question.answer.startswith(label) for question in of_stage[settings.forget])
@@ -148,11 +142,10 @@ def _sampled(
         of_stage = asked[name][: settings.probe]
         finals = [question.extra["final"] for question in of_stage]
         prompts, mask = encoder.prompts(of_stage)
-        context = encoder.context
-        if prompts.shape[1] >= context:
+        if prompts.shape[1] >= encoder.context:
             raise ValueError(
                 f"a question of stage {name} has {prompts.shape[1]} tokens, which leaves no room "
-                f"for an answer: the context is {context}"
+                f"for an answer: the context is {encoder.context}"
             )
         sampled.append((prompts, mask, finals))
     return sampled
@@ -160,15 +153,13 @@ def _sampled(
 
 def _parts(settings: Settings) -> dict[str, StageSource]:
     """The stages by name, all numbers of the settings checked."""
-    for name in ("rank", "batch_size", "unlearn_batch_size", "unlearn_epochs", "every", "seeds"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least 1")
+    counts = ("rank", "batch_size", "unlearn_batch_size", "unlearn_epochs", "every", "seeds")
+    for name in (*counts, "probe"):
+        checks.at_least(name, getattr(settings, name), 1)
     for name in ("alpha", "learning_rate", "unlearn_learning_rate"):
-        if not 0 < getattr(settings, name) < float("inf"):
-            raise ValueError(f"{name} is {getattr(settings, name)}; it must be positive")
-    for name, least in {"probe": 1, "lane_width": 0, "attempts": 0}.items():
-        if getattr(settings, name) < least:
-            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least {least}")
+        checks.positive(name, getattr(settings, name))
+    for name in ("lane_width", "attempts"):
+        checks.at_least(name, getattr(settings, name), 0)
     unknown = [loss for loss in settings.losses if loss not in LOCAL]
     if unknown or len(set(settings.losses)) < max(1, len(settings.losses)):
         raise ValueError(

@@ -14,8 +14,8 @@ import pytest
 
 from jaxunlearn import nn
 from jaxunlearn.attribution import datamodels, masks, members
+from jaxunlearn.core.checks import NonFiniteError
 from jaxunlearn.core.disk import DamagedError
-from jaxunlearn.core.errors import NonFiniteError
 from jaxunlearn.data import batches
 from jaxunlearn.unlearn import Problem, scratch
 

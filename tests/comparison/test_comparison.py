@@ -10,8 +10,8 @@ import pytest
 from jaxunlearn import comparison, core, nn
 from jaxunlearn.comparison import Settings
 from jaxunlearn.core import ensemble
+from jaxunlearn.core.checks import NonFiniteError
 from jaxunlearn.core.disk import DamagedError
-from jaxunlearn.core.errors import NonFiniteError
 from jaxunlearn.core.study import Where
 from jaxunlearn.unlearn import METHODS, Unlearned, baselines
 from jaxunlearn.unlearn.scratch import Training

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.core import checks, chunks, finite
-from jaxunlearn.core.errors import NonFiniteError
+from jaxunlearn.core.checks import NonFiniteError
 
 
 @pytest.mark.parametrize("n", [1, 4, 5, 11])

@@ -7,7 +7,7 @@ import pytest
 
 from jaxunlearn import nn
 from jaxunlearn.core import EarlyStop, ensemble, members, stages, tree
-from jaxunlearn.core.errors import NonFiniteError
+from jaxunlearn.core.checks import NonFiniteError
 from jaxunlearn.core.keys import fold
 from jaxunlearn.core.optimizers import sgd
 from jaxunlearn.core.resume import ResumePoint
