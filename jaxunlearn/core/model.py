@@ -52,13 +52,7 @@ RUNNING = Statistics()
 
 
 class Switches(NamedTuple):
-    """What a call of `Model.apply` asks for; see `Model`.
-
-    Attributes:
-        train: the switch that sets the others.
-        statistics: source and update of the statistics of normalisation layers.
-        random: whether layers draw random numbers.
-    """
+    """What a call of `Model.apply` asks for; see `Model`."""
 
     train: bool
     statistics: Statistics
@@ -77,12 +71,9 @@ def switches(
         ValueError: a value that is none of a switch, or an update without statistics of the batch.
     """
     source = ("batch" if train else "running") if statistics is None else statistics
-    if isinstance(source, str):
-        is_allowed = source in ("running", "batch")
-    else:
-        is_number = isinstance(source, int | float) and not isinstance(source, bool)
-        is_allowed = is_number and 0 <= source <= 1
-    if not is_allowed:
+    is_name = isinstance(source, str) and source in ("running", "batch")
+    is_share = isinstance(source, int | float) and not isinstance(source, bool) and 0 <= source <= 1
+    if not (is_name or is_share):
         raise ValueError(
             f"statistics is {statistics!r}; 'running', 'batch' or a number from 0 to 1 (the share "
             "of the batch) is needed"
@@ -95,10 +86,11 @@ def switches(
             "update_statistics is True with statistics 'running', for which none are computed of "
             "the batch; 'batch' or a number from 0 to 1 is needed (0 divides by the running ones)"
         )
-    usual = bool(train) and source != "running"
-    update = usual if update_statistics is None else update_statistics
-    draws = bool(train) if random is None else random
-    return Switches(bool(train), Statistics(source, update), draws)
+    train = bool(train)
+    if update_statistics is None:
+        update_statistics = train and source != "running"
+    draws = train if random is None else random
+    return Switches(train, Statistics(source, update_statistics), draws)
 
 
 def stateless(
@@ -106,9 +98,8 @@ def stateless(
 ) -> Model:
     """A `Model` of pure functions that know neither statistics nor random numbers.
 
-    Args:
-        init: see `Model`.
-        apply: `apply(params, stats, *inputs, **static)`; the contract's switches do not reach it.
+    `apply(params, stats, *inputs, **static)` is not given the contract's switches, but they are
+    checked.
     """
 
     def switched(
@@ -130,15 +121,7 @@ def _take_switches(static: dict[str, Any]) -> Switches:
 def predict(model: Model, params: Tree, stats: Tree, x: jax.Array, chunk: int = 500) -> jax.Array:
     """The outputs for any number of inputs, in eval mode, a chunk at a time to bound the memory.
 
-    Args:
-        model: a network with one input and one array of outputs.
-        params: parameters of the network.
-        stats: statistics of the network.
-        x: inputs, [n, ...].
-        chunk: inputs computed together.
-
-    Returns:
-        Outputs, [n, ...].
+    The model has one input and one output: x [n, ...] gives [n, ...].
     """
     return chunks.mapped(lambda part: model.apply(params, stats, part)[0], x, chunk)
 

@@ -48,10 +48,8 @@ class Batches:
         # K consecutive steps touch at most this many epochs, wherever they begin.
         n_epochs = (length + per_epoch - 2) // per_epoch + 1
         epochs = steps[0] // per_epoch + jnp.arange(n_epochs)
-        rows = jax.vmap(lambda e: self._shuffled(fold(key, "epoch", e)))(epochs)[
-            :, : per_epoch * self.batch_size
-        ]
-        rows = rows.reshape(n_epochs * per_epoch, self.batch_size)
+        rows = jax.vmap(lambda e: self._shuffled(fold(key, "epoch", e)))(epochs)
+        rows = rows[:, : per_epoch * self.batch_size].reshape(-1, self.batch_size)
         return jax.lax.dynamic_slice_in_dim(rows, steps[0] % per_epoch, length)
 
     def _shuffled(self, key: Key) -> jax.Array:
@@ -120,12 +118,10 @@ class Interleaved:
 
 
 def interleaved(first: Any, second: Any, is_first: np.ndarray) -> Interleaved:
-    """Two sources in turn.
+    """`first` gives the steps where `is_first`, bool [n_steps], is true, `second` the others.
 
-    Args:
-        first: the source of the steps where `is_first` is true.
-        second: that of the others.
-        is_first: bool [n_steps], with at least one step of each kind.
+    Raises:
+        ValueError: there are none of one kind.
     """
     is_first = np.asarray(is_first, bool)
     n_first = int(is_first.sum())
@@ -152,7 +148,7 @@ def batches(
     """`Batches` with its arguments checked; a batch larger than the set becomes the whole set.
 
     Args:
-        arrays: pytree of arrays with a common leading axis.
+        arrays: see `Batches`.
         indices: int [n], the rows that are used.
         batch_size: rows per step.
         even: whether to shrink the batch so that as many batches cover the set as evenly as they

@@ -1,11 +1,11 @@
 """Decoded images on disk, so that a set is decoded once.
 
 There is one folder per source, `<cache>/<name>-<hash of its path>/`, and one per size that its
-images were scaled to, `<...>-<size>/`, with an `.npy` file for each
-array and an `entry.json` that holds the fingerprint of the source's files and the shape, size and
-SHA-256 of each array. It is made under another name and renamed when it is whole and on disk, while
-a lock is held that dies with its process: so a kill leaves a whole entry or none, what it leaves
-behind is removed by the next writer, and a changed source replaces its entry.
+images were scaled to, `<...>-<size>/`, with an `.npy` file for each array and an `entry.json` that
+holds the fingerprint of the source's files and the shape, size and SHA-256 of each array. It is
+made under another name and renamed when it is whole and on disk, while a lock is held that dies
+with its process: so a kill leaves a whole entry or none, what it leaves behind is removed by the
+next writer, and a changed source replaces its entry.
 """
 
 import contextlib
@@ -29,15 +29,9 @@ _FORMAT = 1  # raised when decoding changes, so that old entries are made anew
 def load(encoded: Encoded, cache_dir: str | os.PathLike | None) -> Arrays:
     """The decoded arrays of a set, from the cache if they are there.
 
-    A cache that cannot be written costs a notice on stderr and no data.
-
-    Args:
-        encoded: the set.
-        cache_dir: the cache; None stands for `$JAXUNLEARN_CACHE`, else `jaxunlearn` in
-            `$XDG_CACHE_HOME`, else in `~/.cache`.
-
-    Returns:
-        As `decode`; read-only.
+    A cache that cannot be written costs a notice on stderr and no data. Without `cache_dir` it is
+    `$JAXUNLEARN_CACHE`, else `jaxunlearn` in `$XDG_CACHE_HOME`, else in `~/.cache`. The arrays are
+    those of `decode`, read-only.
 
     Raises:
         ValueError: the source is damaged.
@@ -129,10 +123,8 @@ def _write(entry: Path, arrays: Arrays, fingerprint: str) -> None:
                 header = np.lib.format.header_data_from_array_1_0(array)
                 np.lib.format.write_array_header_1_0(file, header)
                 file.write(array.data.cast("B"))  # unlike tofile, says why it fails
-        record = {
-            "fingerprint": fingerprint,
-            "arrays": {k: _described(a) for k, a in arrays.items()},
-        }
+        described = {name: _described(array) for name, array in arrays.items()}
+        record = {"fingerprint": fingerprint, "arrays": described}
         with _synced(partial / "entry.json") as file:
             file.write(json.dumps(record, indent=1).encode())
         sync_folder(partial)

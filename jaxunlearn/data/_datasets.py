@@ -100,12 +100,7 @@ def load(
 
 
 def local_path(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Path | None:
-    """The file or folder, resolved, that a name means to `load`; None where it means a set.
-
-    Args:
-        name: see `load`.
-        data_dir: see `load`.
-    """
+    """The file or folder, resolved, that a name means to `load`; None where it means a set."""
     path = Path(name).expanduser()
     if name == "digits" or not path.exists():
         return None
@@ -147,11 +142,9 @@ def _digits() -> Arrays:
 def _scaled(arrays: Arrays, size: int | None) -> Arrays:
     if size is None:
         return arrays
-    return {
-        name: np.stack([scaled(image, size, size) for image in array])
-        if name.startswith("x_")
-        else array
-        for name, array in arrays.items()
+    images = {name: array for name, array in arrays.items() if name.startswith("x_")}
+    return arrays | {
+        name: np.stack([scaled(one, size, size) for one in array]) for name, array in images.items()
     }
 
 
@@ -170,9 +163,8 @@ def _chosen(
         order = np.random.default_rng(0).permutation(sizes["all"])  # files come in runs
         parts = [("all", order[:n_train]), ("all", order[n_train : n_train + n_val])]
     else:
-        parts = [
-            (split, _first(sizes[split], n)) for split, n in (("train", n_train), ("val", n_val))
-        ]
+        wanted = {"train": n_train, "val": n_val}
+        parts = [(split, _first(sizes[split], n)) for split, n in wanted.items()]
     (x, y), (x_val, y_val) = (
         (arrays[f"x_{split}"][rows], arrays[f"y_{split}"][rows]) for split, rows in parts
     )
@@ -191,15 +183,12 @@ def _first(size: int, n: int) -> Any:
 def _sizes(
     name: str, sizes: dict[str, int], n_train: int | None, n_val: int | None
 ) -> tuple[int, int]:
-    if "all" in sizes:
-        if n_train is None:
-            raise ValueError(f"n_train is None; {name} is not split, so it must be given")
-        n_train = _in_range("n_train", n_train, name, sizes["all"] - 1)
-        return n_train, _in_range("n_val", n_val, name, sizes["all"] - n_train)
-    return (
-        _in_range("n_train", n_train, name, sizes["train"]),
-        _in_range("n_val", n_val, name, sizes["val"]),
-    )
+    if "all" in sizes and n_train is None:
+        raise ValueError(f"n_train is None; {name} is not split, so it must be given")
+    most = sizes["all"] - 1 if "all" in sizes else sizes["train"]
+    n_train = _in_range("n_train", n_train, name, most)
+    most = sizes["all"] - n_train if "all" in sizes else sizes["val"]
+    return n_train, _in_range("n_val", n_val, name, most)
 
 
 def _in_range(argument: str, n: int | None, name: str, most: int) -> int:

@@ -140,16 +140,10 @@ def described(shape: tuple[int, ...]) -> str:
 
 
 def pixels(where: str, data: bytes, mode: str | None = None) -> np.ndarray:
-    """Decodes one image.
+    """Decodes one PNG or JPEG image, `where` in errors: uint8 [H, W, C].
 
-    Args:
-        where: what to call it in errors.
-        data: a PNG or JPEG file.
-        mode: Pillow's name of the wanted channels; None keeps the image's own, and makes RGB of
-            palettes, CMYK and YCbCr.
-
-    Returns:
-        uint8 [H, W, C].
+    The mode is Pillow's name of the wanted channels; None keeps the image's own, and makes RGB of
+    palettes, CMYK and YCbCr.
 
     Raises:
         ValueError: no image, a truncated one, or one of other than 8 bits a channel.

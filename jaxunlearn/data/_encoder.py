@@ -66,13 +66,8 @@ class Encoder:
 
     def responses(self, questions: list[Question], texts: tuple[str, ...]) -> PromptTree:
         """Every question with each of the same responses, in one row."""
-        rows = encode_responses(
-            self.tokenizer,
-            questions,
-            [texts] * len(questions),
-            **self._options,
-            end_of_turn=False,
-        )
+        each = [texts] * len(questions)
+        rows = encode_responses(self.tokenizer, questions, each, **self._options, end_of_turn=False)
         return tree(rows, len(texts))
 
     def prompts(self, questions: list[Question]) -> tuple[np.ndarray, np.ndarray]:

@@ -91,9 +91,7 @@ def pack(sequences: Sequences, length: int) -> Packed:
     members = _first_fit(lengths, length)
     shape = (len(members), length)
     packed = Packed(
-        tokens=np.zeros(shape, np.int32),
-        positions=np.zeros(shape, np.int32),
-        segments=np.zeros(shape, np.int32),
+        *np.zeros((3, *shape), np.int32),
         labels=np.full(shape, -1, np.int32),
         rows=np.full((len(members), max(map(len, members))), -1, np.int32),
     )
@@ -134,9 +132,7 @@ def tree(sequences: Sequences, n_responses: int) -> PromptTree:
     needed = prompts[groups[:, 0]] + (lengths - 1)[groups].sum(1)
     shape = (len(groups), round_up(int(needed.max()), 8))
     joined = PromptTree(
-        tokens=np.zeros(shape, np.int32),
-        positions=np.zeros(shape, np.int32),
-        segments=np.zeros(shape, np.int32),
+        *np.zeros((3, *shape), np.int32),
         where=np.zeros((len(groups), n_responses * n_labels), np.int32),
         labels=sequences.labels.reshape(len(groups), -1),
     )
@@ -146,10 +142,7 @@ def tree(sequences: Sequences, n_responses: int) -> PromptTree:
         joined.tokens[n, :start], joined.positions[n, :start] = prompt, np.arange(start)
         joined.segments[n, :start] = PREFIX
         for j, row in enumerate(rows):
-            if (
-                prompts[row] != len(prompt)
-                or (sequences.tokens[row, : len(prompt)] != prompt).any()
-            ):
+            if not np.array_equal(sequences.tokens[row, : prompts[row]], prompt):
                 raise ValueError(f"tree: row {row} and row {rows[0]} have other prompts")
             place = slice(start, start + lengths[row] - 1)
             inside = slice(len(prompt), len(prompt) + lengths[row] - 1)
@@ -194,11 +187,8 @@ def buckets(sequences: Sequences, boundaries: Sequence[int], *, multiple: int = 
         rows = np.flatnonzero(group == number)
         width = round_up(int(lengths[rows].max()), multiple)  # cuts at T where T is shorter
         n = round_up(int(sequences.lengths[rows].max()), multiple)
-        cut = Sequences(
-            sequences.tokens[rows, :width],
-            sequences.where[rows, :n],
-            sequences.labels[rows, :n],
-        )
+        tokens, of_response = sequences.tokens[rows, :width], (rows, slice(n))
+        cut = Sequences(tokens, sequences.where[of_response], sequences.labels[of_response])
         groups.append(Bucket(cut, rows))
     return groups
 

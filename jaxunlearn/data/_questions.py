@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -32,12 +32,9 @@ class Question(NamedTuple):
 def jsonl(
     path: str | os.PathLike, *, question: str = "question", answer: str = "answer"
 ) -> list[Question]:
-    """Reads JSON lines, one object each; blank lines are skipped.
+    """Reads JSON lines in UTF-8, one object each; blank lines are skipped.
 
-    Args:
-        path: the file, in UTF-8.
-        question: the field with the question.
-        answer: the field with the answer.
+    `question` and `answer` name the fields of an object.
 
     Returns:
         The questions in the order of the file; `id` is "name:line", the name without its ending,
@@ -71,7 +68,7 @@ def tofu(split: str, *, data_dir: str | os.PathLike | None = None) -> list[Quest
     Raises:
         ValueError: no folder or no such split in it, or a bad line, as `jsonl` says.
     """
-    path = _file("tofu", split, ".json", data_dir, "TOFU_DIR", _TOFU)
+    path = _file("tofu", split, ".json", data_dir, _TOFU)
     return _read(path, f"tofu/{split}", "question", "answer")
 
 
@@ -92,7 +89,7 @@ def gsm8k(
     Raises:
         ValueError: no folder or no such split in it, or a bad line, as `jsonl` says.
     """
-    path = _file("gsm8k", split, ".jsonl", data_dir, "GSM8K_DIR", _GSM8K)
+    path = _file("gsm8k", split, ".jsonl", data_dir, _GSM8K)
 
     def with_final(question: Question) -> Question:
         reasoning, mark, final = question.answer.rpartition("####")
@@ -106,13 +103,9 @@ def gsm8k(
 
 
 def _file(
-    what: str,
-    split: str,
-    ending: str,
-    data_dir: str | os.PathLike | None,
-    variable: str,
-    source: str,
+    what: str, split: str, ending: str, data_dir: str | os.PathLike | None, source: str
 ) -> Path:
+    variable = f"{what.upper()}_DIR"
     place = data_dir or os.environ.get(variable)
     if not place:
         raise ValueError(
@@ -141,22 +134,18 @@ def _read(
     change: Callable[[Question], Question] = lambda question: question,
 ) -> list[Question]:
     questions = []
-    for number, line in _lines(path):
-        try:
-            questions.append(change(_question(line, question, answer, f"{name}:{number}")))
-        except ValueError as error:  # JSON and Unicode errors are among them
-            raise ValueError(f"{path}, line {number}: {error}") from error
-    if not questions:
-        raise ValueError(f"{path} is empty; a JSON object on each line is needed")
-    return questions
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     # As bytes, which end at \n only: a text may hold any other character that ends a line.
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line
+            if not line.strip():
+                continue
+            try:
+                questions.append(change(_question(line, question, answer, f"{name}:{number}")))
+            except ValueError as error:  # JSON and Unicode errors are among them
+                raise ValueError(f"{path}, line {number}: {error}") from error
+    if not questions:
+        raise ValueError(f"{path} is empty; a JSON object on each line is needed")
+    return questions
 
 
 def _question(line: bytes, question: str, answer: str, name: str) -> Question:

@@ -83,14 +83,14 @@ def encode(
     answers = [question.answer for question in questions]
     tails = _responses(tokenizer, answers, names, template, end_of_turn=True)
     if overlong == "drop":
-        fits = [len(h) + len(t) <= max_tokens for h, t in zip(heads, tails, strict=True)]
-        if not any(fits):
+        both = zip(heads, tails, strict=True)
+        fitting = [(head, tail) for head, tail in both if len(head) + len(tail) <= max_tokens]
+        if not fitting:
             raise ValueError(
-                f"encode: each of the {len(fits)} questions has more than max_tokens = "
+                f"encode: each of the {len(heads)} questions has more than max_tokens = "
                 f"{max_tokens} tokens; none is left"
             )
-        heads = [head for head, fit in zip(heads, fits, strict=True) if fit]
-        tails = [tail for tail, fit in zip(tails, fits, strict=True) if fit]
+        heads, tails = map(list, zip(*fitting, strict=True))
     else:
         _check_lengths("encode", heads, tails, names, max_tokens, " or drop it by overlong='drop'")
     return _sequences(heads, tails, max_tokens, multiple, pad)
@@ -110,20 +110,10 @@ def encode_responses(
 ) -> Sequences:
     """Several responses to each question, to evaluate: true and false answers, refusals.
 
-    Args:
-        tokenizer: as in `encode`.
-        questions: N of them; their own answers are not used.
-        responses: J responses to each of them.
-        template: the chat format.
-        system: the system prompt; None or "" for none.
-        max_tokens: the most tokens that prompt and response may have.
-        end_of_turn: whether the end of turn belongs to the response. The probability that an
-            answer begins with a phrase needs False.
-        multiple: as in `encode`.
-        pad: as in `encode`.
-
-    Returns:
-        N * J rows, response j to question n at n * J + j.
+    Of the N questions with J responses each, response j to question n is row n J + j of the result.
+    The questions' own answers are not used. `end_of_turn` says whether the end of turn belongs to a
+    response: the probability that an answer begins with a phrase needs False. All else is as in
+    `encode`.
 
     Raises:
         ValueError: as in `encode`, or unequal numbers of responses.
@@ -155,16 +145,7 @@ def prompts(
     multiple: int = 8,
     pad: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts without answers, to generate from.
-
-    Args:
-        tokenizer: as in `encode`.
-        questions: N of them; their answers are not used.
-        template: the chat format.
-        system: the system prompt; None or "" for none.
-        max_tokens: the most tokens that a prompt may have.
-        multiple: as in `encode`.
-        pad: as in `encode`.
+    """Prompts without answers, to generate from; the arguments are those of `encode`.
 
     Returns:
         tokens: int32 [N, T], padded on the left, so that all prompts end at T - 1.
@@ -181,7 +162,7 @@ def prompts(
     tokens = np.full((len(heads), width), pad, np.int32)
     for row, head in zip(tokens, heads, strict=True):
         row[width - len(head) :] = head
-    lengths = np.array([len(head) for head in heads])
+    lengths = np.array(list(map(len, heads)))
     return tokens, np.arange(width) >= width - lengths[:, None]
 
 
@@ -256,21 +237,16 @@ def _named(name: str, write: Callable[..., str], *texts: str | None) -> str:
 
 
 def _check_lengths(
-    what: str,
-    heads: list[Ids],
-    tails: list[Ids],
-    names: Sequence[str],
-    max_tokens: int,
-    remedy: str = "",
+    what: str, heads: list[Ids], tails: list[Ids], names: list[str], most: int, remedy: str = ""
 ) -> None:
     lengths = [len(head) + len(tail) for head, tail in zip(heads, tails, strict=True)]
-    over = [i for i, length in enumerate(lengths) if length > max_tokens]
+    over = [i for i, length in enumerate(lengths) if length > most]
     if over:
         first = over[0]
         others = f" (and {len(over) - 1} others are too long)" if len(over) > 1 else ""
         raise ValueError(
             f"{what}: {names[first]} has {lengths[first]} tokens, {len(heads[first])} of prompt "
-            f"and {len(tails[first])} of response{others}; max_tokens is {max_tokens}, the longest "
+            f"and {len(tails[first])} of response{others}; max_tokens is {most}, the longest "
             f"has {max(lengths)}: raise it, shorten the text{remedy}"
         )
 

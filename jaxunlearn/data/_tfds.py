@@ -22,12 +22,7 @@ def data_folder(data_dir: str | os.PathLike | None) -> Path:
 
 
 def find(name: str, folder: Path) -> Path | None:
-    """The newest prepared version of a set, or None.
-
-    Args:
-        name: "name", "name/config", either with ":version".
-        folder: where prepared sets lie.
-    """
+    """The newest prepared version in a folder of "name", "name/config", or one with ":version"."""
     match = _NAME.fullmatch(name)
     if not match:
         return None
@@ -47,13 +42,11 @@ def _version(info: Path) -> tuple[int, ...] | None:
 
 def prepared(folder: Path) -> list[str]:
     """Names of the sets prepared in a folder."""
-    prepared = {
-        path.parent.parent for path in folder.glob("*/*/dataset_info.json") if _version(path)
-    }
-    prepared |= {
-        path.parent.parent for path in folder.glob("*/*/*/dataset_info.json") if _version(path)
-    }
-    return sorted(path.relative_to(folder).as_posix() for path in prepared)
+    infos = (
+        info for depth in ("*/*", "*/*/*") for info in folder.glob(f"{depth}/dataset_info.json")
+    )
+    places = {info.parent.parent for info in infos if _version(info)}
+    return sorted(place.relative_to(folder).as_posix() for place in places)
 
 
 def is_known(name: str) -> bool:
@@ -71,12 +64,7 @@ def how_to_prepare(name: str, folder: Path) -> str:
 
 
 def open_prepared(name: str, place: Path, folder: Path) -> Encoded:
-    """A prepared set as encoded images.
-
-    Args:
-        name: as the user gave it.
-        place: the folder of its version.
-        folder: where prepared sets lie.
+    """A prepared set as encoded images; its version lies at `place`, all sets in `folder`.
 
     Raises:
         ValueError: it cannot be read at random (TFRecord), a file is missing or damaged, or it is

@@ -145,7 +145,7 @@ def images(
     """Decodes image files that a network is to read.
 
     Args:
-        files: PNG or JPEG.
+        files: n PNG or JPEG files.
         shape: [H, W, C] that all of them must have.
         resize: whether images of other sizes are scaled, as `size` of `load` does.
 

@@ -30,14 +30,9 @@ def flip(key: Key, images: jax.Array) -> jax.Array:
 
 
 def translate(key: Key, images: jax.Array, pixels: int) -> jax.Array:
-    """Shifts each image, up to `pixels` each way and on each axis, uniformly; zeros move in.
+    """Shifts each image, up to `pixels` >= 0 each way and on each axis, uniformly; zeros move in.
 
     The same as padding with zeros on all sides and cropping at random.
-
-    Args:
-        key: the draw's key.
-        images: [B, H, W, C].
-        pixels: the largest shift, at least 0.
     """
     checks.at_least("pixels", pixels, 0)
     corners = jax.random.randint(key, (len(images), 2), 0, 2 * pixels + 1)
@@ -48,15 +43,10 @@ def translate(key: Key, images: jax.Array, pixels: int) -> jax.Array:
 
 
 def cutout(key: Key, images: jax.Array, size: int) -> jax.Array:
-    """Sets a square of each image to 0.
+    """Sets a square of each image to 0, of `size` >= 1 pixels on each side.
 
     Its centre is uniform over the pixels, so that a part of it may lie outside; it covers the rows
     `centre - size // 2` to `centre - size // 2 + size - 1`, and the columns likewise.
-
-    Args:
-        key: the draw's key.
-        images: [B, H, W, C].
-        size: edge of the square, at least 1.
     """
     checks.at_least("size", size, 1)
     height, width = images.shape[1:3]
@@ -71,14 +61,9 @@ def cutout(key: Key, images: jax.Array, size: int) -> jax.Array:
 
 
 def rotations(angles: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Matrices for `affine` that turn images about their centres.
+    """Matrices [B, 2, 3] for `affine` that turn images of `size` (height, width) about the centre.
 
-    Args:
-        angles: [B], in radians; a positive one turns the picture anticlockwise.
-        size: height and width of the images.
-
-    Returns:
-        [B, 2, 3].
+    The angles [B] are in radians; a positive one turns the picture anticlockwise.
     """
     x, y = _centre(size)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -86,14 +71,9 @@ def rotations(angles: jax.Array, size: tuple[int, ...]) -> jax.Array:
 
 
 def zooms(factors: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Matrices for `affine` that scale height and width about the centre.
+    """Matrices [B, 2, 3] for `affine` that scale images of `size` (height, width) about the centre.
 
-    Args:
-        factors: [B, 2], of height and width; above 1 the picture becomes smaller.
-        size: height and width of the images.
-
-    Returns:
-        [B, 2, 3].
+    The factors [B, 2] are those of height and width; above 1 the picture becomes smaller.
     """
     x, y = _centre(size)
     down, right = factors[:, 0], factors[:, 1]
@@ -101,14 +81,7 @@ def zooms(factors: jax.Array, size: tuple[int, ...]) -> jax.Array:
 
 
 def translations(shifts: jax.Array) -> jax.Array:
-    """Matrices for `affine` that move the picture.
-
-    Args:
-        shifts: [B, 2], in pixels, down and to the right.
-
-    Returns:
-        [B, 2, 3].
-    """
+    """Matrices [B, 2, 3] for `affine` that move pictures by [B, 2] pixels down and to the right."""
     return _matrices([[1, 0, -shifts[:, 1]], [0, 1, -shifts[:, 0]]])
 
 
@@ -190,9 +163,7 @@ def warp(
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images are {images.dtype}; floats in [0, 1] are needed")
-    amounts = {"rotation": rotation, "zoom": zoom, "translation": translation}
-    amounts["brightness"] = brightness
-    wanted = _wanted(amounts)
+    wanted = _wanted(rotation=rotation, zoom=zoom, translation=translation, brightness=brightness)
 
     def draw(purpose: str, most: float | jax.Array, shape: tuple[int, ...]) -> jax.Array:
         shape = (len(images), *shape)
@@ -217,7 +188,7 @@ def warp(
     return jnp.clip(images + added, 0, 1)
 
 
-def _wanted(amounts: dict[str, float | jax.Array]) -> set[str]:
+def _wanted(**amounts: float | jax.Array) -> set[str]:
     """The changes of `warp` whose amount is traced or above 0; raises for one out of its range."""
     known = {name: value for name, value in amounts.items() if not isinstance(value, Tracer)}
     for name, value in known.items():
@@ -230,10 +201,8 @@ def _centre(size: tuple[int, ...]) -> tuple[float, float]:
 
 
 def _matrices(rows: list[list[Any]]) -> jax.Array:
-    entries = jnp.broadcast_arrays(
-        *(jnp.asarray(entry, jnp.float32) for row in rows for entry in row)
-    )
-    return jnp.stack(entries, axis=-1).reshape(-1, 2, 3)
+    entries = (jnp.asarray(entry, jnp.float32) for row in rows for entry in row)
+    return jnp.stack(jnp.broadcast_arrays(*entries), axis=-1).reshape(-1, 2, 3)
 
 
 def _product(first: jax.Array, then: jax.Array) -> jax.Array:
@@ -245,10 +214,7 @@ def _product(first: jax.Array, then: jax.Array) -> jax.Array:
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """`(images - mean) / std` by channel, in float32; uint8 is scaled to [0, 1] first.
 
-    Args:
-        images: [..., C].
-        mean: [C], in units of [0, 1]; see `channel_statistics`.
-        std: [C], likewise.
+    Images are [..., C], mean and std [C] in units of [0, 1]; see `channel_statistics`.
     """
     scaled = as_float(images).astype(jnp.float32)
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
@@ -257,12 +223,8 @@ def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, for `normalise`.
 
-    Args:
-        images: [n, H, W, C], uint8 (scaled to [0, 1]) or floats.
-
-    Returns:
-        Tuples of C floats, accumulated in float64; hashable, so that a compiled function may close
-        over them.
+    Images are [n, H, W, C], uint8 (scaled to [0, 1]) or floats. The two tuples of C floats are
+    accumulated in float64, and hashable, so that a compiled function may close over them.
     """
     scale = 255 if images.dtype == np.uint8 else 1
     chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
@@ -278,31 +240,24 @@ def compose(*steps: Callable[[Key, jax.Array], jax.Array]) -> "Composition":
     Step i draws from `fold(key, i)`. Compositions of equal steps are equal and hash alike, which
     `functools.partial` does not, so that a loop that is given one is compiled once.
     """
-    return Composition(tuple(_Step.of(step) for step in steps))
+    return Composition(tuple(map(_step, steps)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Composition:
     """What `compose` makes: `composition(key, images) -> images`."""
 
-    steps: tuple["_Step", ...]
+    steps: tuple[tuple[Callable[..., jax.Array], tuple[tuple[str, Any], ...]], ...]
 
     def __call__(self, key: Key, images: jax.Array) -> jax.Array:
         """Applies the steps in order."""
-        for i, step in enumerate(self.steps):
-            images = step.function(fold(key, i), images, **dict(step.keywords))
+        for i, (step, keywords) in enumerate(self.steps):
+            images = step(fold(key, i), images, **dict(keywords))
         return images
 
 
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """A function with the keywords of a `functools.partial`, compared by value."""
-
-    function: Callable[..., jax.Array]
-    keywords: tuple[tuple[str, Any], ...] = ()
-
-    @classmethod
-    def of(cls, step: Callable) -> "_Step":
-        if isinstance(step, functools.partial) and not step.args:
-            return cls(step.func, tuple(sorted(step.keywords.items())))
-        return cls(step)
+def _step(step: Callable) -> tuple[Callable, tuple[tuple[str, Any], ...]]:
+    """A function and the keywords of a `functools.partial`, compared by value."""
+    if isinstance(step, functools.partial) and not step.args:
+        return step.func, tuple(sorted(step.keywords.items()))
+    return step, ()

@@ -12,19 +12,12 @@ _CHUNK = 4096  # examples taken to float64 at once
 
 def random(n: int, size: int, seed: int = 0) -> np.ndarray:
     """`size` of `n` examples, uniformly without replacement: int64 [size]."""
-    _check_size(size, n, "the training set")
+    _check_size(size, n)
     return np.sort(np.random.default_rng(seed).choice(n, size, replace=False))
 
 
 def class_restricted(labels: np.ndarray, label: int, size: int, seed: int = 0) -> np.ndarray:
-    """`size` examples of one class, uniformly without replacement.
-
-    Args:
-        labels: int [n].
-        label: the class.
-        size: how many, at most the size of the class.
-        seed: seed of the draw.
-    """
+    """`size` examples of the class `label`, uniformly without replacement; labels are int [n]."""
     members = _members(labels, label, size)
     return np.sort(np.random.default_rng(seed).choice(members, size, replace=False))
 
@@ -33,13 +26,8 @@ def cluster(features: np.ndarray, labels: np.ndarray, label: int, size: int) -> 
     """A coherent sub-population of one class: its most outlying example and its neighbours.
 
     The anchor is the example of the class farthest from the class mean; the set is the anchor and
-    its nearest neighbours within the class (Euclidean).
-
-    Args:
-        features: [n, ...], flattened; uint8 is scaled to [0, 1].
-        labels: int [n].
-        label: the class.
-        size: how many, at most the size of the class.
+    its nearest neighbours within the class (Euclidean). Features are [n, ...], flattened, uint8
+    scaled to [0, 1]; labels are int [n].
     """
     members = _members(labels, label, size)
     points = _points(np.asarray(features)[members])
@@ -63,7 +51,7 @@ def principal_component(
         both_ends: half from the top and half from the bottom, the odd one from the top.
     """
     features = np.asarray(features)
-    _check_size(size, len(features), "the training set")
+    _check_size(size, len(features))
     rank = min(len(features), features[0].size)
     if not 0 <= component < rank:
         raise ValueError(f"component is {component}; there are {rank}, counted from 0")
@@ -80,9 +68,7 @@ def principal_component(
 def from_file(path: str | os.PathLike, n: int) -> np.ndarray:
     """Indices from a `.npy` file or a text file with whitespace or commas between integers.
 
-    Args:
-        path: the file.
-        n: number of training examples; indices must lie in [0, n).
+    They must lie in [0, n), n being the number of training examples.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -111,7 +97,7 @@ def check(indices: np.ndarray, n: int) -> np.ndarray:
     indices = np.asarray(indices, np.int64)
     if not len(indices):
         raise ValueError("the forget set is empty; at least one index is needed")
-    _check_size(len(indices), n, "the training set")
+    _check_size(len(indices), n)
     outside = indices[(indices < 0) | (indices >= n)]
     if len(outside):
         raise ValueError(f"forget index {outside[0]} is out of range; allowed are 0 to {n - 1}")
@@ -154,6 +140,8 @@ def _members(labels: np.ndarray, label: int, size: int) -> np.ndarray:
     return members
 
 
-def _check_size(size: int, n: int, what: str) -> None:
+def _check_size(size: int, n: int) -> None:
     if not 1 <= size < n:
-        raise ValueError(f"forget_size is {size}; {what} has {n} examples, 1 to {n - 1} may go")
+        raise ValueError(
+            f"forget_size is {size}; the training set has {n} examples, 1 to {n - 1} may go"
+        )

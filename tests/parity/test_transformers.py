@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.nn.language import decoder, weights
-from jaxunlearn.nn.layers.frequencies import rope_frequencies
+from jaxunlearn.nn.layers.rotary import rope_frequencies
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():  # of the packages that transformers imports

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.nn.cpu import conv_pool, tiles
-from jaxunlearn.nn.layers.lowering import is_plain
+from jaxunlearn.nn.layers.lowering import is_plain, lax_conv
 
 _LEAST = 8  # images that fill a vector; fewer are left to XLA
 _MOST = 16_000_000  # bytes of shifted pixels at once
@@ -22,9 +22,7 @@ def enter(x: jax.Array) -> jax.Array:
     return jnp.transpose(x, (3, 1, 2, 0))
 
 
-def leave(x: jax.Array) -> jax.Array:
-    """[C, H, W, B] -> [B, H, W, C]."""
-    return jnp.transpose(x, (3, 1, 2, 0))
+leave = enter  # [C, H, W, B] -> [B, H, W, C]
 
 
 def conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
@@ -41,9 +39,7 @@ def conv(x: jax.Array, kernel: jax.Array, padding: int = 0) -> jax.Array:
     x, kernel = _alike(x, kernel)
     size = kernel.shape[0]
     if is_plain(x) or x.shape[-1] < _LEAST:
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), ((padding, padding),) * 2, dimension_numbers=("CHWN", "HWIO", "CHWN")
-        )
+        return lax_conv(x, kernel, 1, ((padding, padding),) * 2, "CHWN")
     if tiles.n_bytes(x, kernel, padding) > _MOST:
         return tiles.conv(x, kernel, padding)
     if padding:
@@ -71,14 +67,7 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     x, kernel = _alike(x, kernel)
     if is_plain(x, depthwise=True):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel[:, :, None],
-            (1, 1),
-            "SAME",
-            dimension_numbers=("CHWN", "HWIO", "CHWN"),
-            feature_group_count=len(x),
-        )
+        return lax_conv(x, kernel[:, :, None], 1, "SAME", "CHWN", groups=len(x))
     return _depthwise(x, kernel)
 
 
@@ -107,10 +96,6 @@ def _by_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
 _depthwise = jax.custom_vjp(_by_taps)
 
 
-def _depthwise_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
-    return _by_taps(x, kernel), (x, kernel)
-
-
 def _depthwise_backward(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
 
@@ -125,7 +110,7 @@ def _depthwise_backward(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.
     return _by_taps(g, kernel[::-1, ::-1]), dkernel
 
 
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_depthwise.defvjp(lambda x, kernel: (_by_taps(x, kernel), (x, kernel)), _depthwise_backward)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

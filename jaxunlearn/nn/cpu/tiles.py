@@ -43,10 +43,6 @@ def conv(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     )
 
 
-def _forward(x, kernel, padding):
-    return conv(x, kernel, padding), (x, kernel)
-
-
 def _backward(padding: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> Any:
     x, kernel = residuals
     size, _, n_in, n_out = kernel.shape
@@ -63,7 +59,7 @@ def _backward(padding: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array
     return dx, dkernel
 
 
-conv.defvjp(_forward, _backward)
+conv.defvjp(lambda x, kernel, padding: (conv(x, kernel, padding), (x, kernel)), _backward)
 
 
 class _Tile:

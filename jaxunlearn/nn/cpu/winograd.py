@@ -15,14 +15,9 @@ _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np
 
 
 def conv(x: jax.Array, kernels: jax.Array) -> jax.Array:
-    """A 3x3 convolution of stride 1 without padding.
+    """A 3x3 convolution of stride 1 of what is padded already: [B, H, W, C] -> [B, H-2, W-2, F].
 
-    Args:
-        x: [B, H, W, C], padded already.
-        kernels: [16, C, F], the result of `transformed`.
-
-    Returns:
-        [B, H - 2, W - 2, F].
+    The kernels [16, C, F] are `transformed` ones.
     """
     batch, height, width, _ = x.shape
     height, width = height - 2, width - 2
@@ -34,14 +29,9 @@ def conv(x: jax.Array, kernels: jax.Array) -> jax.Array:
 
 
 def products(x: jax.Array, g: jax.Array) -> jax.Array:
-    """The kernel's gradient before `transformed_back`, a sum over images.
+    """The kernel's gradient before `transformed_back`, a sum over images: [16, C, F].
 
-    Args:
-        x: [B, H, W, C], padded already.
-        g: [B, H - 2, W - 2, F], the gradient of the outputs.
-
-    Returns:
-        [16, C, F].
+    Of inputs x [B, H, W, C], padded already, and the outputs' gradient g [B, H - 2, W - 2, F].
     """
     _, height, width, n_out = g.shape
     g = jnp.pad(g, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))

@@ -6,6 +6,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 Config = TypeVar("Config")
+TRANSFORMER = {  # our sizes, and their names in `config.json`
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+}
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -30,10 +30,8 @@ def tensors(
 ) -> dict[str, safetensors.Stored]:
     """The tensors of a folder by name; only headers are read.
 
-    Args:
-        path: the folder.
-        variant: kind of weights, where a folder has several: "fp16" for `model.fp16.safetensors`.
-        ignore: see `tables.Table`.
+    `variant` is the kind of weights, where a folder has several: "fp16" for
+    `model.fp16.safetensors`; `ignore` is that of `tables.Table`.
 
     Raises:
         ValueError: no weights there, pickled ones, an index that does not fit, or a broken file.
@@ -77,7 +75,7 @@ def _refuse_pickles(path: Path, names: Iterable[str]) -> None:
     pickled = [name for name in pickled if "model" in name] or pickled[:1]
     if pickled:
         files = [str(path / name) for name in pickled]
-        target = weight_file("diffusion_pytorch_model" if "diffusion" in pickled[0] else "model")
+        target = weight_file(STEMS["diffusion" in pickled[0]])
         raise ValueError(
             f"{path} has only pickled weights ({', '.join(pickled)}), which could run any code "
             "when they are read. Where torch and safetensors are installed, two lines convert "

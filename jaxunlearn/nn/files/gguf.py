@@ -161,9 +161,8 @@ def _block(kind: int) -> tuple[int, int]:
 
 
 def _dequantised(packed: np.ndarray, kind: int) -> np.ndarray:
-    gguf = _package()
+    gguf, (block, size) = _package(), _block(kind)
     kind = gguf.GGMLQuantizationType(kind)
-    block, size = gguf.GGML_QUANT_SIZES[kind]
     # The package takes 16 rows at a time; longer ones are faster.
     flat = np.ascontiguousarray(packed).reshape(-1)
     out = np.empty(flat.size // size * block, np.float32)

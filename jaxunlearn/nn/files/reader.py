@@ -85,13 +85,12 @@ def read(
     out: dict[str, Any] = {}
     for place, stored in _matched(path, tensors, table, leaves):
         kind = dtype or np.result_type(*(tensor.dtype for tensor in stored))
-        shape, layout = leaves[place.leaf].shape, layouts.get(place.leaf)
+        shape = leaves[place.leaf].shape
         block = read_blocks(place, stored, shape, kind)
-        out[place.leaf] = (
-            jnp.asarray(block(None))
-            if layout is None
-            else jax.make_array_from_callback(shape, layout, block, dtype=kind)
-        )
+        if (layout := layouts.get(place.leaf)) is not None:
+            out[place.leaf] = jax.make_array_from_callback(shape, layout, block, dtype=kind)
+        else:
+            out[place.leaf] = jnp.asarray(block(None))
     return jax.tree.unflatten(jax.tree.structure(shapes), [out[leaf] for leaf in leaves])
 
 
@@ -108,14 +107,14 @@ def _matched(
         if missing:
             others = f" (and {len(missing) - 1} like it)" if len(missing) > 1 else ""
             raise ValueError(f"{path}: tensor {missing[0]!r}{others} for {place.leaf!r} is missing")
-        matched.append((place, [rest[name] for name in names]))
-        taken.update(names)
-        for name, tensor in zip(names, matched[-1][1], strict=True):
-            if tuple(tensor.shape) != place.of:
+        for name in names:
+            if tuple(rest[name].shape) != place.of:
                 raise ValueError(
-                    f"{tensor.file}: tensor {name!r} has shape {list(tensor.shape)}; "
+                    f"{rest[name].file}: tensor {name!r} has shape {list(rest[name].shape)}; "
                     f"{list(place.of)} is needed for {place.leaf!r}"
                 )
+        matched.append((place, [rest[name] for name in names]))
+        taken.update(names)
     if left := sorted(rest.keys() - taken):
         others = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
         file = rest[left[0]].file

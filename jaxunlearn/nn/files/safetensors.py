@@ -14,12 +14,8 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-_DTYPES = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+_DTYPES = {f"F{8 * size}": np.dtype(f"<f{size}") for size in (8, 4, 2)}
+_DTYPES["BF16"] = np.dtype(ml_dtypes.bfloat16)
 _INT8 = {"I8": np.dtype("i1")}  # of quantised kernels, which mean nothing without their scales
 _CODES = {dtype: code for code, dtype in (_DTYPES | _INT8).items()}
 _MOST_HEADER = 100 * 2**20  # the format's own limit
@@ -49,10 +45,8 @@ class Stored:
 def tensors(file: Path, *, quantised: bool = False, ignore: str = "") -> dict[str, Stored]:
     """The tensors of a file by name; only its header is read.
 
-    Args:
-        file: a safetensors file.
-        quantised: whether tensors may be int8 as well.
-        ignore: regular expression for names of tensors to leave out, of whatever type.
+    Where `quantised` is true, tensors may be int8 too; those whose whole names match the regular
+    expression `ignore` are left out, whatever their type.
 
     Raises:
         ValueError: no safetensors file, one that is cut off, or a tensor that is not of floats.
@@ -130,21 +124,15 @@ def write(
 ) -> None:
     """Writes a file, one tensor after another.
 
-    Args:
-        file: opened for writing.
-        layout: shape and dtype of each tensor by name.
-        arrays: their values, in the same order; they are taken one by one.
-        says: what the file says of itself, see `metadata`.
+    The layout has shape and dtype of each tensor by name; the arrays, in the same order, are taken
+    one by one. What the file `says` of itself is its `metadata`.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"} | (says or {})}  # for transformers
     end = 0
     for name, (shape, dtype) in layout.items():
         begin, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
-        header[name] = {
-            "dtype": _CODES[np.dtype(dtype)],
-            "shape": list(shape),
-            "data_offsets": [begin, end],
-        }
+        code = _CODES[np.dtype(dtype)]
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors are aligned
     file.write(len(text).to_bytes(8, "little") + text)

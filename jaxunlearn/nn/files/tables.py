@@ -86,7 +86,7 @@ class Place(NamedTuple):
     """Where a leaf lies.
 
     Attributes:
-        leaf: name of the leaf.
+        leaf: its name.
         tensors: names of its tensors, one for each layer, or a single one.
         shape: shape of one layer, in our layout.
         form: layout of one layer.

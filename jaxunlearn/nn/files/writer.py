@@ -62,12 +62,8 @@ class _Tensor(NamedTuple):
     dtype: np.dtype
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.places[0].of
-
-    @property
     def n_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.places[0].of) * self.dtype.itemsize
 
 
 def save(
@@ -81,11 +77,11 @@ def save(
 ) -> None:
     """Writes a folder of weights, as `folder.tensors` reads it; adapters are merged.
 
-    Each file appears whole or not at all, and earlier weights of the same stem are replaced. Of
-    several processes all call it, and the first writes.
+    Each file appears whole or not at all, and earlier weights of the same stem are replaced. The
+    folder is made if need be. Of several processes all call it, and the first writes.
 
     Args:
-        path: the folder; it is made if it is not there.
+        path: the folder.
         leaves: by name, see `kernels`.
         table: where they lie.
         texts: other files by name, written after the weights and in this order; None removes one.
@@ -106,16 +102,17 @@ def save(
         record = {"metadata": {"total_size": size}, "weight_map": file_of}
         index[index_file(stem)] = json.dumps(record, indent=2)
     with mesh.together():
-        if mesh.is_first():
-            old = [file.name for file in path.glob(f"{stem}-*-of-*.safetensors")]
-            texts = dict.fromkeys(old) | index | dict(texts)
-            for name, text in texts.items():
-                if text is not None:
-                    with replacing(path / name) as opened:
-                        opened.write(text.encode())
-            for name in texts.keys() - shards.keys():
-                if texts[name] is None:
-                    (path / name).unlink(missing_ok=True)
+        if not mesh.is_first():
+            return
+        old = [file.name for file in path.glob(f"{stem}-*-of-*.safetensors")]
+        texts = dict.fromkeys(old) | index | dict(texts)
+        for name, text in texts.items():
+            if text is not None:
+                with replacing(path / name) as opened:
+                    opened.write(text.encode())
+        for name in texts.keys() - shards.keys():
+            if texts[name] is None:
+                (path / name).unlink(missing_ok=True)
 
 
 def _tensors(leaves: Mapping[str, Any], table: Table) -> list[_Tensor]:
@@ -154,7 +151,7 @@ def _write(file: Path, tensors: list[_Tensor], leaves: Mapping[str, Any]) -> Non
             list(arrays)  # leaves are gathered by all processes together
             return
         file.parent.mkdir(parents=True, exist_ok=True)
-        layout = {tensor.name: (tensor.shape, tensor.dtype) for tensor in tensors}
+        layout = {tensor.name: (tensor.places[0].of, tensor.dtype) for tensor in tensors}
         try:
             with replacing(file) as opened:
                 safetensors.write(opened, layout, arrays)
@@ -169,13 +166,11 @@ def _on_host(tensors: Iterable[_Tensor], leaves: Mapping[str, Any]) -> Iterator[
     for tensor in tensors:
         if tensor.layer == 0 or not values:
             values.clear()
-            values += (_gathered(leaves[place.leaf]) for place in tensor.places)
+            for leaf in (leaves[place.leaf] for place in tensor.places):
+                dense = leaf.dense() if isinstance(leaf, LowRank) else leaf
+                values.append(np.asarray(mesh.gather(dense)))
         pieces = [
             place.form.to_file(value[tensor.layer] if place.is_stacked else value)
             for place, value in zip(tensor.places, values, strict=True)
         ]
         yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-def _gathered(leaf: Any) -> np.ndarray:
-    return np.asarray(mesh.gather(leaf.dense() if isinstance(leaf, LowRank) else leaf))

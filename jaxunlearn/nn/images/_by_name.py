@@ -1,18 +1,19 @@
-"""Image classifiers by their names, as settings and command lines give them."""
+"""Image classifiers by their names, as settings give them, and normalisation inside a network."""
 
+import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxunlearn.core.model import Model
-from jaxunlearn.nn.images._cnn import cnn
-from jaxunlearn.nn.images._mlp import mlp
-from jaxunlearn.nn.images._normalised import normalised
-from jaxunlearn.nn.images._resnet9 import resnet9
-from jaxunlearn.nn.images._small_cnn import small_cnn
-from jaxunlearn.nn.images._wide_resnet import wide_resnet
+from jaxunlearn.core.pixels import as_float
+from jaxunlearn.core.tree import Tree
+from jaxunlearn.nn.images._residual import resnet9, wide_resnet
+from jaxunlearn.nn.images._small import cnn, mlp, small_cnn
 
 
 def by_name(
@@ -69,3 +70,37 @@ def _named(name: str, shape: tuple[Any, ...], n_classes: int, multiply_adds: int
     raise ValueError(
         f"model is {name!r}; it must be mlp, cnn, cnn_bn, small_cnn, resnet9 or wrn-DEPTH-WIDTH"
     )
+
+
+def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Model:
+    """The model behind `(x - mean) / std` per channel; same parameters, same statistics.
+
+    Images of dtype uint8 are scaled to [0, 1] first, floats are taken as they are. The same
+    arguments give the same `Model` object.
+
+    Args:
+        model: takes images [B, ..., C] as its first input.
+        mean: mean of each channel, on the scale of [0, 1] for uint8 images.
+        std: standard deviation of each channel, positive.
+
+    Raises:
+        ValueError: `mean` and `std` differ in length, or a deviation is not positive; or, at
+            `apply`, images of another number of channels or of another integer dtype.
+    """
+    if len(mean) != len(std):
+        raise ValueError(f"mean has {len(mean)} channels and std {len(std)}; they must agree")
+    if not all(value > 0 for value in std):
+        raise ValueError(f"std is {tuple(std)}; every value must be positive")
+    return _normalised(model, tuple(map(float, mean)), tuple(map(float, std)))
+
+
+@functools.cache  # the same network is the same `Model`, so that jit finds its programs again
+def _normalised(model: Model, mean: tuple[float, ...], std: tuple[float, ...]) -> Model:
+    def apply(params: Tree, stats: Tree, x: Any, *inputs: Any, **static: Any) -> tuple[Any, Tree]:
+        if x.shape[-1] != len(mean):
+            raise ValueError(f"x has shape {x.shape}; mean and std are for {len(mean)} channels")
+        x = as_float(x, "x")
+        x = (x - jnp.asarray(mean, x.dtype)) / jnp.asarray(std, x.dtype)
+        return model.apply(params, stats, x, *inputs, **static)
+
+    return Model(model.init, apply)

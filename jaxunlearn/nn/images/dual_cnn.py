@@ -11,6 +11,7 @@ With C channels, n filters, K classes, h hidden units and maps of s x t pixels, 
 """
 
 import functools
+import itertools
 from typing import Literal, NamedTuple
 
 import jax
@@ -108,12 +109,10 @@ def fuse(dual_params: Tree, fused_params: Tree, heads: tuple[str, ...] = BRANCHE
     """
     if isinstance(heads, str):
         raise ValueError(f"heads is {heads!r}; a tuple of names of branches is needed")
-    unknown = [name for name in heads if name not in BRANCHES]
-    if unknown:
+    if unknown := [name for name in heads if name not in BRANCHES]:
         raise ValueError(f"heads has {unknown[0]!r}; {' and '.join(BRANCHES)} are allowed")
     for what, params in (("dual_params", dual_params), ("fused_params", fused_params)):
-        missing = [name for name in BRANCHES if name not in params]
-        if missing:
+        if missing := [name for name in BRANCHES if name not in params]:
             raise ValueError(f"{what} has no {missing[0]!r}; it holds {', '.join(params)}")
     fused = {name: dict(layers) for name, layers in fused_params.items()}
     for name in BRANCHES:
@@ -147,12 +146,8 @@ class _Sizes(NamedTuple):
 
 
 def _sizes(input_shape: tuple[int, ...], n_classes: int, filters: int, hidden: int) -> _Sizes:
-    return _Sizes(
-        shapes.image_shape(input_shape, 10),
-        whole("n_classes", n_classes),
-        whole("filters", filters),
-        whole("hidden", hidden),
-    )
+    numbers = {"n_classes": n_classes, "filters": filters, "hidden": hidden}
+    return _Sizes(shapes.image_shape(input_shape, 10), *itertools.starmap(whole, numbers.items()))
 
 
 class Head(nnx.Module):

@@ -1,7 +1,8 @@
 """Small convolutional networks with BatchNorm, which folds into the convolutions for inference."""
 
 import functools
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,6 @@ from jaxunlearn.nn.images import shapes
 from jaxunlearn.nn.layers.batch_norm import EPSILON, BatchNorm
 from jaxunlearn.nn.layers.convolution import Conv
 
-Shape: TypeAlias = tuple[int, int, int]
 SLIM_CHANNELS = (24, 48, 48, 72, 64)  # 14,370 parameters for 28 x 28 x 1, folded
 
 
@@ -37,8 +37,7 @@ class SlimCNN(nnx.Module):
         first = conv(input_shape[2], channels[0], 3)
         self.conv = nnx.List([first, *(conv(a, b, 1) for a, b in pairs)])
         self.depthwise = nnx.List(Conv(1, a, 3, use_bias=False, rngs=rngs) for a, _ in pairs)
-        normed = [] if folded else channels
-        self.norm = nnx.List(BatchNorm(n, axis=0, rngs=rngs) for n in normed)
+        self.norm = nnx.List(BatchNorm(n, axis=0, rngs=rngs) for n in channels if not folded)
         self.head = nnx.Linear(channels[-1], n_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array, statistics: Statistics = RUNNING) -> jax.Array:
@@ -69,8 +68,7 @@ class MinimalCNN(nnx.Module):
         sizes = ((n_in, 8, 3), (8, 16, 3), (16, 16, 3), (16, 4, 1))
         conv = functools.partial(Conv, padding=0, rngs=rngs)
         self.conv = nnx.List(conv(a, b, size) for a, b, size in sizes)
-        normed = () if folded else sizes
-        self.norm = nnx.List(BatchNorm(n, axis=0, rngs=rngs) for _, n, _ in normed)
+        self.norm = nnx.List(BatchNorm(n, axis=0, rngs=rngs) for _, n, _ in sizes if not folded)
         self.hidden = nnx.Linear((height - 2) * (width - 2) * 4, 24, rngs=rngs)
         self.head = nnx.Linear(24, n_classes, rngs=rngs)
 
@@ -123,7 +121,7 @@ def slim_cnn(
     if not channels:
         raise ValueError("channels is (); at least one convolution is needed")
     shape = shapes.image_shape(input_shape, 2 ** (len(channels) // 2))
-    return _slim(shape, channels, whole("n_classes", n_classes), folded)
+    return _model(SlimCNN, shape, channels, whole("n_classes", n_classes), folded)
 
 
 def minimal_cnn(
@@ -131,34 +129,24 @@ def minimal_cnn(
 ) -> Model:
     """The network of `ruslangrimov/mnist-minimal-model`, of 4,862 parameters for 28 x 28 x 1.
 
-    Args:
-        input_shape: height, width and channels of an image, sides of at least 18.
-        n_classes: number of classes.
-        folded: without BatchNorm, for inference; see `fold_batch_norm`.
+    The sides of an image are at least 18. Arguments are those of `slim_cnn`.
 
     Raises:
         ValueError: an image that is too small, or sizes that are none.
     """
     shape = shapes.image_shape(input_shape, 18)
-    return _minimal(shape, whole("n_classes", n_classes), folded)
+    return _model(MinimalCNN, shape, whole("n_classes", n_classes), folded)
 
 
 @functools.cache  # the same network is the same `Model`, so that jit finds its programs again
-def _slim(shape: Shape, channels: tuple[int, ...], n_classes: int, folded: bool) -> Model:
-    return from_nnx(lambda rngs: SlimCNN(shape, channels, n_classes, folded, rngs))
-
-
-@functools.cache
-def _minimal(shape: Shape, n_classes: int, folded: bool) -> Model:
-    return from_nnx(lambda rngs: MinimalCNN(shape, n_classes, folded, rngs))
+def _model(network: Callable[..., nnx.Module], *sizes: Any) -> Model:
+    return from_nnx(lambda rngs: network(*sizes, rngs))
 
 
 def fold_batch_norm(params: Tree, stats: Tree) -> Tree:
     """Parameters of the folded network, which says the same as the trained one in eval mode.
 
-    Args:
-        params: parameters of `slim_cnn` or `minimal_cnn`.
-        stats: BatchNorm statistics of that network.
+    Those of the trained one, a `slim_cnn` or `minimal_cnn`, are given with its statistics.
     """
     rest = {name: layer for name, layer in params.items() if name not in ("conv", "norm")}
     folded = {}

@@ -24,11 +24,12 @@ from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model, from_nnx, stateless
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.files import folder, reader, writer
-from jaxunlearn.nn.images import vit_tensors
 from jaxunlearn.nn.images.vit_config import (
+    HEAD,
     Config,
     normalisation,
     read_config,
+    table,
     to_hugging_face,
 )
 from jaxunlearn.nn.layers.attention import attend
@@ -36,14 +37,7 @@ from jaxunlearn.nn.layers.linear import Linear
 from jaxunlearn.nn.layers.norms import LayerNorm, layer_norm
 from jaxunlearn.nn.layers.stacks import Stack, span
 
-__all__ = [
-    "Config",
-    "build",
-    "from_pretrained",
-    "normalisation",
-    "read_config",
-    "save_pretrained",
-]
+__all__ = ["Config", "build", "from_pretrained", "normalisation", "read_config", "save_pretrained"]
 
 
 class Block(nnx.Module):
@@ -53,15 +47,13 @@ class Block(nnx.Module):
         c = self.config = config
         std = 0.02
         deep = std / math.sqrt(2 * c.n_layers)  # what is added to the residual stream
-        options = {"use_bias": True, "rngs": rngs}
+        linear = functools.partial(Linear, use_bias=True, rngs=rngs)
         self.attention_norm = LayerNorm(c.width, c.eps)
-        self.q = Linear(c.width, c.width, std=std, **options)
-        self.k = Linear(c.width, c.width, std=std, **options)
-        self.v = Linear(c.width, c.width, std=std, **options)
-        self.o = Linear(c.width, c.width, std=deep, **options)
+        self.q, self.k, self.v = (linear(c.width, c.width, std=std) for _ in "qkv")
+        self.o = linear(c.width, c.width, std=deep)
         self.mlp_norm = LayerNorm(c.width, c.eps)
-        self.up = Linear(c.width, c.mlp_width, std=std, **options)
-        self.down = Linear(c.mlp_width, c.width, std=deep, **options)
+        self.up = linear(c.width, c.mlp_width, std=std)
+        self.down = linear(c.mlp_width, c.width, std=deep)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c = self.config
@@ -113,10 +105,7 @@ class _ViT(NamedTuple):
             },
             "layers": self.layers.init(fold(key, "layers")),
             "norm": {"scale": jnp.ones(c.width), "bias": jnp.zeros(c.width)},
-            "head": {
-                "kernel": draw("head", c.width, c.n_classes),
-                "bias": jnp.zeros(c.n_classes),
-            },
+            "head": {"kernel": draw("head", c.width, c.n_classes), "bias": jnp.zeros(c.n_classes)},
         }
         return params, {}
 
@@ -174,17 +163,15 @@ def from_pretrained(
     """
     path, dtype = Path(path), reader.float_type(dtype)
     config = read_config(path, n_classes)
-    model, table = build(config), vit_tensors.table(config)
+    model, places = build(config), table(config)
     shapes = dict(reader.shapes_of(model))
-    tensors = folder.tensors(path, variant=variant, ignore=table.ignore)
-    head = tensors.get(f"{vit_tensors.HEAD}.weight")
+    tensors = folder.tensors(path, variant=variant, ignore=places.ignore)
+    head = tensors.get(f"{HEAD}.weight")
     is_new = head is None or (n_classes is not None and head.shape[:1] != (n_classes,))
     if is_new:
-        tensors = {
-            name: it for name, it in tensors.items() if not name.startswith(vit_tensors.HEAD)
-        }
+        tensors = {name: it for name, it in tensors.items() if not name.startswith(HEAD)}
         del shapes["head"]
-    params = reader.read(path, tensors, table, shapes, dtype)
+    params = reader.read(path, tensors, places, shapes, dtype)
     if is_new:
         drawn = jax.jit(lambda key: model.init(key)[0]["head"])(jax.random.key(seed))
         params["head"] = jax.tree.map(lambda leaf: leaf.astype(dtype), drawn)
@@ -197,12 +184,7 @@ def save_pretrained(path: str | os.PathLike, config: Config, params: Tree) -> No
     - Adapters are merged into the kernels below them; every leaf keeps its type, and what
       `from_pretrained` then reads in that type is the same bits.
     - Labels get the names that transformers gives to nameless ones.
-    - Of several processes all call it, and the first writes.
-
-    Args:
-        path: the folder; it is made if it is not there.
-        config: the network.
-        params: parameters of `build(config)`, with or without adapters.
+    - The folder is made if need be. Of several processes all call it, and the first writes.
 
     Raises:
         ValueError: parameters that are not this network's, or a leaf that is not of floats.
@@ -210,7 +192,7 @@ def save_pretrained(path: str | os.PathLike, config: Config, params: Tree) -> No
     leaves = writer.checked(params, reader.shapes_of(build(config)))
     record = to_hugging_face(config, np.dtype(leaves["embed/cls"].dtype).name)
     texts = {"config.json": json.dumps(record, indent=2)}
-    writer.save(Path(path), leaves, vit_tensors.table(config), texts)
+    writer.save(Path(path), leaves, table(config), texts)
 
 
 def _embed(c: Config, embed: Tree, x: jax.Array) -> jax.Array:

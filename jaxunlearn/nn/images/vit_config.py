@@ -1,6 +1,7 @@
-"""What a ViT is built from: one frozen config, read from a Hugging Face `config.json` and written.
+"""What a ViT is built from, one frozen config, and how Hugging Face's folders write it.
 
-Options that the network does not compute are refused by name.
+Options of a `config.json` that the network does not compute are refused by name; `table` says what
+the leaves are called in the file of weights.
 """
 
 import dataclasses
@@ -11,8 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.nn.files.configs import of_folder, read_json, size_of
+from jaxunlearn.nn.files.configs import TRANSFORMER, of_folder, read_json, size_of
+from jaxunlearn.nn.files.tables import Form, Row, Table, layer_rows, patches
 
+HEAD = "classifier"
+_LAYER = {
+    "attention_norm": "layernorm_before",
+    "q": "attention.attention.query",
+    "k": "attention.attention.key",
+    "v": "attention.attention.value",
+    "o": "attention.output.dense",
+    "mlp_norm": "layernorm_after",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+}
 _COMPUTED = {"model_type": "vit", "hidden_act": "gelu", "qkv_bias": True}
 
 
@@ -60,9 +73,7 @@ class Config:
 def read_config(path: str | os.PathLike, n_classes: int | None = None) -> Config:
     """The config of a Hugging Face folder, whose weights are not read.
 
-    Args:
-        path: the folder, with `config.json`.
-        n_classes: outputs; by default as many as there are labels in `config.json`.
+    The number of classes is by default that of the labels in its `config.json`.
 
     Raises:
         ValueError: no model there, or an option that is not supported.
@@ -87,10 +98,7 @@ def from_hugging_face(record: Mapping[str, Any], n_classes: int | None = None) -
     return Config(
         image=(height, width, size_of({"num_channels": 3} | dict(record), "num_channels")),
         patch=patch,
-        width=size_of(record, "hidden_size"),
-        n_layers=size_of(record, "num_hidden_layers"),
-        n_heads=size_of(record, "num_attention_heads"),
-        mlp_width=size_of(record, "intermediate_size"),
+        **{ours: size_of(record, theirs) for ours, theirs in TRANSFORMER.items()},
         n_classes=_n_labels(record) if n_classes is None else n_classes,
         eps=record.get("layer_norm_eps", 1e-12),
     )
@@ -126,10 +134,7 @@ def to_hugging_face(config: Config, dtype: str) -> dict[str, Any]:
         "image_size": height if height == width else [height, width],
         "num_channels": channels,
         "patch_size": config.patch,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "intermediate_size": config.mlp_width,
+        **{theirs: getattr(config, ours) for ours, theirs in TRANSFORMER.items()},
         "layer_norm_eps": config.eps,
         "id2label": labels,
         "label2id": {label: i for i, label in labels.items()},
@@ -140,9 +145,8 @@ def to_hugging_face(config: Config, dtype: str) -> dict[str, Any]:
 def normalisation(path: str | os.PathLike) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the images that a checkpoint was trained on, in [0, 1].
 
-    Args:
-        path: a Hugging Face folder; see `preprocessor_config.json` there. Without that file, or
-            what it leaves out: 0.5 and 0.5, as transformers has it for ViTs.
+    They stand in `preprocessor_config.json` of a Hugging Face folder; without that file, or for
+    what it leaves out, they are 0.5 and 0.5, as transformers has it for ViTs.
 
     Returns:
         Tuples of one float, or of one for each channel.
@@ -166,3 +170,19 @@ def normalisation(path: str | os.PathLike) -> tuple[tuple[float, ...], tuple[flo
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {stated}; a number or one for each channel needed") from error
     return mean, std
+
+
+def table(config: Config) -> Table:
+    """Names and layouts; `ViTModel` writes them without "vit.", and a pooler, which is left out."""
+    embeddings, width = "vit.embeddings", config.width
+    cut = patches(config.patch, config.image[-1])
+    rows = [
+        Row("embed/cls", f"{embeddings}.cls_token", Form(view=(1, 1, -1))),
+        Row("embed/positions", f"{embeddings}.position_embeddings", Form(view=(1, -1, width))),
+        *layer_rows("embed/patch", f"{embeddings}.patch_embeddings.projection", cut),
+        *layer_rows("norm", "vit.layernorm"),
+        *layer_rows("head", HEAD),
+    ]
+    for ours, theirs in _LAYER.items():
+        rows += layer_rows(f"layers/{ours}", f"vit.encoder.layer.{{}}.{theirs}")
+    return Table(tuple(rows), ignore=r"(vit\.)?pooler\..*", prefix="vit.")

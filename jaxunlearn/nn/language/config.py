@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxunlearn.nn.files.configs import size_of
-from jaxunlearn.nn.layers.frequencies import RopeScaling
+from jaxunlearn.nn.files.configs import TRANSFORMER, size_of
+from jaxunlearn.nn.layers.rotary import RopeScaling
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # `model_type` of config.json
 
@@ -87,18 +87,16 @@ def from_hugging_face(config: Mapping[str, Any]) -> Config:
         )
     _refuse_what_is_not_computed(config)
     theta, scaling = _rope(config)
-    width, n_heads = size_of(config, "hidden_size"), size_of(config, "num_attention_heads")
+    sizes = {ours: size_of(config, theirs) for ours, theirs in TRANSFORMER.items()}
+    n_heads = sizes["n_heads"]
     bias = bool(config.get("attention_bias", False)) and family != "qwen2"
     # Defaults are those of transformers, for what a config.json leaves out.
-    head_dim = config.get("head_dim") or (128 if family == "qwen3" else width // n_heads)
+    head_dim = config.get("head_dim") or (128 if family == "qwen3" else sizes["width"] // n_heads)
     eos = config.get("eos_token_id")
     return Config(
         family=family,
         vocabulary=size_of(config, "vocab_size"),
-        width=width,
-        mlp_width=size_of(config, "intermediate_size"),
-        n_layers=size_of(config, "num_hidden_layers"),
-        n_heads=n_heads,
+        **sizes,
         n_kv_heads=config.get("num_key_value_heads") or n_heads,
         head_dim=head_dim,
         context=config.get("max_position_embeddings", 2048 if family == "llama" else 32768),
@@ -127,10 +125,7 @@ def to_hugging_face(config: Config, dtype: str) -> dict[str, Any]:
         "architectures": [f"{config.family.capitalize()}ForCausalLM"],
         "model_type": config.family,
         "vocab_size": config.vocabulary,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
+        **{theirs: getattr(config, ours) for ours, theirs in TRANSFORMER.items()},
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "max_position_embeddings": config.context,

@@ -28,9 +28,8 @@ from jaxunlearn.nn.files import reader
 from jaxunlearn.nn.language.block import Block
 from jaxunlearn.nn.language.config import Config, RopeScaling, from_hugging_face
 from jaxunlearn.nn.language.pretrained import opened
-from jaxunlearn.nn.layers.frequencies import rope_frequencies
 from jaxunlearn.nn.layers.norms import rms_norm
-from jaxunlearn.nn.layers.rotary import rotation
+from jaxunlearn.nn.layers.rotary import rope_frequencies, rotation
 from jaxunlearn.nn.layers.stacks import Stack, span
 
 if TYPE_CHECKING:
@@ -207,10 +206,8 @@ def first_layers(params: Tree, n: int) -> Tree:
 
     Who trains only these spends no gradients and no optimizer state on the layers above.
     """
-    return {
-        "embed": params["embed"],
-        "layers": jax.tree.map(lambda leaf: leaf[:n], params["layers"]),
-    }
+    layers = jax.tree.map(lambda leaf: leaf[:n], params["layers"])
+    return {"embed": params["embed"], "layers": layers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,7 +291,7 @@ def from_pretrained(
 
 
 def read_config(path: str | os.PathLike) -> Config:
-    """The config of a Hugging Face folder or a `.gguf` file, whose weights are not read.
+    """The config of a folder or file that `from_pretrained` reads; no weights are read.
 
     Raises:
         ValueError: no model there, or an architecture that is not supported.
@@ -319,9 +316,7 @@ def shardings(params: Tree, mesh: Mesh) -> Tree:
     embedding and the output layer) and over `data` along the other side; what an axis does not
     divide stays whole along it. Adapters are split as the side of the matrix they share.
 
-    Args:
-        params: parameters, or `ShapeDtypeStruct`s, with or without adapters.
-        mesh: the mesh.
+    The parameters may be `ShapeDtypeStruct`s.
     """
 
     def choose(name: str, leaf: Any) -> NamedSharding:

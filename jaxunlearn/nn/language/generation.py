@@ -26,8 +26,8 @@ def generate(
     """Continues prompts.
 
     Args:
-        config: config of the network.
-        params: weights of the network.
+        config: sizes of the network.
+        params: its weights.
         tokens: prompts padded on the left, int32 [B, T].
         mask: bool [B, T], True at real tokens.
         n_tokens: number of new tokens; T + n_tokens fit the context.

@@ -1,6 +1,12 @@
-"""A pretrained decoder in a Hugging Face folder or a GGUF file, opened before weights are read."""
+"""A pretrained decoder in a Hugging Face folder or a GGUF file, opened before weights are read.
 
+Of a GGUF file of llama.cpp the config is gathered from metadata and tensors, and the layout of its
+rotary rows is undone.
+"""
+
+import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -8,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxunlearn.core.tree import Tree
-from jaxunlearn.nn.files import folder, reader
+from jaxunlearn.nn.files import folder, gguf, reader
 from jaxunlearn.nn.files.configs import of_folder
 from jaxunlearn.nn.files.reader import Tensor
-from jaxunlearn.nn.language import gguf_config, tokenizers
-from jaxunlearn.nn.language.config import Config, from_hugging_face
+from jaxunlearn.nn.language import tokenizers
+from jaxunlearn.nn.language.config import ARCHITECTURES, Config, from_hugging_face
 from jaxunlearn.nn.language.tensor_names import GGUF, HUGGING_FACE
+from jaxunlearn.nn.layers.rotary import RopeScaling, rope_frequencies
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -62,7 +69,7 @@ def opened(path: str | os.PathLike) -> Opened:
     """
     path = Path(path)
     if path.suffix == ".gguf" and path.is_file():
-        config, tensors, metadata = gguf_config.read(path)
+        config, tensors, metadata = _read_gguf(path)
         return Opened(path, config, (tensors, metadata))
     if path.exists() and not path.is_dir():
         raise ValueError(f"path is {str(path)!r}, which is neither a folder nor a .gguf file")
@@ -79,3 +86,96 @@ def _check_tied(head: Tensor, embedding: Tensor) -> None:
             f"{head.file}: tensor {_HEAD!r} is not the embedding, but config.json has "
             "tie_word_embeddings; make that false to use both"
         )
+
+
+def _read_gguf(file: Path) -> tuple[Config, dict[str, gguf.QuantisedTensor], dict[str, Any]]:
+    """Config, tensors by their names in the file, and metadata; the weights are not read yet."""
+    tensors, metadata = gguf.read(file)
+    factors = tensors.pop("rope_freqs.weight", None)
+    try:
+        config = _config(metadata, tensors, None if factors is None else factors[:])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    if config.family == "llama":  # llama.cpp rotates neighbours here, and halves for Qwen
+        for name, tensor in tensors.items():
+            if match := re.fullmatch(r"blk\.\d+\.attn_([qk])\.(weight|bias)", name):
+                heads = config.n_heads if match[1] == "q" else config.n_kv_heads
+                if tensor.shape[0] == heads * config.head_dim:  # else its shape is reported later
+                    pairs = (heads, config.head_dim)
+                    tensors[name] = dataclasses.replace(tensor, pairs=pairs)
+    return config, tensors, metadata
+
+
+def _config(
+    metadata: dict[str, Any], tensors: Mapping[str, Any], factors: np.ndarray | None
+) -> Config:
+    family = metadata.get("general.architecture")
+    if family not in ARCHITECTURES:
+        raise ValueError(
+            f"architecture is {family!r}; supported architectures are {', '.join(ARCHITECTURES)}"
+        )
+
+    def value(name: str, default: Any = None) -> Any:
+        number = metadata.get(f"{family}.{name}", default)
+        if not isinstance(number, (int, float)):
+            raise ValueError(f"{family}.{name} is {number!r}; a number is needed")
+        return number
+
+    width, n_heads = value("embedding_length"), value("attention.head_count")
+    head_dim = value("attention.key_length", width // n_heads)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if value(name, head_dim) != head_dim:
+            raise ValueError(f"{family}.{name} is {value(name)}; it must be {head_dim}, a head's")
+    if metadata.get(f"{family}.rope.scaling.type", "none") != "none":
+        kind = metadata[f"{family}.rope.scaling.type"]
+        raise ValueError(f"{family}.rope.scaling.type is {kind!r}; only Llama 3's is computed")
+    theta = _shortest(value("rope.freq_base", 1e4))
+    if "token_embd.weight" not in tensors:
+        raise ValueError("tensor 'token_embd.weight' is missing")
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    return Config(
+        family=family,
+        vocabulary=tensors["token_embd.weight"].shape[0],
+        width=width,
+        mlp_width=value("feed_forward_length"),
+        n_layers=value("block_count"),
+        n_heads=n_heads,
+        n_kv_heads=value("attention.head_count_kv", n_heads),
+        head_dim=head_dim,
+        context=value("context_length"),
+        eps=_shortest(value("attention.layer_norm_rms_epsilon")),
+        rope_theta=theta,
+        rope_scaling=None if factors is None else _scaling(factors, head_dim, theta),
+        tied="output.weight" not in tensors,
+        qkv_bias="blk.0.attn_q.bias" in tensors or family == "qwen2",
+        output_bias="blk.0.attn_output.bias" in tensors,
+        mlp_bias="blk.0.ffn_up.bias" in tensors,
+        qk_norm=family == "qwen3",
+        bos=metadata.get("tokenizer.ggml.bos_token_id"),
+        eos=tuple(dict.fromkeys(end for end in ends if end is not None)),
+    )
+
+
+def _scaling(factors: np.ndarray, head_dim: int, theta: float) -> RopeScaling | None:
+    """Llama 3's scaling, from what the frequency of each pair is divided by."""
+    if factors.shape == (head_dim // 2,) and np.all(factors == 1):
+        return None
+    # The file has the divisors only. All releases share low and high, and a context of 8192, which
+    # is tried first; the factor is the largest divisor, where some pair is scaled in full.
+    plain = rope_frequencies(head_dim, theta, None)
+    tried = [_shortest(float(factors.max())), *(2.0**i for i in range(1, 9))]
+    for context in (8192, *(2**i for i in range(4, 21))):
+        for factor in tried:
+            scaling = RopeScaling(factor, low=1.0, high=4.0, context=context)
+            divisors = plain / rope_frequencies(head_dim, theta, scaling)
+            if factors.shape == plain.shape and np.allclose(factors, divisors, rtol=1e-4, atol=0):
+                return scaling
+    raise ValueError(
+        "tensor 'rope_freqs.weight' is not Llama 3's scaling (low 1, high 4, a context of 8192 or "
+        "another power of two)"
+    )
+
+
+def _shortest(value: float) -> float:
+    """The decimal number that was meant by a float32: 1e-5, not 9.99999974e-06."""
+    return float(str(np.float32(value)))

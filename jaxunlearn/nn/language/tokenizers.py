@@ -44,8 +44,7 @@ def from_folder(path: Path) -> "tuple[Tokenizer | None, str | None]":
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{settings}: it is not a JSON object") from error
     if isinstance(template, list):  # several, by name
-        named = {one["name"]: one["template"] for one in template}
-        template = named.get("default")
+        template = {one["name"]: one["template"] for one in template}.get("default")
     return tokenizer, template
 
 
@@ -72,16 +71,11 @@ def from_gguf(metadata: Mapping[str, Any]) -> "tuple[Tokenizer | None, str | Non
         raise ValueError(f"tokenizer.ggml.model is {kind!r}; 'gpt2' and 'llama' are known")
     kinds = entries.get("token_type") or [_NORMAL] * len(entries["tokens"])
     tokenizer = _byte_level(entries, kinds) if kind == "gpt2" else _sentence_piece(entries, kinds)
-    whole = {
-        kind: [
-            _package().AddedToken(text, special=kind == _CONTROL, normalized=False)
-            for text, one in zip(entries["tokens"], kinds, strict=True)
-            if one == kind
-        ]
-        for kind in (_CONTROL, _USER_DEFINED)
-    }
-    tokenizer.add_special_tokens(whole[_CONTROL])
-    tokenizer.add_tokens(whole[_USER_DEFINED])
+    added = {_CONTROL: tokenizer.add_special_tokens, _USER_DEFINED: tokenizer.add_tokens}
+    for whole, add in added.items():
+        texts = [text for text, one in zip(entries["tokens"], kinds, strict=True) if one == whole]
+        options = {"special": whole == _CONTROL, "normalized": False}
+        add([_package().AddedToken(text, **options) for text in texts])
     # What llama.cpp takes for files that do not say.
     begins = entries.get("add_bos_token", kind == "llama" or entries.get("pre") == "llama-bpe")
     if begins and "bos_token_id" in entries:
@@ -133,36 +127,23 @@ def _sentence_piece(entries: dict[str, Any], kinds: list[int]) -> "Tokenizer":
     mergeable = {text for text, kind in zip(tokens, kinds, strict=True) if kind == _NORMAL}
     scored = []
     for text, score in zip(tokens, entries["scores"], strict=True):
-        if text in mergeable:
-            for at in range(1, len(text)):
-                pair = (text[:at], text[at:])
-                if pair[0] in mergeable and pair[1] in mergeable:
-                    scored.append((score, *pair))
+        for at in range(1, len(text)) if text in mergeable else ():
+            if text[:at] in mergeable and text[at:] in mergeable:
+                scored.append((score, text[:at], text[at:]))
     # The better score first; of several ways to one token, that of the longer left part.
     scored.sort(key=lambda merge: (-merge[0], -len(merge[1]), -len(merge[2])))
     unknown = entries.get("unknown_token_id", 0)
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.BPE(
-            vocabulary,
-            [merge[1:] for merge in scored],
-            unk_token=tokens[unknown],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    prefix = entries.get("add_space_prefix", True)
+    merges = [merge[1:] for merge in scored]
+    how = {"unk_token": tokens[unknown], "fuse_unk": True, "byte_fallback": True}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, **how))
     normalizers, decoders = tokenizers.normalizers, tokenizers.decoders
-    tokenizer.normalizer = normalizers.Sequence(
-        [*([normalizers.Prepend("▁")] if prefix else []), normalizers.Replace(" ", "▁")]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            *([decoders.Strip(" ", 1, 0)] if prefix else []),
-        ]
-    )
+    before = [normalizers.Replace(" ", "▁")]
+    after = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if entries.get("add_space_prefix", True):
+        before.insert(0, normalizers.Prepend("▁"))
+        after.append(decoders.Strip(" ", 1, 0))
+    tokenizer.normalizer = normalizers.Sequence(before)
+    tokenizer.decoder = decoders.Sequence(after)
     return tokenizer
 
 

@@ -70,14 +70,9 @@ def save_adapter(
 ) -> None:
     """Writes the outermost adapters as PEFT does: a folder with one file of weights and a config.
 
-    Adapters below the outermost ones belong to the base that this file is for. Of several processes
-    all call it, and the first writes.
-
-    Args:
-        path: the folder; it is made if it is not there.
-        params: parameters with adapters, all of one rank and one scale.
-        base: name or path of the base, noted in the config.
-        rank_stabilized: the scale is alpha / sqrt(r), not alpha / r.
+    Adapters below the outermost ones belong to the base that this file is for, whose name or path
+    `base` is noted in the config. With `rank_stabilized` the scale is alpha / sqrt(r), not alpha /
+    r. The folder is made if need be. Of several processes all call it, and the first writes.
 
     Raises:
         ValueError: no adapters, or several ranks or scales, as where a layer is switched off.
@@ -89,11 +84,9 @@ def load_adapter(path: str | os.PathLike, params: Tree) -> Tree:
     """Puts the adapters of a folder of PEFT's form on the kernels they are for.
 
     A kernel that carries an adapter already gets a second one on top, as with
-    `core.adapters.attach`. What `save_adapter` wrote is the same bits again.
-
-    Args:
-        path: the folder, with `adapter_config.json` and `adapter_model.safetensors`.
-        params: the base. Over a mesh, lay the result by `decoder.shardings` afterwards.
+    `core.adapters.attach`. What `save_adapter` wrote is the same bits again. The folder has
+    `adapter_config.json` and `adapter_model.safetensors`. Over a mesh, lay the result by
+    `decoder.shardings` afterwards.
 
     Raises:
         ValueError: no such folder, a kind of adapter that is not computed, or adapters of another

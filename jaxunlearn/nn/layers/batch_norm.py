@@ -39,8 +39,7 @@ class BatchNorm(nnx.Module):
         del rngs
         if not 0 < momentum <= 1:
             raise ValueError(f"momentum is {momentum}; above 0 and at most 1 is needed")
-        self.axis = axis
-        self.momentum = momentum
+        self.axis, self.momentum = axis, momentum
         self.scale = nnx.Param(jnp.ones(n))
         self.bias = nnx.Param(jnp.zeros(n))
         self.mean = nnx.BatchStat(jnp.zeros(n))

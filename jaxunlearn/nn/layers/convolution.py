@@ -12,6 +12,11 @@ from jaxunlearn.nn.cpu import channels_last
 from jaxunlearn.nn.layers.lowering import is_plain, lax_conv
 
 _HE_NORMAL = nnx.initializers.he_normal()
+# PyTorch's default for convolutions and linear layers: Kaiming uniform with a = sqrt(5), that is
+# uniform within +-1 / sqrt(fan_in).
+torch_default = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# He et al. 2015 in the form of the residual networks: normal(0, sqrt(2 / (k k n_out))).
+fan_out_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | None = None) -> jax.Array:

@@ -2,31 +2,30 @@
 
 import contextlib
 import contextvars
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 _plain = contextvars.ContextVar("plain", default=False)
 _by_taps = contextvars.ContextVar("by_taps", default=False)
-_NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def lax_conv(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: tuple[tuple[int, int], tuple[int, int]]
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: Any,
+    images: str = "NHWC",
+    groups: int = 1,
 ) -> jax.Array:
-    """XLA's own convolution: [B, H, W, C] and [k, k, C, F] -> [B, H', W', F]."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=_NHWC
-    )
+    """XLA's own convolution: [B, H, W, C] and [k, k, C, F] -> [B, H', W', F], by default."""
+    options = {"dimension_numbers": (images, "HWIO", images), "feature_group_count": groups}
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, **options)
 
 
 def is_plain(x: jax.Array, depthwise: bool = False) -> bool:
-    """Whether a convolution of `x` is XLA's own: off a CPU, and where it is asked for.
-
-    Args:
-        x: input of the convolution.
-        depthwise: whether it is a depthwise one.
-    """
+    """Whether a (depthwise) convolution of `x` is XLA's own: off a CPU, and where asked for."""
     if depthwise and _by_taps.get():
         return False
     # In half precision the sums of the other lowerings would lose digits that XLA's keeps.

@@ -38,23 +38,20 @@ class Stack(NamedTuple):
         remat: bool = False,
         per_block: Any = None,
     ) -> tuple[jax.Array, Any]:
-        """The blocks from `start` to `stop`, one after the other.
+        """The blocks from `start` up to `stop` (by default all), one after the other.
 
         Args:
             params: parameters of all blocks, or of those that run.
             x: input of the first block that runs.
             *shared: what every block takes beside it.
-            start: blocks that are skipped.
-            stop: block before which it ends; by default all run.
+            start: number of blocks that are skipped.
+            stop: number of the block before which it ends.
             unroll: blocks per turn of the loop; more are faster on a CPU and slower to compile.
-            remat: whether the backward pass computes what is inside a block again instead of
-                keeping it.
-            per_block: inputs of each block, such as caches: a tree with a leading axis as
-                `params`.
+            remat: whether the backward pass recomputes what is inside a block, not keeping it.
+            per_block: inputs of each block, such as caches: a tree with an axis as `params`.
 
         Returns:
-            The output of the last block, and what the blocks gave beside it, stacked (None without
-            `per_block`).
+            The last block's output, and what the blocks gave beside it, stacked, or None.
 
         Raises:
             ValueError: bounds outside of the stack, or a number of parameters that is neither that
@@ -85,10 +82,8 @@ def span(
     """
     first, last = start or 0, n if stop is None else stop
     if not 0 <= first <= last <= n:
-        raise ValueError(
-            f"{names[0]} is {start} and {names[1]} {stop}; 0 <= {names[0]} <= {names[1]} <= {n} is "
-            "needed"
-        )
+        a, b = names
+        raise ValueError(f"{a} is {start} and {b} {stop}; 0 <= {a} <= {b} <= {n} is needed")
     return first, last
 
 

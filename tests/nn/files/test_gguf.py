@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxunlearn.core import mesh, tree
-from jaxunlearn.nn.language import decoder, gguf_config
-from jaxunlearn.nn.layers.frequencies import rope_frequencies
+from jaxunlearn.nn.language import decoder, pretrained
+from jaxunlearn.nn.layers.rotary import rope_frequencies
 from tests.network_files import (
     BIASED,
     LLAMA,
@@ -75,7 +75,7 @@ def test_quantised_gguf(tmp_path, family, kind):
 def test_block_of_a_quantised_tensor(tmp_path):
     params = random_params(LLAMA)
     file = write_gguf(tmp_path / "it.gguf", LLAMA, params, KINDS.Q8_0)
-    _, packed, _ = gguf_config.read(file)
+    packed, _ = pretrained.opened(file).gguf
     rows = rounded(params, KINDS.Q8_0)["layers"]["k"]["kernel"][1].T
     for index in [(slice(3, 9), slice(4, 20)), (slice(None), slice(8)), (slice(14, 16),)]:
         np.testing.assert_array_equal(packed["blk.1.attn_k.weight"][index], rows[index])

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from jaxunlearn import nn
 from jaxunlearn.core.model import Model
-from jaxunlearn.nn.images._small_cnn import _blocks
-from jaxunlearn.nn.layers.initializers import fan_out_normal, torch_default
+from jaxunlearn.nn.images._small import _blocks
+from jaxunlearn.nn.layers.convolution import fan_out_normal, torch_default
 
 CIFAR = (32, 32, 3)
 KEY = jax.random.key(0)

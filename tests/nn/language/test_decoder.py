@@ -12,8 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxunlearn.core import adapters, mesh, tree
 from jaxunlearn.nn.language import decoder, likelihood
 from jaxunlearn.nn.language.generation import generate
-from jaxunlearn.nn.layers.frequencies import rope_frequencies
-from jaxunlearn.nn.layers.rotary import rotation
+from jaxunlearn.nn.layers.rotary import rope_frequencies, rotation
 from tests.network_files import TARGETS
 
 CONFIG = decoder.Config(
