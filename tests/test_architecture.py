@@ -185,6 +185,11 @@ def test_importing_the_package_is_light():
     assert not {m.split(".")[0] for m in done.stdout.split()} & HEAVY
 
 
+def test_modules_of_networks_are_imported_by_their_names_in_nn():
+    code = "from jaxunlearn.nn.dual_cnn import build; import jaxunlearn.nn.decoder as d; d.decoder"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_sub_packages_load_on_first_use():
     import jaxunlearn
 

@@ -151,8 +151,7 @@ def run(
         key: a typed key.
         n_steps: the largest number of steps.
         evaluate: see `Checks`.
-        every: steps between two checks, a divisor of `block`; a source on the device may end on
-            fewer.
+        every: steps between two checks, a divisor of `block`; on the device the last may be fewer.
         stops: see `Checks`.
         check_start: see `Checks.at_start`.
         block: steps of one compiled call; by default all of them. `HostBlocks` have their own.

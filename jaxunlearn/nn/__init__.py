@@ -3,6 +3,8 @@
 .. include:: README.md
 """
 
+import sys
+
 from jaxunlearn.nn import cost, files, images, language, layers
 from jaxunlearn.nn.cost import multiply_adds
 from jaxunlearn.nn.images import (
@@ -55,3 +57,7 @@ __all__ = [
     "weights",
     "wide_resnet",
 ]
+
+# These modules are imported by these names, wherever their files lie.
+for _module in (decoder, dual_cnn, likelihood, vit, weights):
+    sys.modules[f"{__name__}.{_module.__name__.rpartition('.')[2]}"] = _module

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxunlearn.core.model import RUNNING, Statistics
+from jaxunlearn.core.model import RUNNING, Statistics, switches
 
 EPSILON = 1e-5
 
@@ -55,9 +55,8 @@ class BatchNorm(nnx.Module):
             train: whether to use statistics of the batch and update the running ones; else these.
             statistics: finer choice, in place of `train`.
         """
-        if statistics is None:
-            statistics = Statistics("batch", update=True) if train else RUNNING
-        mean, var = self._statistics(x, statistics)
+        asked = (None, None) if statistics is None else statistics
+        mean, var = self._statistics(x, switches(train, *asked).statistics)
         factor = self.scale[...] * jax.lax.rsqrt(var + EPSILON)
         # One multiplication and one addition per value.
         return x * _along(factor, x, self.axis) + _along(
@@ -79,7 +78,6 @@ class BatchNorm(nnx.Module):
             self._remember(*batch, n)
         if kind.source == "batch":
             return batch
-        assert not isinstance(kind.source, str)
         mean, var = (_between(kind.source, *both) for both in zip(batch, running, strict=True))
         return mean, var
 

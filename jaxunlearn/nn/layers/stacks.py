@@ -54,8 +54,8 @@ class Stack(NamedTuple):
             The last block's output, and what the blocks gave beside it, stacked, or None.
 
         Raises:
-            ValueError: bounds outside of the stack, or a number of parameters that is neither that
-                of all blocks nor that of those that run.
+            ValueError: bounds outside of the stack, or parameters or inputs for a number of blocks
+                that is neither that of all nor that of those that run.
         """
         start, stop = span(self.n, start, stop)
 
@@ -66,8 +66,8 @@ class Stack(NamedTuple):
             return self.block.apply(weights, {}, x, *shared, inputs)[0]
 
         blocks = tuple(
-            None if part is None else _running(part, self.n, start, stop)
-            for part in (params, per_block)
+            None if part is None else _running(name, part, self.n, start, stop)
+            for name, part in (("params", params), ("per_block", per_block))
         )
         return _through(jax.checkpoint(turn) if remat else turn, x, blocks, unroll)
 
@@ -87,14 +87,14 @@ def span(
     return first, last
 
 
-def _running(blocks: Tree, n: int, start: int, stop: int) -> Tree:
+def _running(name: str, blocks: Tree, n: int, start: int, stop: int) -> Tree:
     """The blocks that run, of all of them, or of those that run."""
     n_held = jax.tree.leaves(blocks)[0].shape[0]
     if n_held == n:
         return jax.tree.map(lambda leaf: leaf[start:stop], blocks)
     if n_held != stop - start:
         raise ValueError(
-            f"params hold {n_held} layers; all {n} are needed, or those from {start} to {stop}"
+            f"{name} hold {n_held} layers; all {n} are needed, or those from {start} to {stop}"
         )
     return blocks
 
@@ -108,10 +108,10 @@ def _through(
     several devices than in one for a single device, and then rounds differently.
     """
     n = jax.tree.leaves(blocks)[0].shape[0]
-    if unroll < n:
+    if unroll < n or n == 0:
         return jax.lax.scan(turn, x, blocks, unroll=unroll)
     outs = []
     for i in range(n):
         x, out = turn(x, jax.tree.map(lambda leaf, i=i: leaf[i], blocks))
         outs.append(out)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs) if outs else None
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)

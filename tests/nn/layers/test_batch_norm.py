@@ -87,3 +87,11 @@ def test_one_value_per_channel_has_no_variance():
             nn.BatchNorm(3)(jnp.ones((1, 3)), **how)
     y = nn.BatchNorm(3)(jnp.ones((1, 3)), statistics=Statistics(0.5))  # 0.5 of the running ones
     np.testing.assert_allclose(y, 0.5 / np.sqrt(0.5 + 1e-5) * np.ones((1, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "statistics", [Statistics("running", True), Statistics("Batch"), Statistics(2.0)]
+)
+def test_bad_statistics_of_a_layer_are_named(statistics):
+    with pytest.raises(ValueError, match="statistics"):
+        nn.BatchNorm(3)(np.ones((4, 3), np.float32), statistics=statistics)

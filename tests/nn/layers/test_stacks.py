@@ -77,3 +77,11 @@ def test_bounds_and_numbers_that_do_not_fit():
     three = jax.tree.map(lambda leaf: leaf[:3], params())
     with pytest.raises(ValueError, match="hold 3 layers; all 4 are needed, or those from 1 to 3"):
         STACK.run(three, X, 0.5, start=1, stop=3)
+
+
+def test_no_blocks_give_no_outputs_and_inputs_of_a_wrong_number_are_named():
+    x, outs = STACK.run(params(), X, 0.5, start=2, stop=2, unroll=N, per_block=MEMORIES)
+    np.testing.assert_array_equal(x, X)
+    assert outs.shape == (0, WIDTH)
+    with pytest.raises(ValueError, match="per_block hold 3 layers; all 4 are needed"):
+        STACK.run(params(), X, 0.5, per_block=MEMORIES[:3])
