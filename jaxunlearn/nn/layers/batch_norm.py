@@ -76,7 +76,7 @@ class BatchNorm(nnx.Module):
         batch = _moments(x, self.axis)
         if kind.update:
             self._remember(*batch, n)
-        if kind.source == "batch":
+        if isinstance(kind.source, str):  # "batch"
             return batch
         mean, var = (_between(kind.source, *both) for both in zip(batch, running, strict=True))
         return mean, var
