@@ -10,18 +10,34 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from jaxunlearn.exact import orders as orders_
-from jaxunlearn.exact.lifetimes import Lifetime as Lifetime
-from jaxunlearn.exact.lifetimes import expected_requests as expected_requests
-from jaxunlearn.exact.lifetimes import lifetime as lifetime
-from jaxunlearn.exact.lifetimes import retention as retention
-from jaxunlearn.exact.lifetimes import retention_if_independent as retention_if_independent
-from jaxunlearn.exact.lifetimes import uniform as uniform
+from jaxunlearn.exact.lifetimes import (
+    Lifetime,
+    expected_requests,
+    lifetime,
+    retention,
+    retention_if_independent,
+    uniform,
+)
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
     from jaxunlearn.exact.simulation import depths as depths
     from jaxunlearn.exact.simulation import requests as requests
     from jaxunlearn.exact.simulation import simulate as simulate
+
+__all__ = [
+    "Lifetime",
+    "Served",
+    "combine",
+    "expected_requests",
+    "lifetime",
+    "needs_retraining",
+    "retention",
+    "retention_if_independent",
+    "served",
+    "surviving",
+    "uniform",
+]
 
 # Streams of requests need JAX; what only reads the stages that are left does not load it.
 __getattr__, _ = exports(
