@@ -60,14 +60,20 @@ def toy_batch(key, step):
     return {"x": x, "y": (x[:, 0] > 0).astype(jnp.int32) + (x[:, 1] > 0.5)}
 
 
-# Scripts that test_mesh.py runs in processes of their own.
+# Pytest loads the first three all the same; as modules with doctests they would bear one name. The
+# others are scripts that test_mesh.py runs in processes of their own.
 collect_ignore = [
-    f"mesh/{name}.py"
-    for name in (
-        "eight_devices",
-        "two_processes",
-        "shared_batches",
-        "language_steps",
-        "exact_stages",
-    )
+    "conftest.py",
+    "cli/conftest.py",
+    "data/conftest.py",
+    *(
+        f"mesh/{name}.py"
+        for name in (
+            "eight_devices",
+            "two_processes",
+            "shared_batches",
+            "language_steps",
+            "exact_stages",
+        )
+    ),
 ]
