@@ -16,6 +16,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxunlearn.core import tree
 from jaxunlearn.core.disk import DamagedError, write_npz
+from jaxunlearn.core.readers import read_npz
 from jaxunlearn.core.tree import Tree
 
 _DIGEST = "sha256"
@@ -161,8 +162,7 @@ def _write_arrays(path: Path, block: Tree) -> None:
 
 def _read_arrays(path: Path) -> Tree:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            entries = dict(arrays)
+        entries = read_npz(path)
         digest = entries.pop(_DIGEST).tobytes().decode()
         leaves = {}
         for entry, array in entries.items():

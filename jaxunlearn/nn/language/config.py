@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxunlearn.nn.files.configs import TRANSFORMER, size_of
+from jaxunlearn.nn.files.configs import TRANSFORMER, flag_of, number_of, size_of
 from jaxunlearn.nn.layers.rotary import RopeScaling
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # `model_type` of config.json
@@ -63,8 +63,14 @@ class Config:
             )
         sizes = ("vocabulary", "width", "mlp_width", "n_layers", "n_heads", "n_kv_heads")
         for name in (*sizes, "head_dim", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"config: {name} is {getattr(self, name)}; it must be >= 1")
+            size_of(vars(self), name)
+        for name in ("eps", "rope_theta"):
+            number_of(vars(self), name)
+        for name in ("tied", "qkv_bias", "output_bias", "mlp_bias", "qk_norm"):
+            flag_of(vars(self), name)
+        for token in (*self.eos, *([] if self.bos is None else [self.bos])):
+            if type(token) is not int:
+                raise ValueError(f"config: bos or eos is {token!r}; numbers of tokens are needed")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"config: n_heads is {self.n_heads}, no multiple of n_kv_heads {self.n_kv_heads}"
@@ -89,24 +95,24 @@ def from_hugging_face(config: Mapping[str, Any]) -> Config:
     theta, scaling = _rope(config)
     sizes = {ours: size_of(config, theirs) for ours, theirs in TRANSFORMER.items()}
     n_heads = sizes["n_heads"]
-    bias = bool(config.get("attention_bias", False)) and family != "qwen2"
+    bias = flag_of(config, "attention_bias") and family != "qwen2"
     # Defaults are those of transformers, for what a config.json leaves out.
-    head_dim = config.get("head_dim") or (128 if family == "qwen3" else sizes["width"] // n_heads)
+    head_dim = 128 if family == "qwen3" else sizes["width"] // n_heads
     eos = config.get("eos_token_id")
     return Config(
         family=family,
         vocabulary=size_of(config, "vocab_size"),
         **sizes,
-        n_kv_heads=config.get("num_key_value_heads") or n_heads,
-        head_dim=head_dim,
-        context=config.get("max_position_embeddings", 2048 if family == "llama" else 32768),
-        eps=config.get("rms_norm_eps", 1e-6),
+        n_kv_heads=size_of(config, "num_key_value_heads", n_heads),
+        head_dim=size_of(config, "head_dim", head_dim),
+        context=size_of(config, "max_position_embeddings", 2048 if family == "llama" else 32768),
+        eps=number_of(config, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
-        tied=config.get("tie_word_embeddings", False),
+        tied=flag_of(config, "tie_word_embeddings"),
         qkv_bias=bias or family == "qwen2",
         output_bias=bias,
-        mlp_bias=bool(config.get("mlp_bias", False)) and family == "llama",
+        mlp_bias=flag_of(config, "mlp_bias") and family == "llama",
         qk_norm=family == "qwen3",
         bos=config.get("bos_token_id"),
         eos=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),

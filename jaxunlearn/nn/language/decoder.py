@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxunlearn.core import tree
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model, from_nnx, stateless
+from jaxunlearn.core.readers import reading
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.files import reader
 from jaxunlearn.nn.language.block import Block
@@ -280,11 +281,12 @@ def from_pretrained(
     Raises:
         ValueError: no model there, an architecture that is not supported, or tensors that are
             missing, left over, cut off or of another shape; they are named.
-        ImportError: a package is needed that is not installed.
+        MissingPackageError: a package is needed that is not installed.
     """
     dtype, source = reader.float_type(dtype), opened(path)
     tokenizer, chat_template = source.tokenizer()
-    shapes = reader.shapes_of(decoder(source.config))
+    with reading(path):  # sizes beyond those of arrays
+        shapes = reader.shapes_of(decoder(source.config))
     layout = None if mesh is None else shardings(shapes, mesh)
     params = source.params(shapes, dtype, layout, variant)
     return Pretrained(source.config, params, tokenizer, chat_template)
@@ -304,7 +306,7 @@ def read_tokenizer(path: str | os.PathLike) -> "tuple[Tokenizer | None, str | No
 
     Raises:
         ValueError: no model there, or a tokenizer that cannot be read.
-        ImportError: there is a tokenizer, but not the package `tokenizers`.
+        MissingPackageError: there is a tokenizer, but not the package `tokenizers`.
     """
     return opened(path).tokenizer()
 

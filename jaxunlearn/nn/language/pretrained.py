@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxunlearn.core.readers import reading
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.files import folder, gguf, reader
 from jaxunlearn.nn.files.configs import of_folder
@@ -43,9 +44,10 @@ class Opened(NamedTuple):
 
     def tokenizer(self) -> "tuple[Tokenizer | None, str | None]":
         """Tokenizer and chat template, each None where there is none."""
-        if self.gguf is None:
-            return tokenizers.from_folder(self.path)
-        return tokenizers.from_gguf(self.gguf[1])
+        with reading(f"{self.path}: its tokenizer"):
+            if self.gguf is None:
+                return tokenizers.from_folder(self.path)
+            return tokenizers.from_gguf(self.gguf[1])
 
     def params(
         self, shapes: Tree, dtype: np.dtype, shardings: Tree | None, variant: str | None
@@ -92,10 +94,8 @@ def _read_gguf(file: Path) -> tuple[Config, dict[str, gguf.QuantisedTensor], dic
     """Config, tensors by their names in the file, and metadata; the weights are not read yet."""
     tensors, metadata = gguf.read(file)
     factors = tensors.pop("rope_freqs.weight", None)
-    try:
+    with reading(file):
         config = _config(metadata, tensors, None if factors is None else factors[:])
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
     if config.family == "llama":  # llama.cpp rotates neighbours here, and halves for Qwen
         for name, tensor in tensors.items():
             if match := re.fullmatch(r"blk\.\d+\.attn_([qk])\.(weight|bias)", name):
@@ -158,7 +158,9 @@ def _config(
 
 def _scaling(factors: np.ndarray, head_dim: int, theta: float) -> RopeScaling | None:
     """Llama 3's scaling, from what the frequency of each pair is divided by."""
-    if factors.shape == (head_dim // 2,) and np.all(factors == 1):
+    if factors.shape != (head_dim // 2,):
+        raise ValueError(f"tensor 'rope_freqs.weight' is not Llama 3's scaling: {factors.shape}")
+    if np.all(factors == 1):
         return None
     # The file has the divisors only. All releases share low and high, and a context of 8192, which
     # is tried first; the factor is the largest divisor, where some pair is scaled in full.
@@ -168,7 +170,7 @@ def _scaling(factors: np.ndarray, head_dim: int, theta: float) -> RopeScaling | 
         for factor in tried:
             scaling = RopeScaling(factor, low=1.0, high=4.0, context=context)
             divisors = plain / rope_frequencies(head_dim, theta, scaling)
-            if factors.shape == plain.shape and np.allclose(factors, divisors, rtol=1e-4, atol=0):
+            if np.allclose(factors, divisors, rtol=1e-4, atol=0):
                 return scaling
     raise ValueError(
         "tensor 'rope_freqs.weight' is not Llama 3's scaling (low 1, high 4, a context of 8192 or "

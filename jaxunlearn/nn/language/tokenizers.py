@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxunlearn.core.extras import MissingPackageError
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -23,7 +25,7 @@ def from_folder(path: Path) -> "tuple[Tokenizer | None, str | None]":
 
     Raises:
         ValueError: a file that cannot be read as what it is.
-        ImportError: there is a tokenizer, but not the package.
+        MissingPackageError: there is a tokenizer, but not the package.
     """
     tokenizer = None
     if (path / "tokenizer.json").is_file():
@@ -56,7 +58,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> "tuple[Tokenizer | None, str | Non
 
     Raises:
         ValueError: a kind of tokenizer that is not known here.
-        ImportError: there is a tokenizer, but not the package.
+        MissingPackageError: there is a tokenizer, but not the package.
     """
     template = metadata.get("tokenizer.chat_template")
     entries = {
@@ -151,9 +153,7 @@ def _package() -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise ImportError(
-            "the tokenizer needs the package tokenizers: pip install 'jaxunlearn[llm]'"
-        ) from error
+        raise MissingPackageError("the tokenizer", "tokenizers") from error
     return tokenizers
 
 
