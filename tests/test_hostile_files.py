@@ -18,10 +18,11 @@ from PIL import Image
 
 from jaxunlearn import data
 from jaxunlearn.cli.console import USAGE, guarded
+from jaxunlearn.core.disk import DamagedError
 from jaxunlearn.core.extras import MissingPackageError
 from jaxunlearn.nn import weights
 from jaxunlearn.nn.files import safetensors
-from jaxunlearn.nn.language import decoder
+from jaxunlearn.nn.language import decoder, tokenizers
 from tests import hostile_files, mutations
 from tests.hostile_files import SAMPLES, X, Y, quietly
 from tests.network_files import LLAMA, write_gguf
@@ -231,3 +232,48 @@ def test_a_package_that_is_missing(tmp_path, monkeypatch, package, capsys):
         decoder.from_pretrained(path)
     assert guarded(lambda: decoder.from_pretrained(path), "again") == USAGE
     assert 'pip install -e ".[llm]"' in capsys.readouterr().err
+
+
+def test_a_long_token_costs_no_more_than_its_length():
+    tokens = ["<unk>", "a" * 3_000_000, "b" * 3_000_000, "ab", "a", "b"]
+    entries = {"model": "llama", "tokens": tokens, "scores": [0.0] * 6, "token_type": [2, *[1] * 5]}
+    began = time.perf_counter()
+    named = {f"tokenizer.ggml.{name}": value for name, value in entries.items()}
+    tokenizer, _ = tokenizers.from_gguf(named)
+    assert tokenizer is not None and tokenizer.encode("ab").tokens  # "▁" is none of its tokens
+    assert time.perf_counter() - began < 60
+
+
+@pytest.mark.parametrize("alpha", [[1], "16", {}, None])
+def test_adapters_with_another_kind_of_number(tmp_path, alpha):
+    SAMPLES["adapter"].make(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": alpha}))
+    survives(SAMPLES["adapter"].read, tmp_path)
+
+
+def test_ledgers_with_entries_that_cannot_be(tmp_path):
+    good, work = tmp_path / "good", tmp_path / "work"
+    good.mkdir()
+    SAMPLES["store"].make(good)
+    order = {"shard": 0, "order": 0, "generation": 0, "sha256": ""}
+    for what, content in (
+        ("delete", {"ids": [3]}),
+        ("delete", {"ids": ["nobody"]}),
+        ("delete", {"ids": 3}),
+        ("delete", []),
+        ("train", {"seen": "0", "orders": []}),
+        ("train", {"seen": 0, "orders": [order | {"shard": -1}]}),
+        ("train", {"seen": 0, "orders": [order | {"shard": 2}]}),
+        ("train", {"seen": 0, "orders": [order | {"order": "0"}]}),
+        ("repair", {"seen": 0, "orders": [order | {"generation": None}]}),
+        ("repair", {"seen": 0, "orders": [[]]}),
+    ):
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(good, work)
+        entries = json.loads((work / "entries.json").read_text())
+        (work / "entries.json").write_text(json.dumps([*entries, [what, content]]))
+        SAMPLES["store"].after(work, "entries.json")
+        error = survives(SAMPLES["store"].read, work)
+        assert isinstance(error, DamagedError), content
+        assert "ledger.jsonl is damaged: entry 3" in str(error)

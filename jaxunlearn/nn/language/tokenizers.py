@@ -127,9 +127,9 @@ def _sentence_piece(entries: dict[str, Any], kinds: list[int]) -> "Tokenizer":
     tokens = entries["tokens"]
     vocabulary = {text: i for i, text in enumerate(tokens)}
     mergeable = {text for text, kind in zip(tokens, kinds, strict=True) if kind == _NORMAL}
-    scored = []
+    scored, lengths = [], {len(text) for text in mergeable} - {0}  # few, even if a token is long
     for text, score in zip(tokens, entries["scores"], strict=True):
-        for at in range(1, len(text)) if text in mergeable else ():
+        for at in {at for at in lengths if at < len(text)} if text in mergeable else ():
             if text[:at] in mergeable and text[at:] in mergeable:
                 scored.append((score, text[:at], text[at:]))
     # The better score first; of several ways to one token, that of the longer left part.
