@@ -175,11 +175,10 @@ def described(shape: tuple[int, ...]) -> str:
 def pixels(where: str, data: bytes, mode: str | None = None) -> np.ndarray:
     """Decodes one PNG or JPEG image, `where` in errors: uint8 [H, W, C].
 
-    The mode is Pillow's name of the wanted channels; None keeps the image's own, and makes RGB of
-    palettes, CMYK and YCbCr.
-
-    An image is turned as its EXIF data say. Where pixels may be transparent (an alpha channel, also
-    of grey images, or a tRNS chunk, also of palettes) it is RGBA.
+    The mode is Pillow's name of the wanted channels, as prepared sets have them. None is for images
+    as people see them: with their own channels, but RGB of palettes, CMYK and YCbCr, and RGBA where
+    pixels may be transparent (an alpha channel, also of grey images, or a tRNS chunk, also of
+    palettes); turned as their EXIF data say.
 
     Raises:
         ValueError: no image, a truncated one, one of other than 8 bits a channel, or one of more
@@ -194,10 +193,10 @@ def pixels(where: str, data: bytes, mode: str | None = None) -> np.ndarray:
             raise ValueError("it is no PNG or JPEG") from None
         with opened as image:
             _check_size(image)
-            stored = _mode(image)
+            stored, is_own = _mode(image), mode is None
             mode = mode or stored
             array = np.asarray(image if image.mode == mode else image.convert(mode))
-            orientation = image.getexif().get(_ORIENTATION)
+            orientation = image.getexif().get(_ORIENTATION) if is_own else None
         array = _UPRIGHT.get(orientation, lambda x: x)(array)
         return array[:, :, None] if array.ndim == 2 else array
 
