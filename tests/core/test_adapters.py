@@ -47,7 +47,9 @@ def filled(params, key=KEY):
     own, rest = adapters.split(params)
     leaves, structure = jax.tree.flatten(own)
     keys = jax.random.split(key, len(leaves))
-    leaves = [0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    leaves = [
+        0.1 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
+    ]
     return tree.combine(jax.tree.unflatten(structure, leaves), rest)
 
 
@@ -68,6 +70,31 @@ def test_merged_equals_unmerged(rank, alpha, stabilized, seed):
     adapted = filled(adapted, key)
     merged, unmerged = forward(adapters.merge(adapted), X), forward(adapted, X)
     np.testing.assert_allclose(merged, unmerged, atol=1e-5 * float(jnp.abs(unmerged).max()))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(("rank", "alpha", "stabilized"), [(3, 4.0, False), (3, 2.0, True)])
+def test_the_scale_is_float32_whatever_the_matrices_are(dtype, rank, alpha, stabilized):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), weights())
+    adapted = adapters.attach(params, TARGETS, rank, alpha, KEY, rank_stabilized=stabilized)
+    scale = np.float32(alpha / (rank**0.5 if stabilized else rank))
+    adapted = adapters.switch(filled(adapted), True)
+    for kernel in (adapted["head"]["kernel"], adapted["head"]["kernel"].astype("bfloat16")):
+        assert kernel.scale.dtype == "float32" and kernel.scale == scale
+    kernel = adapted["head"]["kernel"]
+    wanted = np.asarray(kernel.base, np.float64) + alpha / (rank**0.5 if stabilized else rank) * (
+        np.asarray(kernel.lora_a, np.float64) @ np.asarray(kernel.lora_b, np.float64)
+    )
+    np.testing.assert_allclose(
+        np.asarray(kernel.dense(), np.float64), wanted, rtol=jnp.finfo(dtype).eps, atol=1e-6
+    )
+    # The type of a layer's output is that of its input, and so are those of the gradients.
+    x = X.astype(dtype)
+    value, slopes = jax.value_and_grad(lambda k: jnp.sum((x @ k).astype("float32")))(kernel)
+    assert (x @ kernel).dtype == dtype and np.isfinite(value)
+    assert [leaf.dtype for leaf in jax.tree.leaves(slopes)] == [
+        leaf.dtype for leaf in jax.tree.leaves(kernel)
+    ]
 
 
 def test_an_adapter_upon_an_adapter_is_as_if_the_first_were_merged():
