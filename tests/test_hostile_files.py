@@ -136,7 +136,7 @@ def test_sizes_of_networks_are_held_against_their_files(tmp_path):
         ("rms_norm_eps", "1e-5", "rms_norm_eps is '1e-5'; a number above 0 is needed"),
         ("rms_norm_eps", True, "rms_norm_eps is True; a number above 0 is needed"),
         ("tie_word_embeddings", "no", "tie_word_embeddings is 'no'; true or false is needed"),
-        ("bos_token_id", [[1]], r"bos or eos is \[\[1\]\]; numbers of tokens are needed"),
+        ("bos_token_id", [[1]], r"bos_token_id is \[\[1\]\]; whole numbers"),
     ):
         (folder / "config.json").write_text(json.dumps(record | {name: value}))
         error = survives(decoder.from_pretrained, folder)
@@ -239,7 +239,7 @@ def test_a_long_token_costs_no_more_than_its_length():
     entries = {"model": "llama", "tokens": tokens, "scores": [0.0] * 6, "token_type": [2, *[1] * 5]}
     began = time.perf_counter()
     named = {f"tokenizer.ggml.{name}": value for name, value in entries.items()}
-    tokenizer, _ = tokenizers.from_gguf(named)
+    tokenizer = tokenizers.of_gguf(named)
     assert tokenizer is not None and tokenizer.encode("ab").tokens  # "▁" is none of its tokens
     assert time.perf_counter() - began < 60
 

@@ -1,5 +1,7 @@
 """LoRA as a transformation of parameters: it changes nothing at first, and only adapters train."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jaxunlearn.core.adapters import LowRank
 KEY = jax.random.key(0)
 
 
+@functools.partial(jax.jit, static_argnames="layers")
 def weights(key=KEY, layers=3):
     a, b, c = jax.random.split(key, 3)
     return {
@@ -42,12 +45,15 @@ X = jax.random.normal(jax.random.key(1), (4, 6))
 TARGETS = ("layers/[qo]/kernel", "head/kernel")
 
 
+@jax.jit
 def filled(params, key=KEY):
     """The adapters of a network with other values than 0 in them."""
     own, rest = adapters.split(params)
     leaves, structure = jax.tree.flatten(own)
     keys = jax.random.split(key, len(leaves))
-    leaves = [0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    leaves = [
+        0.1 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
+    ]
     return tree.combine(jax.tree.unflatten(structure, leaves), rest)
 
 
@@ -66,8 +72,33 @@ def test_merged_equals_unmerged(rank, alpha, stabilized, seed):
         alpha / (rank**0.5 if stabilized else rank), rel=1e-6
     )
     adapted = filled(adapted, key)
-    merged, unmerged = forward(adapters.merge(adapted), X), forward(adapted, X)
+    merged, unmerged = forward(jax.jit(adapters.merge)(adapted), X), forward(adapted, X)
     np.testing.assert_allclose(merged, unmerged, atol=1e-5 * float(jnp.abs(unmerged).max()))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(("rank", "alpha", "stabilized"), [(3, 4.0, False), (3, 2.0, True)])
+def test_the_scale_is_float32_whatever_the_matrices_are(dtype, rank, alpha, stabilized):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), weights())
+    adapted = adapters.attach(params, TARGETS, rank, alpha, KEY, rank_stabilized=stabilized)
+    scale = np.float32(alpha / (rank**0.5 if stabilized else rank))
+    adapted = adapters.switch(filled(adapted), True)
+    for kernel in (adapted["head"]["kernel"], adapted["head"]["kernel"].astype("bfloat16")):
+        assert kernel.scale.dtype == "float32" and kernel.scale == scale
+    kernel = adapted["head"]["kernel"]
+    wanted = np.asarray(kernel.base, np.float64) + alpha / (rank**0.5 if stabilized else rank) * (
+        np.asarray(kernel.lora_a, np.float64) @ np.asarray(kernel.lora_b, np.float64)
+    )
+    np.testing.assert_allclose(
+        np.asarray(kernel.dense(), np.float64), wanted, rtol=jnp.finfo(dtype).eps, atol=1e-6
+    )
+    # The type of a layer's output is that of its input, and so are those of the gradients.
+    x = X.astype(dtype)
+    value, slopes = jax.value_and_grad(lambda k: jnp.sum((x @ k).astype("float32")))(kernel)
+    assert (x @ kernel).dtype == dtype and np.isfinite(value)
+    assert [leaf.dtype for leaf in jax.tree.leaves(slopes)] == [
+        leaf.dtype for leaf in jax.tree.leaves(kernel)
+    ]
 
 
 def test_an_adapter_upon_an_adapter_is_as_if_the_first_were_merged():
@@ -102,17 +133,18 @@ def test_the_scale_has_a_gradient_and_vmap_equals_single_runs():
     on = jnp.array([1.0, 0.0, 1.0])
     layers = {"layers": adapted["layers"], "head": adapters.base(adapted["head"])}
 
+    @jax.jit
     def loss(on):
         return jnp.sum(jnp.cos(forward(adapters.switch(layers, on), X)))
 
-    slope = jax.grad(loss)(on)
+    slope = jax.jit(jax.grad(loss))(on)
     shift = 1e-2 * jnp.eye(3)
-    numeric = jax.vmap(lambda d: (loss(on + d) - loss(on - d)) / 2e-2)(shift)
+    numeric = jax.jit(jax.vmap(lambda d: (loss(on + d) - loss(on - d)) / 2e-2))(shift)
     np.testing.assert_allclose(slope, numeric, rtol=0.05, atol=0.02)
     own, rest = adapters.split(adapted)
     many = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), own)
-    grad = jax.grad(lambda own: jnp.sum(forward(tree.combine(own, rest), X) ** 2))
-    together = jax.vmap(grad)(many)
+    grad = jax.jit(jax.grad(lambda own: jnp.sum(forward(tree.combine(own, rest), X) ** 2)))
+    together = jax.jit(jax.vmap(grad))(many)
     for i in range(2):
         alone = grad(jax.tree.map(lambda x, i=i: x[i], many))
         chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=1e-4)

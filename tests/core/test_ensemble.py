@@ -32,13 +32,20 @@ def training(model, n_steps, shape):
 KEYS = jax.vmap(lambda i: keys.fold(jax.random.key(0), i))(jnp.arange(7))
 
 
-@pytest.mark.parametrize("mode", ["vmap", "map"])
+MLP = nn.mlp(4, (8,), 3), (4,)
+CNN_BN = nn.cnn((4, 4, 1), (2,), 3, batch_norm=True), (4, 4, 1)
+
+
 @pytest.mark.parametrize(
-    ("model", "shape"),
-    [(nn.mlp(4, (8,), 3), (4,)), (nn.cnn((4, 4, 1), (2,), 3, batch_norm=True), (4, 4, 1))],
-    ids=["mlp", "cnn_bn"],
+    ("model", "shape", "mode"),
+    [
+        pytest.param(*MLP, "vmap", id="mlp-vmap"),
+        pytest.param(*CNN_BN, "map", id="cnn_bn-map"),
+        pytest.param(*MLP, "map", id="mlp-map", marks=pytest.mark.slow),
+        pytest.param(*CNN_BN, "vmap", id="cnn_bn-vmap", marks=pytest.mark.slow),
+    ],
 )
-def test_a_lane_equals_models_trained_alone(mode, model, shape):
+def test_a_lane_equals_models_trained_alone(model, shape, mode):
     for n_steps, tolerance in ((1, 1e-5), (30, 1e-3)):
         one, shared = training(model, n_steps, shape)
         many = ensemble.run(one, shared, KEYS, width=3, mode=mode)

@@ -12,10 +12,11 @@ KEY = jax.random.key(0)
 
 
 def rows_of(source, first, length, key=KEY):
-    return np.asarray(source.plan(key, first + jnp.arange(length)))
+    plan = jax.jit(lambda source, key, steps: source.plan(key, steps))
+    return np.asarray(plan(source, key, first + np.arange(length)))
 
 
-@settings(max_examples=6)
+@settings(max_examples=5)
 @given(st.integers(1, 23), st.integers(1, 25), st.integers(0, 40), st.integers(1, 30))
 def test_every_epoch_is_a_shuffle_wherever_a_block_begins(n, batch_size, first, length):
     indices = np.arange(n) * 3 + 1
@@ -55,7 +56,7 @@ def test_joined_sources_draw_independently():
     assert set(both.gather(jax.tree.map(lambda r: r[0], rows), KEY)) == {"a", "b"}
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(st.lists(st.booleans(), min_size=2, max_size=24), st.integers(0, 20))
 def test_interleaved_sources_move_only_when_they_are_used(flags, first):
     if all(flags) or not any(flags):

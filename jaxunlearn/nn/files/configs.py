@@ -1,6 +1,5 @@
 """JSON beside weights: configs of networks, read without the weights."""
 
-import math
 import numbers
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from jaxunlearn.core.readers import read_object, reading
 
 Config = TypeVar("Config")
 _MOST_BYTES = 32 * 2**20  # the index of the largest models has 10 MB
+_LARGEST = 1e30  # of numbers that are no sizes
 TRANSFORMER = {  # our sizes, and their names in `config.json`
     "width": "hidden_size",
     "mlp_width": "intermediate_size",
@@ -54,10 +54,10 @@ def size_of(config: Mapping[str, Any], name: str, default: int | None = None) ->
 
 
 def number_of(config: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    """A finite number above 0; without a default the config must have it."""
+    """A number above 0 and below 1e30; without a default the config must have it."""
     value = config.get(name, default)
     is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_real or not 0 < value < math.inf:
+    if not is_real or not 0 < value < _LARGEST:
         raise ValueError(f"config: {name} is {value!r}; a number above 0 is needed")
     return float(value)
 

@@ -219,7 +219,8 @@ class Pretrained:
         config: config of the network.
         params: float weights only, see the module's docstring.
         tokenizer: turns text into tokens; None where the folder has none.
-        chat_template: the Jinja template that comes with the tokenizer, or None.
+        chat_template: the Jinja template that comes with the tokenizer, or None; a
+            `core.chat.Jinja`, which knows the special tokens that the template may write.
     """
 
     config: Config
@@ -269,6 +270,9 @@ def from_pretrained(
     - The tokenizer encodes as the original does, with the token that begins a text where that adds
       one (Llama 2 and 3); `encode(text, add_special_tokens=False)` leaves it out. It neither pads
       nor truncates. The package `tokenizers` is needed.
+    - A text ends by any of the tokens that `config.json`, `generation_config.json` and the chat
+      template (its end of turn) name: all of them are in `config.eos`, and likewise for a `.gguf`
+      file. A chat template needs the package `jinja2`.
     - A tied network's output layer that is stored all the same must equal the embedding.
 
     Args:

@@ -90,8 +90,10 @@ def load_adapter(path: str | os.PathLike, params: Tree) -> Tree:
     `decoder.shardings` afterwards.
 
     Raises:
-        ValueError: no such folder, a kind of adapter that is not computed, or adapters of another
-            network: names, shapes or ranks that do not fit; the kernel is named.
+        ValueError: no such folder; an entry of the config that is not known and not empty, or that
+            asks for another computation (DoRA, activated LoRA, PiSSA and other initialisations
+            that change the base); or adapters of another network: names, shapes or ranks that do
+            not fit; the kernel is named.
     """
     with reading(Path(path)):
         return peft.load(Path(path), params, HUGGING_FACE)
