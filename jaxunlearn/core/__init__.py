@@ -60,7 +60,8 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__ = exports(
     __name__,
-    "adapters checkpoint checks chunks disk ema ensemble finite keys loop losses members mesh model"
-    " optimizers pixels products records resume run_folder sources stages step study tree".split(),
+    "adapters checkpoint checks chunks configuration disk ema ensemble finite folders keys loop"
+    " losses members mesh model optimizers pixels products records resume run_folder sources stages"
+    " step study tree".split(),
     {"EarlyStop": "loop", "Model": "model", "Stage": "stages", "TrainState": "step"},
 )
