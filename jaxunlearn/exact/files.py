@@ -32,6 +32,8 @@ class Files:
         digests: hash of every row, see `examples.row_digests`.
         places: slice of every row, int [n], see `place_of`.
         source: origin of the examples, see `service.create`.
+        configuration: what decided bits when it was made, see `core.configuration`; None in stores
+            of earlier versions.
         base: name of the frozen base, its hash as a tree.
 
     Raises:
@@ -52,6 +54,7 @@ class Files:
         self.digests: list[str] = examples["sha256"]
         self.places = np.array([place_of(self.plan, group) for group in self.groups])
         self.source: dict[str, Any] | None = record["source"]
+        self.configuration: dict[str, Any] | None = record.get("configuration")
         self.base: str = record["base"]
         self._base_digest = record["base_file"]
 
