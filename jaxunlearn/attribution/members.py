@@ -6,6 +6,7 @@ after a kill, to the same bits.
 """
 
 import functools
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 
 from jaxunlearn.attribution import masks as subsets
 from jaxunlearn.attribution._statistics import Statistics
-from jaxunlearn.core import ensemble, finite, records, tree
+from jaxunlearn.core import configuration, disk, ensemble, finite, folders, records, tree
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.disk import DamagedError
@@ -73,15 +74,16 @@ def _check_finite(lane: dict[str, np.ndarray], first: int) -> None:
 
 
 class Outputs:
-    """All members' outputs in memory-mapped files, a flag per member saying whether it is there.
+    """All members' outputs in files, which are read through memory maps.
 
-    The folder holds `outputs.npy` [M, ...], `completed.npy` bool [M], `masks.npy` bool [M, n] and
-    `settings.json`.
+    The folder holds `outputs.npy` [M, ...], `checksums.npy` uint8 [M, 32], the SHA-256 of each
+    member's outputs once they are there, `completed.npy` bool [M], which says the same in short,
+    `masks.npy` bool [M, n] and `settings.json`. All room on the disk is taken at the start.
 
     Attributes:
         path: the folder.
         outputs: [M, ...], on disk; rows that are not completed are 0.
-        completed: bool [M].
+        completed: bool [M], on disk.
         masks: bool [M, n].
         keys: keys of the members, [M].
         width: members per lane.
@@ -111,34 +113,40 @@ class Outputs:
             record: rest of what decides the outputs (training settings, data hash), JSON-like.
 
         Raises:
-            ValueError: the folder holds another run, or something else.
-            DamagedError: a file is missing or has another shape.
+            ValueError: the folder holds another run, one under another JAX configuration, a link,
+                or something else.
+            DamagedError: a file is missing, has another shape, or is not what was written.
+            OSError: the disk has not as much room.
         """
         masks, self.path = subsets.check(masks), Path(path)
         dtype = np.dtype(dtype)
         self.masks, self.keys, self.width, shape = masks, keys, width, tuple(shape)
         settings = _settings(masks, keys, width, record) | {"shape": shape, "dtype": dtype.name}
         with meshes.together():
-            if _is_new(self.path, settings) and meshes.is_first():
-                create = functools.partial(np.lib.format.open_memmap, mode="w+")
-                create(self.path / "outputs.npy", dtype=dtype, shape=(len(masks), *shape)).flush()
-                create(self.path / "completed.npy", dtype=bool, shape=(len(masks),)).flush()
-                np.save(self.path / "masks.npy", masks)
+            is_new = _is_new(self.path, settings)
+            if is_new and meshes.is_first():
+                _create(self.path / "outputs.npy", (len(masks), *shape), dtype)
+                _create(self.path / "checksums.npy", (len(masks), 32), np.dtype(np.uint8))
+                _create(self.path / "completed.npy", masks.shape[:1], np.dtype(bool))
+                with disk.replacing(self.path / "masks.npy") as file:
+                    np.save(file, masks)
                 # Last: without it the folder is no store.
-                records.write(self.path / "settings.json", settings)
-        self.outputs = _mapped(self.path / "outputs.npy", (len(masks), *shape), dtype)
-        self.completed = _mapped(self.path / "completed.npy", (len(masks),), np.dtype(bool))
+                _record(self.path, settings)
+            elif meshes.is_first():
+                self._check(self._mapped("outputs", shape, dtype))
+        self.outputs = self._mapped("outputs", shape, dtype)
+        self.completed = self._mapped("completed", (), np.dtype(bool))
 
     def __contains__(self, number: int) -> bool:
         return bool(self.completed[self._rows(number)].all())
 
     def write(self, number: int, block: dict[str, np.ndarray]) -> None:
-        """Takes a lane; its flags are set once its outputs are on disk."""
-        rows = self._rows(number)
-        self.outputs[rows] = block["outputs"]
-        self.outputs.flush()
-        self.completed[rows] = True
-        self.completed.flush()
+        """Takes a lane; its checksums are written once its outputs are on disk, flags last."""
+        first = self._rows(number).start
+        outputs = np.asarray(block["outputs"], self.outputs.dtype)
+        self._put("outputs", first, outputs)
+        self._put("checksums", first, np.stack([_checksum(row) for row in outputs]))
+        self._put("completed", first, np.ones(len(outputs), bool))
 
     def finished(self) -> tuple[np.ndarray, np.ndarray]:
         """Masks [C, n] and outputs [C, ...] of the members that are completed."""
@@ -147,6 +155,42 @@ class Outputs:
 
     def _rows(self, number: int) -> slice:
         return slice(number * self.width, (number + 1) * self.width)
+
+    def _mapped(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+        return _mapped(self.path / f"{name}.npy", (len(self.masks), *shape), dtype)
+
+    def _put(self, name: str, first: int, rows: np.ndarray) -> None:
+        """Writes rows of a file; through a memory map a full disk would end the process."""
+        file = self.path / f"{name}.npy"
+        disk.alone(file)
+        header = self._mapped(name, rows.shape[1:], rows.dtype).offset
+        with file.open("r+b") as opened:
+            opened.seek(header + first * rows[0].nbytes)
+            opened.write(np.ascontiguousarray(rows).tobytes())
+            opened.flush()
+            os.fsync(opened.fileno())
+
+    def _check(self, outputs: np.ndarray) -> None:
+        """Checks what is completed, and that the flags say so; raises a DamagedError."""
+        flags = np.array(self._mapped("completed", (), np.dtype(bool)))
+        if not (self.path / "checksums.npy").exists():  # of an earlier version
+            self._sign(outputs, flags)
+        checksums = self._mapped("checksums", (32,), np.dtype(np.uint8))
+        for member in np.flatnonzero(checksums.any(1)):
+            if not np.array_equal(_checksum(outputs[member]), checksums[member]):
+                raise DamagedError(
+                    f"{self.path / 'outputs.npy'} is damaged: the outputs of member {member} have "
+                    "another hash than checksums.npy says"
+                )
+        if not np.array_equal(flags, checksums.any(1)):  # a kill came between the two
+            self._put("completed", 0, checksums.any(1))
+
+    def _sign(self, outputs: np.ndarray, flags: np.ndarray) -> None:
+        checksums = np.zeros((len(flags), 32), np.uint8)
+        for member in np.flatnonzero(flags):
+            checksums[member] = _checksum(outputs[member])
+        with disk.replacing(self.path / "checksums.npy") as file:
+            np.save(file, checksums)
 
 
 class Moments:
@@ -194,7 +238,7 @@ class Moments:
         with meshes.together():
             settings = _settings(self.masks, keys, width, record)
             if _is_new(self.path, settings) and meshes.is_first():
-                records.write(self.path / "settings.json", settings)
+                _record(self.path, settings)
         self._store = BlockStore(self.path)
         if 0 in self._store:
             saved = self._store.read(0)
@@ -236,10 +280,15 @@ def _settings(masks: np.ndarray, keys: jax.Array, width: int, record: Any) -> di
 def _is_new(path: Path, settings: dict[str, Any]) -> bool:
     """Whether a sink is to be made; raises if there is another one, or something else."""
     file = path / "settings.json"
+    if path.is_dir():
+        folders.check_own(path)
     if file.exists():
-        records.check_same(records.read(file), settings, str(path))
+        before = records.read_signed(file)
+        configuration.check(before.pop("configuration", None), str(path))
+        records.check_same(before, settings, str(path))
         return False
-    of_a_kill = {"outputs.npy", "completed.npy", "masks.npy"}  # while they were made
+    names = ("outputs", "checksums", "completed", "masks")
+    of_a_kill = {f"{name}.npy" for name in names}  # while they were made
     if path.exists() and (
         not path.is_dir()
         or any(f.name not in of_a_kill and not f.name.startswith(".") for f in path.iterdir())
@@ -250,12 +299,29 @@ def _is_new(path: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
+def _record(path: Path, settings: dict[str, Any]) -> None:
+    now = configuration.current()
+    records.write_signed(path / "settings.json", settings | {"configuration": now})
+
+
+def _checksum(row: np.ndarray) -> np.ndarray:
+    """SHA-256 of a member's outputs, uint8 [32]."""
+    digest = hashlib.sha256(np.ascontiguousarray(row).tobytes()).digest()
+    return np.frombuffer(digest, np.uint8)
+
+
+def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """An array of zeros on disk, whose room is taken now."""
+    described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    with disk.replacing(path) as file:
+        np.lib.format.write_array_header_1_0(file, described)
+        disk.allocate(file, file.tell() + int(np.prod(shape)) * dtype.itemsize)
+
+
 def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # "r+" would fill up a truncated file
-        if meshes.is_first():
-            array = np.lib.format.open_memmap(path, mode="r+")
-    except (ValueError, OSError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a damaged header can make it raise almost anything
         raise DamagedError(f"{path} is damaged ({error})") from error
     if array.shape != shape or array.dtype != dtype:
         raise DamagedError(

@@ -12,10 +12,11 @@ usage: jaxunlearn VERB [options]
 """
 
 import importlib
+import shlex
 import sys
 
 from jaxunlearn import __version__
-from jaxunlearn.cli.console import FAILED, INTERRUPTED, OK, USAGE, error
+from jaxunlearn.cli.console import FAILED, INTERRUPTED, OK, USAGE, command_line, error
 
 __all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "main"]
 
@@ -30,6 +31,10 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0, 1 (a run failed), 2 (bad input, nothing written), 130 (interrupted).
     """
     argv = sys.argv[1:] if argv is None else argv
+    return command_line(lambda: _run(argv), shlex.join(["jaxunlearn", *argv]))
+
+
+def _run(argv: list[str]) -> int:
     if argv[:1] in (["--help"], ["-h"]):
         print(__doc__)
         return OK

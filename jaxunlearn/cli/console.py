@@ -3,34 +3,127 @@
 Nothing heavy is imported here, so that a mistyped verb is answered at once.
 """
 
+import contextlib
 import json
 import os
+import signal
+import stat
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+from jaxunlearn.cli._streams import Stream, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
+_OF_A_RUN = ("settings.json", "results.json", "seconds.json")  # the verbs' own files
+
+
+def command_line(work: Callable[[], int], command: str) -> int:
+    """Runs a command: with all standard streams open, and ended in order before a verb begins.
+
+    Args:
+        work: the command; returns the exit code.
+        command: as it is typed.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed; a file of ours would take its place
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    try:
+        with _no_interrupt_is_lost():
+            return work()
+    except KeyboardInterrupt:
+        return _interrupted(
+            f"interrupted before anything was begun. Run it again with\n  {command}"
+        )
+    except BrokenPipeError:  # nobody reads the help
+        return OK
+    finally:
+        Stream(sys.stdout).flush()
+        Stream(sys.stderr).flush()
+
+
+def _interrupted(message: str) -> int:
+    """Says so; returns the exit code."""
+    tell(message)
+    exec("")  # makes Python forget where it came from: else it may end by a signal, without a code
+    return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _no_interrupt_is_lost() -> Iterator[None]:
+    """A Ctrl-C that comes at a bad moment comes once more a little later.
+
+    In a callback of the garbage collector it would be lost, in the middle of an import it can crash
+    a library that is written in C++.
+    """
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                return come_again()
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    def on_lost(lost: Any) -> None:
+        is_interrupt = issubclass(lost.exc_type, KeyboardInterrupt)
+        return come_again() if is_interrupt else hook(lost)
+
+    def come_again() -> None:
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    is_ours = is_usual and threading.current_thread() is threading.main_thread()
+    hook, sys.unraisablehook = sys.unraisablehook, on_lost
+    if is_ours:
+        signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def tell(message: str) -> None:
+    """Says something beside the results; texts from files in it are made harmless."""
+    print(printable(message), file=Stream(sys.stderr))  # type: ignore[arg-type]
 
 
 def error(message: str) -> int:
     """Says what is wrong with the input; returns the exit code."""
-    print(f"jaxunlearn: error: {message}", file=sys.stderr)
+    tell(f"jaxunlearn: error: {message}")
     return USAGE
 
 
 def printer() -> "Console":
-    """For results; of a fixed width where they do not go to a terminal."""
-    from rich.console import Console
+    """For results; of a fixed width where they do not go to a terminal.
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    Texts are shown as they are, without markup; escape sequences in them are made harmless.
+    """
+    from jaxunlearn.cli._terminal import PlainConsole
+
+    return PlainConsole(sys.stdout, width=None if sys.stdout.isatty() else 120)
+
+
+def notices(*, quiet: bool = False) -> "Console":
+    """For what is said beside the results, as a bar."""
+    from jaxunlearn.cli._terminal import PlainConsole
+
+    return PlainConsole(sys.stderr, quiet=quiet)
 
 
 def check_json(path: Path | None, made: Path | None = None) -> None:
     """Raises a ValueError if the results cannot be written there.
+
+    Nothing in the folder of a run or a store is replaced.
 
     Args:
         path: the option `--json`.
@@ -38,22 +131,74 @@ def check_json(path: Path | None, made: Path | None = None) -> None:
     """
     if path is None:
         return
-    folder = path.absolute().parent
-    is_there = folder.is_dir() and os.access(folder, os.W_OK)
-    if path.is_dir() or not (is_there or (made is not None and folder == made.absolute())):
+    place = Path(os.path.realpath(path))
+    ours = None if made is None else Path(os.path.realpath(made))
+    if _is_special(path) and path.exists():
+        can_be_written = os.access(path, os.W_OK) and not stat.S_ISSOCK(path.stat().st_mode)
+    else:
+        folder = place.parent
+        can_be_written = (folder.is_dir() and os.access(folder, os.W_OK)) or folder == ours
+    if path.is_dir() or not can_be_written:
         raise ValueError(f"json is {str(path)!r}; a file in a folder that can be written is needed")
+    for folder in place.parents:
+        if (folder / "ledger.jsonl").exists() and (folder / "plan.json").exists():
+            raise ValueError(f"json is {str(path)!r}, in the store {str(folder)!r}; name another")
+        is_new = place.parent == folder and place.suffix == ".json" and not place.exists()
+        is_new = is_new and place.name not in _OF_A_RUN
+        if not is_new and (folder == ours or _holds_run(folder)):
+            raise ValueError(
+                f"json is {str(path)!r}, in the folder of a run; a file elsewhere is needed, or a "
+                "new .json file there"
+            )
+
+
+def _holds_run(folder: Path) -> bool:
+    from jaxunlearn.core.readers import read_object
+
+    with contextlib.suppress(OSError, ValueError):
+        return {"settings", "versions"} <= read_object(folder / "settings.json").keys()
+    return False
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a link, a device, a pipe: what must not be replaced by a file."""
+    return path.is_symlink() or (path.exists() and not path.is_file())
 
 
 def write_json(path: Path | None, content: Any) -> None:
-    """Writes what a verb answers, bytes or something JSON-like, at once; None: nowhere."""
+    """Writes what a verb answers, bytes or something JSON-like; None: nowhere.
+
+    A file appears whole or not at all. Anything else, such as `/dev/stdout` or a link, is written
+    to as it is.
+    """
     if path is None:
         return
     from jaxunlearn.core.disk import replacing
 
     if not isinstance(content, bytes):
         content = (json.dumps(content, indent=1) + "\n").encode()
-    with replacing(path) as file:
-        file.write(content)
+    number = _standard_stream(path)
+    if number is None and not _is_special(path):
+        with replacing(path) as file:
+            file.write(content)
+        return
+    try:
+        sys.stdout.flush()
+        # Opened by its name it would begin anew, over what was printed there.
+        with path.open("wb") if number is None else os.fdopen(os.dup(number), "wb") as file:
+            file.write(content)
+    except OSError as failure:
+        failure.filename = str(path)
+        raise
+
+
+def _standard_stream(path: Path) -> int | None:
+    """Standard output or error, if that is what a path leads to."""
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(path), os.fstat(number)):
+                return number
+    return None
 
 
 def guarded(work: Callable[[], Any], again: str, *, bad_input: int = USAGE) -> int:
@@ -75,11 +220,14 @@ def guarded(work: Callable[[], Any], again: str, *, bad_input: int = USAGE) -> i
     try:
         work()
     except KeyboardInterrupt:
-        print(f"interrupted; what is finished is kept. Go on with\n  {again}", file=sys.stderr)
-        return _leave(INTERRUPTED)
+        message = f"interrupted; what is finished is kept. Go on with\n  {again}"
+        return _leave(_interrupted(message))
     except NonFiniteError as failure:  # in all processes
         error(str(failure))
         return FAILED
+    except BrokenPipeError as failure:  # of a pipe that results go to; it is named
+        error(str(failure))
+        return _leave(FAILED)
     except ConnectionError as failure:  # another of several processes died
         error(f"{failure}; what is finished is kept. Go on with --resume")
         return _leave(FAILED)

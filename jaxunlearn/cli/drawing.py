@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxunlearn.core.disk import replacing
+
 COLORS = (*(f"C{i}" for i in range(10)), "black", "gold", "navy", "lime", "salmon", "peru")
 
 
@@ -25,7 +27,8 @@ def figure(path: str | os.PathLike, size: tuple[float, float], dpi: int = 110) -
     page = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(page)
     yield page
-    page.savefig(path, dpi=dpi)
+    with replacing(path) as file:
+        page.savefig(file, format="png", dpi=dpi)
 
 
 def band(axes: Any, x: Any, values: np.ndarray, color: str, label: str | None) -> None:

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxunlearn.cli.console import Bar
+from jaxunlearn.cli.console import Bar, notices
 from jaxunlearn.exact.settings import Moved, Settings, Sizes
 from jaxunlearn.exact.store import Store
 
@@ -369,7 +369,7 @@ def _bar(n_levels: int, *, base: bool) -> Bar:
     """Over the base and all stages; stage j reads j slices."""
     phases = {"base": 1.0} if base else {}
     phases |= {f"stage {level}": float(level) for level in range(1, n_levels + 1)}
-    return Bar(Console(stderr=True), phases)
+    return Bar(notices(), phases)
 
 
 def _level(bar: Bar, level: int, done: int, total: int) -> None:

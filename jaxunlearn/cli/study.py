@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
-from jaxunlearn.cli.console import FAILED, OK, Bar, check_json, guarded, printer, write_json
+from jaxunlearn.cli.console import (
+    FAILED,
+    OK,
+    Bar,
+    check_json,
+    guarded,
+    notices,
+    printer,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -162,7 +171,8 @@ def run(
         from jaxunlearn.core.checks import NonFiniteError
 
         try:
-            with Bar(_errors(), jobs[0].phases) as bar:
+            # Only the first process shows the bar.
+            with Bar(notices(quiet=not mesh.is_first()), jobs[0].phases) as bar:
                 execute(jobs[0], bar.update)
         except NonFiniteError:  # in all processes; what was finished before is shown
             with mesh.together():
@@ -174,7 +184,11 @@ def run(
 
     again = _again(command, place, out)
     code = guarded(check, again)
-    return guarded(work, again, bad_input=FAILED) if code == OK else code
+    if code == OK:
+        code = guarded(work, again, bad_input=FAILED)
+    for job in jobs:
+        job.folder.end()
+    return code
 
 
 def _again(command: list[str], place: Place, out: Path) -> str:
@@ -204,15 +218,6 @@ def _devices(place: Place, mesh_of: "Callable[[int], Mesh]") -> "Mesh":
     return mesh_of(jax.device_count() if wanted is None else wanted * jax.process_count())
 
 
-def _errors() -> "Console":
-    """For the bar, which only the first process shows."""
-    from rich.console import Console
-
-    from jaxunlearn.core import mesh
-
-    return Console(stderr=True, quiet=not mesh.is_first())
-
-
 def _publish(place: Place, job: Any, show: Callable[..., str]) -> None:
     """Shows the results and writes the requested JSON."""
     from jaxunlearn.core import mesh
@@ -220,8 +225,9 @@ def _publish(place: Place, job: Any, show: Callable[..., str]) -> None:
     if mesh.is_first():
         written = (job.folder.path / "results.json").read_bytes()
         write_json(place.json, written)
-        files = show(job, json.loads(written), printer())
-        print(f"{files} are in {job.folder.path}")
+        console = printer()
+        files = show(job, json.loads(written), console)
+        console.print(f"{files} are in {job.folder.path}", highlight=False, soft_wrap=True)
 
 
 def _keep_command(command: list[str], folder: Any) -> None:

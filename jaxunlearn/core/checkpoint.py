@@ -4,6 +4,7 @@ A write is atomic (temporary name, flush, rename): after a kill a checkpoint is 
 at all. Every orbax import of the library is in this file.
 """
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -14,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from jaxunlearn.core import tree
-from jaxunlearn.core.disk import DamagedError, write_npz
-from jaxunlearn.core.readers import read_npz
+from jaxunlearn.core import mesh, records, tree
+from jaxunlearn.core.disk import DamagedError, read_npz, write_npz
 from jaxunlearn.core.tree import Tree
 
 _DIGEST = "sha256"
+_CHECKSUMS = "checksums.json"  # of all other files of a checkpoint
 
 
 def save(path: str | os.PathLike, state: Tree) -> None:
@@ -34,6 +35,8 @@ def save(path: str | os.PathLike, state: Tree) -> None:
     path = Path(path).absolute()
     new, old = (path.with_name(f".{path.name}.{age}") for age in ("new", "old"))
     ocp.save(str(new), _as_dict(state), overwrite=True)
+    if mesh.is_first():
+        records.write_signed(new / _CHECKSUMS, _checksums(new))
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         path.rename(old)
@@ -52,17 +55,28 @@ def restore(path: str | os.PathLike, like: Tree) -> Tree:
     Raises:
         FileNotFoundError: there is no checkpoint.
         ValueError: names, shapes or dtypes differ from those saved; the first one is named.
+        DamagedError: a file is not what was written; it is named. Checkpoints of earlier versions
+            have no checksums: what shows there is only that they cannot be read at all.
     """
-    from orbax.checkpoint import v1 as ocp
-
     path = Path(path).absolute()
     old = path.with_name(f".{path.name}.old")
     if not path.exists() and old.exists():  # killed between the two renames of `save`
         old.rename(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    _check_files(path)
     wanted = {name: _abstract(leaf) for name, leaf in _as_dict(like).items()}
-    saved = ocp.metadata(str(path)).metadata
+    values = _read(path, wanted)
+    return jax.tree.unflatten(jax.tree.structure(like), [values[name] for name in wanted])
+
+
+def _read(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    from orbax.checkpoint import v1 as ocp
+
+    try:
+        saved = dict(ocp.metadata(str(path)).metadata)
+    except Exception as error:  # damage comes out as almost anything
+        raise DamagedError(f"{path} is damaged ({error})") from error
     for name in sorted(set(wanted) ^ set(saved)):
         where = "in the checkpoint" if name in saved else "wanted"
         raise ValueError(f"checkpoint {path}: {name!r} is only {where}")
@@ -72,8 +86,32 @@ def restore(path: str | os.PathLike, like: Tree) -> Tree:
                 f"checkpoint {path}: {name!r} is {saved[name].dtype}{list(saved[name].shape)}; "
                 f"{leaf.dtype}{list(leaf.shape)} is wanted"
             )
-    values = ocp.load(str(path), wanted)
-    return jax.tree.unflatten(jax.tree.structure(like), [values[name] for name in wanted])
+    try:
+        return ocp.load(str(path), wanted)
+    except Exception as error:
+        raise DamagedError(f"{path} is damaged ({error})") from error
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """The checksum of every file of a checkpoint, by its name."""
+    checksums = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file != folder / _CHECKSUMS:
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            checksums[file.relative_to(folder).as_posix()] = digest
+    return checksums
+
+
+def _check_files(folder: Path) -> None:
+    if not (folder / _CHECKSUMS).exists():  # of an earlier version
+        return
+    wanted, there = records.read_signed(folder / _CHECKSUMS), _checksums(folder)
+    for name in sorted({**wanted, **there}):
+        if name not in there:
+            raise DamagedError(f"{folder} is damaged: {name} is not there")
+        if wanted.get(name) != there[name]:
+            raise DamagedError(f"{folder / name} is damaged (it has another hash)")
 
 
 def _as_dict(state: Tree) -> dict[str, Any]:
@@ -161,16 +199,14 @@ def _write_arrays(path: Path, block: Tree) -> None:
 
 
 def _read_arrays(path: Path) -> Tree:
+    entries = read_npz(path)
     try:
-        entries = read_npz(path)
         digest = entries.pop(_DIGEST).tobytes().decode()
         leaves = {}
         for entry, array in entries.items():
             dtype, _, name = entry.partition(":")
             leaves[name] = array.view(jnp.dtype(dtype))
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a flipped bit can make the archive raise almost anything
+    except Exception as error:  # names and types may be anything
         raise DamagedError(f"{path} is damaged ({error!r}); delete it and resume") from error
     if tree.digest(leaves) != digest:
         raise DamagedError(f"{path} is damaged (its contents have another hash)")

@@ -1,5 +1,6 @@
 """Small JSON records beside results: what a run was made with, and whether it is still that run."""
 
+import hashlib
 import itertools
 import json
 from collections.abc import Mapping
@@ -25,7 +26,38 @@ def read(path: Path) -> dict[str, Any]:
 def write(path: Path, content: Any) -> None:
     """Writes a record at once; a number that JSON does not know is an error."""
     with replacing(path) as file:
-        file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        file.write(_written(content))
+
+
+def read_signed(path: Path) -> dict[str, Any]:
+    """Reads what `write_signed` wrote; also what an earlier version wrote, without a checksum.
+
+    Raises:
+        DamagedError: it is missing, no record, or not what was written; it is named.
+    """
+    content = read(path)
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path} is damaged (it holds no record)")
+    name, last = next(reversed(content.items()), ("", None))
+    if isinstance(last, str) and len(last) == 64:  # the checksum, whatever has become of its name
+        del content[name]
+        if path.read_bytes() != _signed(content):
+            raise DamagedError(f"{path} is damaged (its contents have another hash)")
+    return content
+
+
+def write_signed(path: Path, content: dict[str, Any]) -> None:
+    """Writes a record that is read again, with a checksum, at once."""
+    with replacing(path) as file:
+        file.write(_signed(content))
+
+
+def _written(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _signed(content: dict[str, Any]) -> bytes:
+    return _written(content | {"sha256": hashlib.sha256(_written(content)).hexdigest()})
 
 
 def renamed(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -40,8 +72,8 @@ def renamed(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
         *path, last = then.split(".")
         level = changed
         for name in path:
-            level = level.get(name, {})
-        if last in level:
+            level = level.get(name, {}) if isinstance(level, dict) else {}
+        if isinstance(level, dict) and last in level:
             level[now.rpartition(".")[2]] = level.pop(last)
     return changed
 

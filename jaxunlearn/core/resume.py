@@ -9,8 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxunlearn.core import configuration
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.disk import DamagedError
+from jaxunlearn.core.readers import parse_json, reading
 from jaxunlearn.core.tree import Tree
 
 
@@ -37,7 +40,8 @@ class ResumePoint:
                 where those of the same place go, the others stay on the host.
 
         Raises:
-            ValueError: it is the progress of another run, or one that cannot be read any more.
+            ValueError: it is the progress of another run or under another configuration (see
+                `configuration`), or one that cannot be read any more.
             DamagedError: the file is damaged.
         """
         path = self._store.path
@@ -55,11 +59,15 @@ class ResumePoint:
             raise ValueError(
                 f"{path} comes from another start, key or other stages; choose another folder"
             )
+        with reading(file := self._store.file(0), DamagedError):
+            text = content.pop("configuration", None)
+            before = None if text is None else parse_json(text.tobytes(), file)
+            saved = [leaf for _, leaf in sorted(content.pop("progress").items())]
+        configuration.check(before, str(path))
         leaves, structure = jax.tree.flatten(like)
-        saved = [leaf for _, leaf in sorted(content.pop("progress").items())]
         shapes = [[np.shape(leaf) for leaf in some] for some in (leaves, saved)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"{self._store.file(0)} holds the progress of another stage or model")
+            raise ValueError(f"{file} holds the progress of another stage or model")
         placed = [_placed(leaf, like) for leaf, like in zip(saved, leaves, strict=True)]
         return jax.tree.unflatten(structure, placed), content
 
@@ -69,9 +77,10 @@ class ResumePoint:
             return
         # Leaves by number: names would not survive in all their kinds (tuples, NamedTuples).
         leaves = {f"{i:04d}": _on_host(leaf) for i, leaf in enumerate(jax.tree.leaves(progress))}
-        origin = np.frombuffer(self._origin.encode(), np.uint8)
+        texts = {"origin": self._origin, "configuration": json.dumps(configuration.current())}
+        known = {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
         if meshes.is_first():
-            self._store.write(0, {"progress": leaves, "origin": origin, **beside})
+            self._store.write(0, {"progress": leaves, **known, **beside})
         self._last = time.monotonic()
 
     def drop(self) -> None:

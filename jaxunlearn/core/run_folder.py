@@ -1,11 +1,12 @@
 """The output folder of a run: its settings, finished lanes, times and results.
 
-All processes of a run share it; the first one writes.
+All processes of a run share it; the first one writes, and holds it against other runs.
 """
 
 import dataclasses
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,9 +16,9 @@ import jax
 import numpy as np
 
 import jaxunlearn
-from jaxunlearn.core import mesh, records, tree
+from jaxunlearn.core import configuration, folders, mesh, records, tree
 from jaxunlearn.core.checkpoint import BlockStore
-from jaxunlearn.core.disk import replacing, write_npz
+from jaxunlearn.core.disk import DamagedError, replacing, write_npz
 
 # progress(phase, members finished, members in all)
 Progress = Callable[[str, int, int], None]
@@ -26,11 +27,12 @@ Progress = Callable[[str, int, int], None]
 class RunFolder:
     """One run's folder; making one checks that it is new, or belongs to this very run.
 
-    Nothing is written before `begin`.
+    Nothing is written before `begin`, from which on to `end` no other process can begin.
 
     Attributes:
         path: the folder.
-        seconds: wall time by phase and kind ("compile", "run"), summed over interruptions.
+        seconds: wall time by phase and kind ("compile", "run"), summed over interruptions; what a
+            damaged file says of it is forgotten.
     """
 
     def __init__(
@@ -51,9 +53,12 @@ class RunFolder:
             renamed: settings that had other names in earlier runs, see `records.renamed`.
 
         Raises:
-            ValueError: the folder does not fit.
+            ValueError: the folder does not fit: it holds something else, a link, or a run of other
+                settings, versions or JAX configuration (see `configuration`).
+            DamagedError: a record is damaged; it is named.
         """
         self.path = Path(path)
+        self._held: folders.Held | None = None
         begun = self.path / "settings.json"
         name = str(self.path)
         if self.path.exists() and not self.path.is_dir():
@@ -68,31 +73,43 @@ class RunFolder:
                 f"out is {name!r}, which holds a run; resume it, or choose another folder"
             )
         if occupied:
-            before = records.read(begun)
+            folders.check_own(self.path)
+            before = records.read_signed(begun)
+            configuration.check(before.pop("configuration", None), name)
             if "settings" in before:
                 before["settings"] = records.renamed(before["settings"], renamed or {})
             records.check_same(before, record, name)
             for method, settings in methods.items():
                 if list(self._method_path(method).glob("*.npz")):
-                    before = records.read(self._method_path(method) / "settings.json")
+                    before = records.read_signed(self._method_path(method) / "settings.json")
                     records.check_same({method: before}, {method: settings}, name)
-        self._record = None if occupied else record
-        times = self.path / "seconds.json"
-        self.seconds = records.read(times) if times.exists() else {}
+        self._record = None if occupied else record | {"configuration": configuration.current()}
+        self.seconds = _seconds_in(self.path / "seconds.json")
 
     def begin(self) -> None:
-        """Records the settings of a run that is not there yet.
+        """Takes the folder for this process, and records the settings of a run that is new.
 
         Raises:
-            ValueError: the folder cannot be made or written to.
+            ValueError: the folder cannot be made or written to, or another process works in it.
         """
-        if self._record is None:
+        if not mesh.is_first():
             return
+        name = str(self.path)
         try:
-            self.write_json("settings.json", self._record)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._held = folders.hold(self.path, f"another process works on the run in {name!r}")
+            folders.sweep(self.path)
+            if self._record is None:
+                return
+            if (self.path / "settings.json").exists():
+                raise ValueError(f"out is {name!r}, where another process has just begun a run")
+            records.write_signed(self.path / "settings.json", self._record)
         except OSError as error:
-            name = str(self.path)
             raise ValueError(f"out is {name!r}, which cannot be written: {error}") from error
+
+    def end(self) -> None:
+        """Leaves the folder to other processes."""
+        self._held = None
 
     def lanes(self, phase: str) -> BlockStore:
         """The finished lanes of a training phase."""
@@ -101,7 +118,9 @@ class RunFolder:
     def method_lanes(self, method: str, settings: dict[str, Any]) -> BlockStore:
         """The finished lanes of a method; its settings are recorded beside them."""
         store = BlockStore(self._method_path(method))
-        self.write_json(store.path.relative_to(self.path) / "settings.json", settings)
+        if mesh.is_first():
+            store.path.mkdir(parents=True, exist_ok=True)
+            records.write_signed(store.path / "settings.json", settings)
         return store
 
     def _method_path(self, method: str) -> Path:
@@ -128,7 +147,27 @@ class RunFolder:
         """Adds to the time of a phase."""
         of_phase = self.seconds.setdefault(phase, {"compile": 0.0, "run": 0.0})
         of_phase[kind] += seconds
-        self.write_json("seconds.json", self.seconds)
+        if mesh.is_first():
+            records.write_signed(self.path / "seconds.json", self.seconds)
+
+
+def _seconds_in(file: Path) -> dict[str, dict[str, float]]:
+    """The times of a run so far; nothing but a notice if they are damaged."""
+    if not file.exists():
+        return {}
+    try:
+        seconds = records.read_signed(file)
+        if not all(map(_are_times, seconds.values())):
+            raise DamagedError(f"{file} is damaged (it holds no times)")
+        return seconds
+    except DamagedError as error:
+        print(f"jaxunlearn: {error}; times are counted anew", file=sys.stderr)
+        return {}
+
+
+def _are_times(phase: Any) -> bool:
+    kinds = isinstance(phase, dict) and set(phase) == {"compile", "run"}
+    return kinds and all(isinstance(seconds, int | float) for seconds in phase.values())
 
 
 def run_record(settings: Any, **hashed: tree.Tree) -> dict[str, Any]:

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn.core import checkpoint, checks, loop, tree
-from jaxunlearn.core.disk import replacing
+from jaxunlearn.core import checkpoint, checks, configuration, folders, loop, records, tree
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.loop import EarlyStop, Evaluate
 from jaxunlearn.core.resume import ResumePoint
@@ -153,7 +152,8 @@ def run(
         runner: by default that of one model.
 
     Raises:
-        ValueError: a snapshot comes from another start, key, or other stages.
+        ValueError: a snapshot comes from another start, key, configuration, or other stages.
+        DamagedError: a snapshot is damaged; its file is named.
     """
     kept = _Snapshots(snapshots, state, key, runner)
     done: tuple[Stage, ...] = ()
@@ -284,7 +284,8 @@ class _Snapshots:
     def __init__(self, folder: Any, state: TrainState, key: Key, runner: Runner | None):
         self.folder = None if folder is None else Path(folder)
         self.key, self.runner = key, runner or Runner(begin, run_stage)
-        if folder is not None:
+        if self.folder is not None:
+            folders.check_own(self.folder)
             bits = jax.random.key_data(key).ravel().tolist()
             self.origin = {"start": tree.digest(state), "key": bits}
 
@@ -309,26 +310,33 @@ class _Snapshots:
         origin = self.origin | {"prefix": [repr(element) for element in prefix]}
         origin |= {"stages": [_described(s) for s in stages]}
         path, record = self.folder / name, self.folder / f"{name}.json"
+        point = ResumePoint(self.folder / f"{name}.partial", origin)
         if path.exists() and record.exists():
-            if json.loads(record.read_text()) != json.loads(json.dumps(origin)):
-                raise ValueError(
-                    f"snapshots: {path} comes from another start, key or other stages; "
-                    "choose another folder"
-                )
+            _check_origin(record, origin)
             if report is not None:
                 report(stage.n_steps, stage.n_steps)
             begun, _ = jax.eval_shape(functools.partial(self.runner.begin, stage), state)
             like = dataclasses.replace(state, opt_state=begun.opt_state)
-            return checkpoint.restore(path, like), None
-        point = ResumePoint(self.folder / f"{name}.partial", origin)
-        how = {"shared": shared, "report": report, "point": point}
-        state, result = self.runner.run(stage, state, key, **how)
-        checkpoint.save(path, state)
-        # Last: a snapshot without a record is not used.
-        with replacing(record) as file:
-            file.write(json.dumps(origin).encode())
-        point.drop()
+            state, result = checkpoint.restore(path, like), None
+        else:
+            how = {"shared": shared, "report": report, "point": point}
+            state, result = self.runner.run(stage, state, key, **how)
+            checkpoint.save(path, state)
+            # Last: a snapshot without a record is not used.
+            records.write_signed(record, origin | {"configuration": configuration.current()})
+        point.drop()  # also what a kill left of it
         return state, result
+
+
+def _check_origin(record: Path, origin: dict[str, Any]) -> None:
+    """Raises a ValueError if a snapshot is of another run."""
+    before, path = records.read_signed(record), record.with_suffix("")
+    configuration.check(before.pop("configuration", None), str(path))
+    if before != json.loads(json.dumps(origin)):
+        raise ValueError(
+            f"snapshots: {path} comes from another start, key or other stages; "
+            "choose another folder"
+        )
 
 
 def _described(stage: Stage) -> dict[str, Any]:

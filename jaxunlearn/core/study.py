@@ -118,6 +118,10 @@ def runner(prepare: Callable[..., Any], execute: Run) -> Run:
             ConnectionError: another process of the run died.
         """
         data_dir = None if data_dir is None else Path(data_dir)
-        return execute(prepare(settings, Where(Path(out), resume, mesh, data_dir), *more), progress)
+        job = prepare(settings, Where(Path(out), resume, mesh, data_dir), *more)
+        try:
+            return execute(job, progress)
+        finally:
+            job.folder.end()
 
     return run

@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -26,18 +27,26 @@ from jaxunlearn.data._notices import notice
 _FORMAT = 2  # raised when decoding changes, so that old entries are made anew
 
 
-def load(encoded: Encoded, cache_dir: str | os.PathLike | None) -> Arrays:
+def load(encoded: Encoded, cache_dir: str | os.PathLike | Literal[False] | None) -> Arrays:
     """The decoded arrays of a set, from the cache if they are there.
 
     A cache that cannot be written costs a notice on stderr and no data. Without `cache_dir` it is
-    `$JAXUNLEARN_CACHE`, else `jaxunlearn` in `$XDG_CACHE_HOME`, else in `~/.cache`. The arrays are
-    those of `decode`, read-only.
+    `$JAXUNLEARN_CACHE`, else `jaxunlearn` in `$XDG_CACHE_HOME`, else in `~/.cache`; with False, or
+    where nobody is at home, it is nowhere. The arrays are those of `decode`, read-only.
 
     Raises:
         ValueError: the source is damaged.
     """
-    entry = _entry(encoded, Path(cache_dir) if cache_dir is not None else _default_dir())
-    fingerprint = _fingerprint(encoded)
+    cache = _default_dir() if cache_dir is None else cache_dir
+    arrays = _kept(encoded, Path(cache)) if cache else decode(encoded)
+    for array in arrays.values():
+        array.flags.writeable = False  # as those mapped from the cache
+    return arrays
+
+
+def _kept(encoded: Encoded, cache: Path) -> Arrays:
+    """From the cache, where they are put if they are not there."""
+    entry, fingerprint = _entry(encoded, cache), _fingerprint(encoded)
     arrays, _ = _read(entry, fingerprint)
     if arrays is None:
         with _locked(entry):
@@ -46,15 +55,14 @@ def load(encoded: Encoded, cache_dir: str | os.PathLike | None) -> Arrays:
                 notice(f"{entry} is damaged ({damage}); it is made anew")
             if arrays is None:
                 arrays = _make(encoded, entry, fingerprint)
-    for array in arrays.values():
-        array.flags.writeable = False  # as those mapped from the cache
     return arrays
 
 
-def _default_dir() -> Path:
-    chosen = os.environ.get("JAXUNLEARN_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(chosen) if chosen else Path(base) / "jaxunlearn"
+def _default_dir() -> Path | None:
+    if chosen := os.environ.get("JAXUNLEARN_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return None if base.startswith("~") else Path(base) / "jaxunlearn"
 
 
 def _entry(encoded: Encoded, cache: Path) -> Path:

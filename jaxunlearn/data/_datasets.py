@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def load(
     *,
     size: int | None = None,
     data_dir: str | os.PathLike | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | Literal[False] | None = None,
 ) -> Dataset:
     """Loads a data set, the same split at every call.
 
@@ -80,7 +80,8 @@ def load(
             of several sizes. None: as they are.
         data_dir: prepared sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
         cache_dir: where decoded images are kept, so that a set is decoded once; default
-            `$JAXUNLEARN_CACHE`, else `jaxunlearn` in `$XDG_CACHE_HOME` or `~/.cache`.
+            `$JAXUNLEARN_CACHE`, else `jaxunlearn` in `$XDG_CACHE_HOME` or `~/.cache`. False: they
+            are decoded every time and written nowhere.
 
     Raises:
         ValueError: the name, a size or the data is not as described above; the message says what
@@ -103,7 +104,7 @@ def load(
 
 def local_path(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Path | None:
     """The file or folder, resolved, that a name means to `load`; None where it means a set."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if name == "digits" or not path.exists():
         return None
     if isinstance(name, str) and _tfds.find(name, _tfds.data_folder(data_dir)):
@@ -115,7 +116,7 @@ def _open(name: str | os.PathLike, folder: Path) -> Encoded | tuple[Arrays, int]
     place = _tfds.find(name, folder) if isinstance(name, str) else None
     if isinstance(name, str) and place:
         return _tfds.open_prepared(name, place, folder)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _user_files.folder(path)
     if path.is_file():

@@ -46,7 +46,7 @@ def jsonl(
             field, or has one that is empty or no text, or half of a character ("\ud83d"). The
             message names the file and the line.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise ValueError(f"path is {str(path)!r}; there is no such file")
     return _read(path, path.stem, question, answer)
@@ -114,7 +114,7 @@ def _file(
             f"{what}: data_dir is None and {variable} is not set; one of them must name the folder "
             f"with the files of {source}"
         )
-    folder = Path(place).expanduser()
+    folder = Path(os.path.expanduser(place))
     splits = sorted(path.stem for path in folder.glob(f"*{ending}"))
     if not splits:
         raise ValueError(

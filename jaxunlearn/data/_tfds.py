@@ -21,7 +21,8 @@ _CHUNK = 512  # records read at once
 
 def data_folder(data_dir: str | os.PathLike | None) -> Path:
     """The folder of prepared sets: `data_dir`, else `$TFDS_DATA_DIR`, else tfds's own default."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(os.path.expanduser(folder))  # it stays as it is where nobody is at home
 
 
 def find(name: str, folder: Path) -> Path | None:

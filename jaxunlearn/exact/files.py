@@ -33,6 +33,8 @@ class Files:
         digests: hash of every row, see `examples.row_digests`.
         places: slice of every row, int [n], see `place_of`.
         source: origin of the examples, see `service.create`.
+        configuration: what decided bits when it was made, see `core.configuration`; None in stores
+            of earlier versions.
         base: name of the frozen base, its hash as a tree.
 
     Raises:
@@ -49,6 +51,7 @@ class Files:
             self.plan = Plan(**record["plan"] | {"orders": orders, "recipe": recipe})
             self.network: dict[str, Any] = record["network"]
             self.source: dict[str, Any] | None = record["source"]
+            self.configuration: dict[str, Any] | None = record.get("configuration")
             self.base: str = record["base"]
             self._base_digest = record["base_file"]
         with reading(folder / "examples.json", DamagedError):

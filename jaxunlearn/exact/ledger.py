@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.core.disk import DamagedError, sync_folder
+from jaxunlearn.core.disk import DamagedError, alone, sync_folder
 from jaxunlearn.core.readers import parse_json, reading
 
 _START = "0" * 64  # what the first entry has for the checksum before it
@@ -95,7 +95,10 @@ class Ledger:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
         entry = _signed(Entry(len(self.entries), now, who, what, data, self.head, ""))
         line = _written(entry) + b"\n"
-        with self.path.open("r+b" if self.path.exists() else "w+b", buffering=0) as file:
+        is_there = self.path.exists()
+        if is_there:
+            alone(self.path)
+        with self.path.open("r+b" if is_there else "w+b", buffering=0) as file:
             try:
                 file.truncate(self._end)  # what a killed writer left
                 file.seek(self._end)

@@ -1,7 +1,6 @@
 """Where examples come from: to make a store of them, and to read again those that are left."""
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -187,11 +186,11 @@ def _images(
 ) -> tuple[list[str], data.Dataset]:
     """Ids of the training images, and the set as a network reads it."""
     sizes = settings.n_train, settings.n_val
-    if data.local_path(settings.data, data_dir) is None:
-        loaded = data.load(settings.data, *sizes, data_dir=data_dir)
-    else:  # decoded images that outlived the files would keep what was deleted
-        with tempfile.TemporaryDirectory() as cache:
-            loaded = data.load(settings.data, *sizes, data_dir=data_dir, cache_dir=cache)
+    # Decoded images that outlived the user's files would keep what was deleted: on no disk at all.
+    cached = data.local_path(settings.data, data_dir) is None
+    loaded = data.load(
+        settings.data, *sizes, data_dir=data_dir, cache_dir=None if cached else False
+    )
     x, x_val = (scaled(images, reading) for images in (loaded.x_train, loaded.x_val))
     ids = list(loaded.files_train) or [f"train-{row}" for row in range(len(x))]
     return ids, dataclasses.replace(loaded, x_train=x, x_val=x_val)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from jaxunlearn import data
 from jaxunlearn.core import tree
+from jaxunlearn.core.folders import check_link, check_own
 from jaxunlearn.core.keys import fold
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.exact import material, orders
@@ -90,6 +92,8 @@ def open_or_create(
     check_new(folder, plan, read.config, read.ids, read.groups)
     source = {"settings": record_of(settings), "reading": read.reading}
     kept = folder.with_name(f"{folder.name}.base")
+    check_link(kept)
+    check_own(kept)
     # Of these very settings and images: another base may have learned what this store holds.
     run = kept / digest_of([source, tree.digest(read.public or {})])[:16]
     given = plan, read.config, _base(settings, read, run, progress), read.ids, read.examples
@@ -104,7 +108,7 @@ def _with_whole_paths(settings: Settings, data_dir: Path | None) -> Settings:
     return dataclasses.replace(
         settings,
         data=settings.data if path is None else str(path),
-        base=None if settings.base is None else settings.base.expanduser().absolute(),
+        base=None if settings.base is None else Path(os.path.expanduser(settings.base)).absolute(),
     )
 
 

@@ -7,7 +7,6 @@ files are those of `files`.
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxunlearn.core import checkpoint, tree
+from jaxunlearn.core import checkpoint, configuration, folders, tree
 from jaxunlearn.core.disk import DamagedError, sync_folder
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.exact import prefixes
@@ -70,12 +69,13 @@ def create(
     check_examples(config, examples, len(ids))
     # Under another name first: after a kill there is a whole store, or none.
     new = folder.with_name(f".{folder.name}.new")
+    folders.check_link(new)
     new.mkdir(parents=True, exist_ok=True)
     lock = os.open(new, os.O_RDONLY)
     try:
-        _lock(lock, f"another process makes {new} into a store")
+        folders.lock(lock, f"another process makes {new} into a store")
         for left in new.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         digests = row_digests(network_of(config), examples)
         names = {"ids": ids, "groups": groups, "sha256": digests}
         digest = _write(new, plan, config, base, names, source)
@@ -101,16 +101,9 @@ def _write(
         "base_file": file_digest(folder / "base" / f"{stored}.npz"),
         "examples": write_json(folder / "examples.json", names),
         "source": source,
+        "configuration": configuration.current(),
     }
     return write_json(folder / "plan.json", record)
-
-
-def _lock(file: Any, busy: str) -> None:
-    """Takes the lock of an open file, which only one process can have."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"{busy}; wait for it") from error
 
 
 def check_new(folder: Path, plan: Plan, config: Config, ids: list[str], groups: list[str]) -> None:
@@ -162,8 +155,8 @@ class Service(Predictor):
             progress: see `prefixes.train`.
 
         Raises:
-            ValueError: an example that is missing, or is not what the store was made with; or
-                another process trains this store.
+            ValueError: an example that is missing, or is not what the store was made with; another
+                process trains this store; or it was made under another JAX configuration.
             ArithmeticError: a loss that is not finite.
         """
         with self._training():
@@ -200,9 +193,12 @@ class Service(Predictor):
     @contextlib.contextmanager
     def _training(self) -> Iterator[None]:
         """Holds the lock of the one process that trains."""
-        with (self.folder / "training.lock").open("wb") as lock:
-            _lock(lock, f"another process trains the store {self.folder}")
+        lock = os.open(self.folder / "training.lock", os.O_RDONLY | os.O_CREAT, 0o644)
+        try:
+            folders.lock(lock, f"another process trains the store {self.folder}")
             yield
+        finally:
+            os.close(lock)
 
     def _train(
         self,
@@ -215,6 +211,7 @@ class Service(Predictor):
         progress: prefixes.Progress | None,
     ) -> list[tuple[int, int]]:
         """Trains the orders with fewer stages than `least`, and says so in the ledger."""
+        configuration.check(self.files.configuration, str(self.folder))
         self.refresh()
         seen, plan = len(self.ledger.entries) - 1, self.plan
         slices, left = self._slices(examples, ids), self.state.whole()
@@ -286,7 +283,7 @@ class Service(Predictor):
         Raises:
             DamagedError: something is not what it should be; it is named.
             ValueError: a prefix that does not exist, or was trained on examples that were deleted
-                since; examples as in `train`.
+                since; examples and configuration as in `train`.
         """
 
         def check() -> dict[str, Any]:
@@ -326,6 +323,7 @@ class Service(Predictor):
         return prefix
 
     def _retrain(self, slices: prefixes.Slices, a: int, b: int, depth: int) -> None:
+        configuration.check(self.files.configuration, str(self.folder))
         whole, stored = self.plan.orders[a][b][:depth], self.order(a, b)
         trained = prefixes.train(self.network, self.base, self.plan, slices, only=[(a, whole)])
         for level in range(1, depth + 1):

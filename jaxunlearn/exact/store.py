@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxunlearn.core import checks
 from jaxunlearn.core.disk import DamagedError
+from jaxunlearn.core.folders import check_own
 from jaxunlearn.core.readers import reading
 from jaxunlearn.exact import deletion
 from jaxunlearn.exact.files import Files, check_id
@@ -142,7 +143,7 @@ class Store:
         plan: the plan.
 
     Raises:
-        ValueError: there is no store.
+        ValueError: there is no store, or a link in its folder.
         DamagedError: a file is not what the ledger says; it is named.
     """
 
@@ -150,6 +151,7 @@ class Store:
         self.folder = Path(folder)
         if not (self.folder / "ledger.jsonl").exists():
             raise ValueError(f"folder is {str(folder)!r}, which holds no store")
+        check_own(self.folder)
         self.ledger = Ledger(self.folder / "ledger.jsonl")
         if not self.ledger.refresh():
             raise DamagedError(f"{self.ledger.path} is damaged: it has no whole entry")

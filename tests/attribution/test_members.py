@@ -223,3 +223,78 @@ def test_foreign_and_damaged_folders(tmp_path):
         outputs_in(tmp_path / "store")
     with pytest.raises(ValueError, match=r"keys are \[3\]; \[10\] is needed"):
         outputs_in(tmp_path / "new", keys=KEYS[:3])
+
+
+def test_any_flipped_bit_of_what_is_completed_is_named(tmp_path):
+    store = outputs_in(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        members.run(train, SHARED, store, callback=stop_after(4))
+    header = store.outputs.offset
+    completed = {"outputs.npy": header + 4 * 16, "checksums.npy": 128 + 4 * 32}
+    for name in (*completed, "settings.json"):
+        file = tmp_path / name
+        whole = file.read_bytes()
+        for at in range(completed.get(name, len(whole))):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+            with pytest.raises(DamagedError, match=f"({name}|outputs.npy) is damaged"):
+                outputs_in(tmp_path)
+        file.write_bytes(whole)
+    # A member that is not there must not seem to be.
+    whole = (tmp_path / "checksums.npy").read_bytes()
+    (tmp_path / "checksums.npy").write_bytes(whole[:-1] + b"x")
+    with pytest.raises(DamagedError, match="outputs of member 9 have"):
+        outputs_in(tmp_path)
+    (tmp_path / "checksums.npy").write_bytes(whole)
+    # The flags follow from the checksums.
+    flags = (tmp_path / "completed.npy").read_bytes()
+    (tmp_path / "completed.npy").write_bytes(flags[:-10] + bytes(range(10)))
+    np.testing.assert_array_equal(outputs_in(tmp_path).completed, np.arange(M) < 4)
+    assert (tmp_path / "completed.npy").read_bytes() == flags
+
+
+def test_outputs_of_earlier_versions_have_no_checksums(tmp_path):
+    store = outputs_in(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        members.run(train, SHARED, store, callback=stop_after(8))
+    (tmp_path / "cut" / "checksums.npy").unlink()
+    settings = json.loads((tmp_path / "cut" / "settings.json").read_text())
+    del settings["configuration"], settings["sha256"]
+    (tmp_path / "cut" / "settings.json").write_text(json.dumps(settings))
+    store, whole = outputs_in(tmp_path / "cut"), outputs_in(tmp_path / "whole")
+    assert store.completed.sum() == 8
+    for sink in (store, whole):
+        members.run(train, SHARED, sink)
+    np.testing.assert_array_equal(store.outputs, whole.outputs)
+    outputs_in(tmp_path / "cut")
+
+
+def test_sinks_of_another_configuration_are_refused(tmp_path, monkeypatch):
+    outputs_in(tmp_path / "outputs")
+    members.Moments(tmp_path / "moments", MASKS, KEYS, width=WIDTH)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    with pytest.raises(ValueError, match="outputs' has configuration.XLA_FLAGS.xla_cpu_enable_f"):
+        outputs_in(tmp_path / "outputs")
+    with pytest.raises(ValueError, match="moments' has configuration.XLA_FLAGS.xla_cpu_enable_f"):
+        members.Moments(tmp_path / "moments", MASKS, KEYS, width=WIDTH)
+
+
+def test_all_room_is_taken_at_the_start_or_nothing_is_made(tmp_path):
+    store = outputs_in(tmp_path / "store", shape=(1000,))
+    assert (tmp_path / "store" / "outputs.npy").stat().st_blocks * 512 >= store.outputs.nbytes
+    with pytest.raises(OSError, match="outputs.npy"):
+        outputs_in(tmp_path / "much", shape=(1 << 44,))
+    assert not list((tmp_path / "much").iterdir())
+
+
+def test_sinks_are_never_written_through_links(tmp_path):
+    store = outputs_in(tmp_path / "store")
+    for name in ("outputs", "checksums", "completed"):
+        os.link(tmp_path / "store" / f"{name}.npy", tmp_path / name)  # as backups have them
+    before = [(tmp_path / name).read_bytes() for name in ("outputs", "checksums", "completed")]
+    members.run(train, SHARED, store)
+    after = [(tmp_path / name).read_bytes() for name in ("outputs", "checksums", "completed")]
+    assert after == before and outputs_in(tmp_path / "store").completed.all()
+    (tmp_path / "store" / "completed.npy").unlink()
+    (tmp_path / "store" / "completed.npy").symlink_to(tmp_path / "completed")
+    with pytest.raises(ValueError, match="completed.npy is a link"):
+        outputs_in(tmp_path / "store")

@@ -1,4 +1,5 @@
 import contextlib
+import zipfile
 from pathlib import Path
 
 import chex
@@ -88,12 +89,31 @@ def test_blocks_keep_every_type_and_name(tmp_path):
     ]
 
 
-def test_any_flipped_byte_is_noticed(tmp_path):
+def test_any_flipped_bit_is_noticed(tmp_path):
     store = checkpoint.BlockStore(tmp_path)
     block = {"a": {"b": np.arange(5.0)}, "c": np.arange(3)}
     store.write(0, block)
     raw = store.file(0).read_bytes()
-    for at in range(len(raw)):
+    for at in range(0, len(raw), 3):
+        flipped = bytes([raw[at] ^ 1 << at % 8])
+        store.file(0).write_bytes(raw[:at] + flipped + raw[at + 1 :])
+        with pytest.raises(disk.DamagedError, match="00000.npz is damaged"):
+            store.read(0)
+    for content in (b"", raw[:-1], raw[:30], raw + b"0", raw + raw):
+        store.file(0).write_bytes(content)
+        with pytest.raises(disk.DamagedError, match="00000.npz is damaged"):
+            store.read(0)
+
+
+def test_blocks_of_earlier_versions_have_no_checksum_of_the_file(tmp_path):
+    store = checkpoint.BlockStore(tmp_path)
+    block = {"a": {"b": np.arange(5.0)}, "c": np.arange(3)}
+    store.write(0, block)
+    with zipfile.ZipFile(store.file(0), "a") as archive:
+        archive.comment = b""
+    chex.assert_trees_all_equal(store.read(0), block)
+    raw = store.file(0).read_bytes()
+    for at in range(0, len(raw), 7):
         store.file(0).write_bytes(raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :])
         try:
             back = store.read(0)
@@ -101,6 +121,43 @@ def test_any_flipped_byte_is_noticed(tmp_path):
             continue
         # What the archive never reads (time stamps, padding) may change; the contents may not.
         assert tree.digest(back) == tree.digest(block), at
+
+
+def test_the_same_block_is_the_same_file(tmp_path):
+    store = checkpoint.BlockStore(tmp_path)
+    for number in (0, 1):
+        store.write(number, {"a": np.arange(3)})
+    assert store.file(0).read_bytes() == store.file(1).read_bytes()
+
+
+def test_damage_to_any_file_of_a_checkpoint_is_named(state, tmp_path):
+    checkpoint.save(tmp_path / "a", state)
+    files = [file for file in sorted((tmp_path / "a").rglob("*")) if file.is_file()]
+    assert len(files) > 5
+    for file in files:
+        raw = file.read_bytes()
+        for at in sorted({0, len(raw) // 2, len(raw) - 1}) if raw else []:
+            file.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << at % 8]) + raw[at + 1 :])
+            with pytest.raises(disk.DamagedError, match=f"{file} is damaged"):
+                checkpoint.restore(tmp_path / "a", state)
+        file.write_bytes(raw)
+        if file.name != "checksums.json":
+            file.rename(tmp_path / "away")
+            with pytest.raises(disk.DamagedError, match=f"a is damaged: .*{file.name} is not"):
+                checkpoint.restore(tmp_path / "a", state)
+            (tmp_path / "away").rename(file)
+    chex.assert_trees_all_equal(checkpoint.restore(tmp_path / "a", state), state)
+
+
+def test_a_damaged_checkpoint_of_an_earlier_version_is_named(state, tmp_path):
+    checkpoint.save(tmp_path / "a", state)
+    (tmp_path / "a" / "checksums.json").unlink()
+    chex.assert_trees_all_equal(checkpoint.restore(tmp_path / "a", state), state)
+    for file in list((tmp_path / "a").rglob("*")):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(disk.DamagedError, match="a is damaged"):
+        checkpoint.restore(tmp_path / "a", state)
 
 
 def test_a_kill_while_replacing_leaves_a_whole_checkpoint(state, tmp_path, monkeypatch):

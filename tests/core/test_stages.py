@@ -1,5 +1,7 @@
 import dataclasses
 import itertools
+import json
+import re
 
 import chex
 import jax
@@ -17,10 +19,13 @@ from jaxunlearn.core import (
     loop,
     members,
     optimizers,
+    records,
+    resume,
     stages,
     step,
     tree,
 )
+from jaxunlearn.core.disk import DamagedError
 
 KEY = jax.random.key(11)
 
@@ -352,6 +357,59 @@ def test_a_kill_while_the_first_progress_is_written_costs_no_more_than_that_prog
     resumed = stages.run([stage("a", block=2)], state, KEY, snapshots=tmp_path)
     whole = stages.run([stage("a", block=2)], state, KEY)
     chex.assert_trees_all_equal(resumed.state.params, whole.state.params)
+
+
+def test_damaged_snapshots_are_named(setting, tmp_path):
+    stage, state = setting
+    plan = [stage("a"), stage("b")]
+    whole = stages.run(plan, state, KEY, snapshots=tmp_path)
+    files = [file for file in sorted(tmp_path.rglob("*")) if file.is_file() and file.stat().st_size]
+    assert {"a.json", "a+b.json"} < {file.name for file in files}
+    for file in files:
+        raw = file.read_bytes()
+        at = len(raw) // 3
+        file.write_bytes(raw[:at] + bytes([raw[at] ^ 4]) + raw[at + 1 :])
+        with pytest.raises(DamagedError, match=f"{re.escape(str(file))} is damaged"):
+            stages.run(plan, state, KEY, snapshots=tmp_path)
+        file.write_bytes(raw)
+    again = stages.run(plan, state, KEY, snapshots=tmp_path)
+    assert tree.digest(again.state) == tree.digest(whole.state)
+
+
+def test_snapshots_under_another_configuration_are_refused(setting, tmp_path, monkeypatch):
+    stage, state = setting
+    stages.run([stage("a")], state, KEY, snapshots=tmp_path)
+    point = resume.ResumePoint(tmp_path / "b.partial")
+    point.write(state)
+    record = json.loads((tmp_path / "a.json").read_text())
+    monkeypatch.setenv("XLA_FLAGS", "--xla_allow_excess_precision=false")
+    with pytest.raises(ValueError, match=r"a' has configuration.XLA_FLAGS.xla_allow_excess_pre"):
+        stages.run([stage("a")], state, KEY, snapshots=tmp_path)
+    with pytest.raises(ValueError, match=r"b.partial' has configuration.XLA_FLAGS"):
+        point.read(state)
+    # An earlier version did not write it.
+    del record["configuration"], record["sha256"]
+    records.write(tmp_path / "a.json", record)
+    stages.run([stage("a")], state, KEY, snapshots=tmp_path)
+
+
+def test_what_a_kill_left_of_a_finished_stage_is_removed(setting, tmp_path):
+    stage, state = setting
+    stages.run([stage("a")], state, KEY, snapshots=tmp_path)
+    (tmp_path / "a.partial").mkdir()
+    (tmp_path / "a.partial" / "00000.npz").write_bytes(b"damaged")
+    stages.run([stage("a")], state, KEY, snapshots=tmp_path)
+    assert not (tmp_path / "a.partial").exists()
+
+
+def test_a_folder_of_snapshots_holds_no_links(setting, tmp_path):
+    stage, state = setting
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "a.partial").symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="a.partial is a link"):
+        stages.run([stage("a", block=2)], state, KEY, snapshots=tmp_path / "kept")
+    assert not list((tmp_path / "outside").iterdir())
 
 
 def test_progress_of_an_earlier_version_is_refused(setting, tmp_path):

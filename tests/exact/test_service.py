@@ -279,3 +279,55 @@ def test_what_has_read_no_example_does_not_answer(store):
     store.delete(of_place(3))
     with pytest.raises(ValueError, match="all examples of the store were deleted"):
         store.repair(EXAMPLES)
+
+
+def test_a_store_trains_under_the_configuration_that_it_was_made_with(store, monkeypatch):
+    store.delete([of_place(1)[0]])
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    other = service.Service(store.folder)
+    for call in (
+        lambda: other.repair(EXAMPLES),
+        lambda: other.train(EXAMPLES),
+        lambda: other.verify(EXAMPLES),
+    ):
+        with pytest.raises(ValueError, match="store' has configuration.XLA_FLAGS.xla_cpu_enable_f"):
+            call()
+    assert other.verify()["prefix"] is None
+    assert other.delete([of_place(2)[0]])[0].repeated is False
+
+
+@pytest.mark.parametrize(
+    "place", ["ledger.jsonl", "ledger.lock", "training.lock", "orders", "work", "base", "plan.json"]
+)
+def test_a_store_whose_files_are_links_is_refused(store, place, tmp_path):
+    """A store from elsewhere must not make us write or delete outside of it."""
+    inside, outside = store.folder / place, tmp_path / "outside"
+    if inside.exists():
+        inside.rename(outside)
+    inside.symlink_to(outside)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=f"{place} is a link"):
+        service.Service(store.folder)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_ledger_under_two_names_is_changed_under_one(store, tmp_path):
+    """Backups by hard links stay what they were."""
+    (tmp_path / "backup").hardlink_to(store.ledger.path)
+    before = store.ledger.path.read_bytes()
+    store.delete([of_place(3)[0]])
+    assert (tmp_path / "backup").read_bytes() == before
+    after = store.ledger.path.read_bytes()
+    assert after.startswith(before) and len(after) > len(before)
+    assert service.Service(store.folder).deleted == store.deleted
+
+
+def test_what_lies_beside_a_store_is_no_link_either(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").write_text("")
+    (tmp_path / ".store.new").symlink_to(outside)
+    base = jax.device_get(vit.build(CONFIG).init(jax.random.key(0))[0])
+    with pytest.raises(ValueError, match=".store.new is a link"):
+        service.create(tmp_path / "store", PLAN, CONFIG, base, IDS, EXAMPLES)
+    assert [file.name for file in outside.iterdir()] == ["mine"]
