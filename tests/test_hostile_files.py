@@ -133,8 +133,8 @@ def test_sizes_of_networks_are_held_against_their_files(tmp_path):
         ("head_dim", 2**31 - 2, "has shape"),
         ("num_key_value_heads", [1], r"num_key_value_heads is \[1\]; a whole number is needed"),
         ("hidden_size", "32", "hidden_size is '32'; a whole number is needed"),
-        ("rms_norm_eps", "1e-5", "rms_norm_eps is '1e-5'; a number above 0 is needed"),
-        ("rms_norm_eps", True, "rms_norm_eps is True; a number above 0 is needed"),
+        ("rms_norm_eps", "1e-5", "rms_norm_eps is '1e-5'; a finite number above 0 is needed"),
+        ("rms_norm_eps", True, "rms_norm_eps is True; a finite number above 0 is needed"),
         ("tie_word_embeddings", "no", "tie_word_embeddings is 'no'; true or false is needed"),
         ("bos_token_id", [[1]], r"bos_token_id is \[\[1\]\]; whole numbers"),
     ):

@@ -44,7 +44,8 @@ type 'int' has no len())
 
     def __exit__(self, _: Any, error: BaseException | None, trace: Any) -> None:
         # Packages written in Rust panic by an exception that is no `Exception`.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        is_panic = type(error).__name__ == "PanicException"
+        if error is None or not (isinstance(error, Exception) or is_panic):
             return
         is_system = isinstance(error, OSError) and error.filename is not None
         if isinstance(error, MissingPackageError) or is_system:

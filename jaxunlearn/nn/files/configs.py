@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from jaxunlearn.core import checks
 from jaxunlearn.core.readers import read_object, reading
 
@@ -56,9 +58,9 @@ def size_of(config: Mapping[str, Any], name: str, default: int | None = None) ->
 def number_of(config: Mapping[str, Any], name: str, default: float | None = None) -> float:
     """A number above 0 and below 1e30; without a default the config must have it."""
     value = config.get(name, default)
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    is_real = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
     if not is_real or not 0 < value < _LARGEST:
-        raise ValueError(f"config: {name} is {value!r}; a number above 0 is needed")
+        raise ValueError(f"config: {name} is {value!r}; a finite number above 0 is needed")
     return float(value)
 
 
