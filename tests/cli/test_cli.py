@@ -27,6 +27,8 @@ def start(folder, *arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs ignore Ctrl-C, and with them what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -353,6 +355,7 @@ ATTRIBUTE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_attribution_prints_scores_draws_and_resumes(tmp_path):
     code, out, err = run(tmp_path, "attribute", *ATTRIBUTE, "--json", "out.json")
     assert code == 0, err

@@ -79,21 +79,27 @@ def test_logits(shape):
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (optimizers.keras_nadam(1e-3), lambda: keras.optimizers.Nadam(1e-3)),
-        (
+        pytest.param(
+            optimizers.keras_nadam(1e-3), lambda: keras.optimizers.Nadam(1e-3), id="nadam"
+        ),
+        pytest.param(
             optimizers.keras_nadam(optax.cosine_decay_schedule(1e-3, 60)),
             lambda: keras.optimizers.Nadam(keras.optimizers.schedules.CosineDecay(1e-3, 60)),
+            id="nadam-schedule",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             optimizers.keras_sgd(1e-3, 0.9, 1e-4),
             lambda: keras.optimizers.SGD(1e-3, 0.9, nesterov=True, weight_decay=1e-4),
+            id="sgd",
         ),
-        (
+        pytest.param(
             optimizers.keras_sgd(1e-2, 0.5, 0.1, nesterov=False),
             lambda: keras.optimizers.SGD(1e-2, 0.5, weight_decay=0.1),
+            id="sgd-plain",
+            marks=pytest.mark.slow,
         ),
     ],
-    ids=["nadam", "nadam-schedule", "sgd", "sgd-plain"],
 )
 def test_sixty_steps_of_an_optimizer(ours, theirs):
     """On the gradients of the network, the same for both: those at our parameters."""
@@ -120,7 +126,9 @@ def test_sixty_steps_of_an_optimizer(ours, theirs):
         np.testing.assert_allclose(leaf, np.asarray(variables[name].value), rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("shape", [(5, 28, 28, 1), (4, 17, 32, 3)])
+@pytest.mark.parametrize(
+    "shape", [(5, 28, 28, 1), pytest.param((4, 17, 32, 3), marks=pytest.mark.slow)]
+)
 def test_augmentation_with_given_matrices(shape):
     images = np.random.default_rng(0).random(shape, np.float32)
     size = shape[1:3]
