@@ -21,8 +21,6 @@ TINY = [
 
 
 def start(folder, *arguments):
-    # A shell's background jobs ignore Ctrl-C, and with them what they start.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", "jaxunlearn", *map(str, arguments)],
         cwd=folder,
@@ -355,7 +353,6 @@ ATTRIBUTE = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_attribution_prints_scores_draws_and_resumes(tmp_path):
     code, out, err = run(tmp_path, "attribute", *ATTRIBUTE, "--json", "out.json")
     assert code == 0, err

@@ -63,7 +63,6 @@ def test_both_branches_learn_and_keep_their_own_best_epochs(dual, images):
     assert (dual.metrics["loss_1"][:, -1] < dual.metrics["loss_1"][:, 0]).all()
 
 
-@pytest.mark.slow
 def test_a_model_stops_when_either_branch_has_stopped_improving(images):
     """Against the rule in plain Python; each branch keeps the weights of its own best epoch."""
     recipe = Recipe(batch_size=16, dual_epochs=20, learning_rate=5e-3)
@@ -184,7 +183,6 @@ def test_cached_heads_change_no_more_than_rounding(stages, images):
     )
 
 
-@pytest.mark.slow
 def test_heads_are_asked_again_after_a_stage_below_them(stages, images):
     """With layers in any order, a later stage above the heads must not read what they said once."""
     layers = (("out",), ("conv_1",), ("out",))

@@ -65,7 +65,7 @@ POOLED = [  # channels in and out, height, width, images, size of the kernel
     (1, 10, 28, 28, 8, 3),
     (3, 4, 13, 12, 9, 3),
     (5, 4, 11, 9, 16, 3),
-    pytest.param((2, 3, 11, 12, 8, 5), marks=pytest.mark.slow),
+    (2, 3, 11, 12, 8, 5),
     (2, 3, 9, 10, 8, 4),  # even, which is done apart
     (6, 2, 6, 7, 8, 1),
     (6, 2, 8, 6, 3, 3),  # images that do not fill a vector
