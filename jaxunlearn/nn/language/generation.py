@@ -19,8 +19,8 @@ _GREEDY_BELOW = 1e-5  # of temperatures, as in vLLM
 def generate(
     config: Config,
     params: Tree,
-    tokens: jax.Array,
-    mask: jax.Array,
+    tokens: jax.Array | np.ndarray,
+    mask: jax.Array | np.ndarray,
     n_tokens: int,
     *,
     key: Key | None = None,
