@@ -48,8 +48,8 @@ class LowRank:
 
     def astype(self, dtype: Any) -> "LowRank":
         """The matrices in another type; the scale stays what it is."""
-        matrices = (leaf.astype(dtype) for leaf in (self.base, self.lora_a, self.lora_b))
-        return LowRank(*matrices, self.scale)
+        a, b = self.lora_a.astype(dtype), self.lora_b.astype(dtype)
+        return LowRank(self.base.astype(dtype), a, b, self.scale)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -191,7 +191,7 @@ class _Dialogue:
     def __init__(self, jinja: str, tokenizer: Any):
         added = tokenizer.get_added_tokens_decoder().values()
         self._jinja, self._tokens = jinja, _special_tokens(jinja, tokenizer)
-        self._special = chat.pattern_of(token.content for token in added if token.special)
+        self._special = chat.pattern_of([])  # until it is known which tokens the format writes
         self._after = chat.after_answer(jinja, self._tokens)
         found = chat.first_token(self._after, (token.content for token in added))
         if found is not None:
@@ -199,8 +199,13 @@ class _Dialogue:
         else:  # a template that leaves the end to the tokenizer
             self.end_of_turn = self._tokens.get("eos_token") or self._after
         self._takes_system = self._writes_system()
-        if _PROBE not in self.prompt(_PROBE, None):
+        prompt = self.prompt(_PROBE, None)
+        if _PROBE not in prompt:
             raise ValueError(f"the chat template {jinja[:80]!r}.. does not write the question")
+        own = prompt + self.end_of_turn  # tokens of the format, be they special or not
+        self._special = chat.pattern_of(
+            token.content for token in added if token.special or token.content in own
+        )
 
     def prompt(self, question: str, system: str | None) -> str:
         return self._text(self._asked(question, system), prompt=True)

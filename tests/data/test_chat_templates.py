@@ -110,6 +110,22 @@ def test_a_special_token_in_a_text_is_refused():
                 written(template, question)
 
 
+def test_a_token_of_the_format_is_refused_even_if_it_is_not_special():
+    made = known.tokenizer()
+    made.add_tokens(["<|turn|>", "<|over|>", "<note>"])
+    template = jinja(
+        "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}<|over|>{% endfor %}"
+        "{% if add_generation_prompt %}<|turn|>assistant: {% endif %}"
+    )
+    encoder = text.Encoder(made, template, made.get_vocab_size(), 300, 300)
+    for token in ("<|turn|>", "<|over|>"):
+        with pytest.raises(ValueError, match=rf"q:1: the text .* has {re.escape(token)}, a token"):
+            encoder.sequences([QUESTION._replace(answer=f"a {token}")])
+    labels = encoder.sequences([QUESTION._replace(answer="a <note>")]).labels
+    end, note = (made.token_to_id(token) for token in ("<|over|>", "<note>"))
+    assert labels[labels >= 0].tolist()[-2:] == [note, end]
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [

@@ -19,12 +19,12 @@ _GREEDY_BELOW = 1e-5  # of temperatures, as in vLLM
 def generate(
     config: Config,
     params: Tree,
-    tokens: jax.Array,
-    mask: jax.Array,
+    tokens: jax.Array | np.ndarray,
+    mask: jax.Array | np.ndarray,
     n_tokens: int,
     *,
     key: Key | None = None,
-    temperature: float | jax.Array = 1.0,
+    temperature: float | np.float32 | jax.Array = 1.0,
     pad: int = 0,
 ) -> jax.Array:
     """Continues prompts; compiled once for each set of shapes.
@@ -51,6 +51,8 @@ def generate(
     if n_tokens < 1:
         raise ValueError(f"n_tokens is {n_tokens}; it must be at least 1")
     checks.temperature("temperature", temperature, zero=True)
+    if not isinstance(temperature, Tracer):
+        temperature = np.float32(temperature)  # one type, one program
     _check_tokens(config, tokens, mask)
     return _generate(config, params, tokens, mask, n_tokens, key, temperature, pad)
 
@@ -86,7 +88,7 @@ def _generate(
     mask: jax.Array,
     n_tokens: int,
     key: Key | None,
-    temperature: float | jax.Array,
+    temperature: np.float32 | jax.Array,
     pad: int,
 ) -> jax.Array:
     model, (batch, length) = decoder(config), tokens.shape

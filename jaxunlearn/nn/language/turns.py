@@ -27,7 +27,7 @@ def template_of_folder(path: Path) -> chat.Jinja | None:
             raise ValueError(f"{path / 'chat_template.jinja'}: it is not UTF-8") from error
     elif isinstance(template, list):  # several, by name
         named = [one for one in template if isinstance(one, dict)]
-        template = {one.get("name"): one.get("template") for one in named}.get("default")
+        template = _default({one.get("name"): one.get("template") for one in named}, path)
     if not isinstance(template, str | None):
         raise ValueError(f"{path / 'tokenizer_config.json'}: chat_template is no text")
     if template is None:
@@ -41,6 +41,16 @@ def template_of_folder(path: Path) -> chat.Jinja | None:
     return chat.Jinja(template, {k: text for k, text in texts.items() if isinstance(text, str)})
 
 
+def _default(templates: dict[Any, Any], path: Path) -> Any:
+    if templates and "default" not in templates:
+        names = ", ".join(map(str, templates))
+        raise ValueError(
+            f"{path / 'tokenizer_config.json'}: the chat templates are {names}; none of them is "
+            "called default: write the one to use as chat_template.jinja"
+        )
+    return templates.get("default")
+
+
 def template_of_gguf(metadata: Mapping[str, Any]) -> chat.Jinja | None:
     """The chat template of a GGUF file, likewise.
 
@@ -48,6 +58,8 @@ def template_of_gguf(metadata: Mapping[str, Any]) -> chat.Jinja | None:
         ValueError: it is no text.
     """
     template = metadata.get("tokenizer.chat_template")
+    if template is None and (others := metadata.get("tokenizer.chat_templates")):
+        raise ValueError(f"tokenizer.chat_templates are {others}; none of them is the default")
     if not isinstance(template, str | None):
         raise ValueError(
             f"tokenizer.chat_template is a {type(template).__name__}; a text is needed"

@@ -153,10 +153,10 @@ def test_nothing_follows_the_end_of_a_text(params):
 
 def test_a_temperature_of_0_takes_the_likeliest_token(params):
     tokens, mask = np.array([[3, 1, 4], [1, 5, 9]], np.int32), np.ones((2, 3), bool)
-    drawn = functools.partial(generate, CONFIG, params, tokens, mask, 3)
+    drawn = functools.partial(generate, CONFIG, params, tokens, mask, 2)
     greedy = drawn(key=KEY, temperature=0)  # the same program as at any other temperature
     np.testing.assert_array_equal(greedy, drawn())
-    for least in (0.0, np.float32(0), jnp.zeros(()), 1e-6, 1e-30):
+    for least in (0.0, np.zeros(()), 1e-6, 1e-30):
         np.testing.assert_array_equal(drawn(key=KEY, temperature=least), greedy)
     for wrong in (-1.0, -1e-9, np.nan, np.inf, "1"):
         with pytest.raises(ValueError, match="temperature is .*; (it must be >= 0 and|a number)"):

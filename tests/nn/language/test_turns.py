@@ -107,12 +107,16 @@ def test_a_template_that_cannot_be_rendered_has_no_end(settings, template):
         text.Encoder(read.tokenizer, read.chat_template, CONFIG.vocabulary, 128, 128)
 
 
+MANY = json.dumps({"chat_template": [{"name": n, "template": "x"} for n in ("rag", "tools")]})
+
+
 def test_files_that_are_broken_are_named(settings):
     for name, content, message in [
         ("generation_config.json", "[", "generation_config.json: it is not a JSON object"),
         ("generation_config.json", '{"eos_token_id": "2"}', "generation_config.json: .*is '2'"),
         ("tokenizer_config.json", "[1]", "tokenizer_config.json: it is not a JSON object"),
         ("tokenizer_config.json", '{"chat_template": 3}', "chat_template is no text"),
+        ("tokenizer_config.json", MANY, "templates are rag, tools; none of them is called default"),
         ("special_tokens_map.json", "{", "special_tokens_map.json: it is not a JSON object"),
         ("chat_template.jinja", b"\xff", "chat_template.jinja: it is not UTF-8"),
     ]:
