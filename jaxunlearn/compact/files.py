@@ -1,8 +1,10 @@
 """Trained networks in files: safetensors in float32 or int8, and a portable program."""
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,14 +85,27 @@ def export(model: Model, params: Tree, input_shape: tuple[int, int, int]) -> byt
     """A network with its weights as a portable StableHLO program, for CPU, CUDA, ROCm and TPU.
 
     It takes float32 images in [0, 1], [b, H, W, C] with any b, and returns logits. Read it with
-    `jax.export.deserialize(content).call`, without this package.
+    `jax.export.deserialize(content).call`, without this package. The same network gives the same
+    bytes, in which no place of this machine's files is.
     """
     (batch,) = jax.export.symbolic_shape("b")
     shape = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
     # What every backend makes the best of by itself; a CPU's XLA is slow at depthwise ones.
-    with plain_convolutions(depthwise=False):
+    with plain_convolutions(depthwise=False), _without_places():
         program = jax.jit(lambda x: model.apply(params, {}, x)[0])
         return bytes(jax.export.export(program, platforms=PLATFORMS)(shape).serialize())
+
+
+@contextlib.contextmanager
+def _without_places() -> Iterator[None]:
+    """Programs that do not say by which lines of which files they were made."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _check(what: str, architecture: Architecture, leaves: dict[str, Any]) -> None:

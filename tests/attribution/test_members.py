@@ -271,10 +271,10 @@ def test_outputs_of_earlier_versions_have_no_checksums(tmp_path):
 def test_sinks_of_another_configuration_are_refused(tmp_path, monkeypatch):
     outputs_in(tmp_path / "outputs")
     members.Moments(tmp_path / "moments", MASKS, KEYS, width=WIDTH)
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
-    with pytest.raises(ValueError, match="outputs' has configuration.XLA_FLAGS.xla_cpu_enable_f"):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_option=1")
+    with pytest.raises(ValueError, match="outputs' has configuration.LIBTPU_INIT_ARGS.xla_tpu"):
         outputs_in(tmp_path / "outputs")
-    with pytest.raises(ValueError, match="moments' has configuration.XLA_FLAGS.xla_cpu_enable_f"):
+    with pytest.raises(ValueError, match="moments' has configuration.LIBTPU_INIT_ARGS.xla_tpu"):
         members.Moments(tmp_path / "moments", MASKS, KEYS, width=WIDTH)
 
 

@@ -406,10 +406,10 @@ def test_snapshots_under_another_configuration_are_refused(setting, tmp_path, mo
     point = resume.ResumePoint(tmp_path / "b.partial")
     point.write(state)
     record = json.loads((tmp_path / "a.json").read_text())
-    monkeypatch.setenv("XLA_FLAGS", "--xla_allow_excess_precision=false")
-    with pytest.raises(ValueError, match=r"a' has configuration.XLA_FLAGS.xla_allow_excess_pre"):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_option=1")
+    with pytest.raises(ValueError, match=r"a' has configuration.LIBTPU_INIT_ARGS.xla_tpu"):
         stages.run([stage("a")], state, KEY, snapshots=tmp_path)
-    with pytest.raises(ValueError, match=r"b.partial' has configuration.XLA_FLAGS"):
+    with pytest.raises(ValueError, match=r"b.partial' has configuration.LIBTPU_INIT_ARGS"):
         point.read(state)
     # An earlier version did not write it.
     del record["configuration"], record["sha256"]

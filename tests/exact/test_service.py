@@ -283,14 +283,14 @@ def test_what_has_read_no_example_does_not_answer(store):
 
 def test_a_store_trains_under_the_configuration_that_it_was_made_with(store, monkeypatch):
     store.delete([of_place(1)[0]])
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_option=1")
     other = service.Service(store.folder)
     for call in (
         lambda: other.repair(EXAMPLES),
         lambda: other.train(EXAMPLES),
         lambda: other.verify(EXAMPLES),
     ):
-        with pytest.raises(ValueError, match="store' has configuration.XLA_FLAGS.xla_cpu_enable_f"):
+        with pytest.raises(ValueError, match="store' has configuration.LIBTPU_INIT_ARGS.xla_tpu"):
             call()
     assert other.verify()["prefix"] is None
     assert other.delete([of_place(2)[0]])[0].repeated is False

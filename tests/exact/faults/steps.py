@@ -29,6 +29,7 @@ class Steps:
 
     Attributes:
         names: of the steps so far, and whether they can be done by halves.
+        files: that were opened to write.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Steps:
     ):
         self.folder, self.act, self.at, self.age = str(folder), act, at, age
         self.names: list[tuple[str, bool]] = []
+        self.files: list[Any] = []
 
     def do(
         self,
@@ -56,7 +58,8 @@ class Steps:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            watched = [(os, name) for name in ("fsync", "replace", "unlink", "rmdir", "mkdir")]
+            names = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
+            watched = [(os, name) for name in names]
             for module, name in [*watched, (fcntl, "flock")]:
                 stack.enter_context(mock.patch.object(module, name, self._wrapped(module, name)))
             stack.enter_context(mock.patch.object(Path, "open", self._open(Path.open)))
@@ -84,9 +87,8 @@ class Steps:
             action = functools.partial(real, path, mode, *rest, **options)
             if not set(mode) & set("wa+") or not self._is_mine(path, {}):
                 return action()
-            return Watched(
-                self.do("open", action, path=str(path)), self, path, options.get("buffering") == 0
-            )
+            self.files.append(self.do("open", action, path=str(path)))
+            return Watched(self.files[-1], self, path, options.get("buffering") == 0)
 
         return call
 
