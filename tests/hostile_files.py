@@ -288,7 +288,7 @@ SAMPLES = {
         _run,
         _resume_run,
         {name: (mutations.of_json,) for name in (
-            "settings.json", "results.json", "lanes/methods/ssd/settings.json")}
+            "settings.json", "seconds.json", "results.json", "lanes/methods/ssd/settings.json")}
         | {"lanes/methods/ssd/00000.npz": ()},  # fmt: skip
     ),
     "progress": Sample(
