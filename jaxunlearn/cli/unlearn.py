@@ -114,7 +114,7 @@ def table(results: dict[str, Any]) -> Table:
             name,
             *(f"{row['klom'][group]['mean']:.2f}" for group in GROUPS),
             *(f"{100 * row['accuracy'][group]:.1f}" for group in GROUPS),
-            f"{row['mia']:.3f}",
+            "-" if row["mia"] is None else f"{row['mia']:.3f}",
             f"{row['epsilon']:.2f}",
             f"{row['seconds']:.2f}",
             f"{row['cost']:.3f}",

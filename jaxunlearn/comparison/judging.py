@@ -77,6 +77,7 @@ class Judge:
                 group: evaluate.accuracy(logits[:, at], self.labels[at])
                 for group, at in self.groups.items()
             },
+            "mia_points": int(self._attacked().sum()),
             "mia": self._attack(margins),  # the loss is log(1 + exp(-margin)): the same order
             "mia_confidence": self._attack(logits.max(-1) - logsumexp(logits, axis=-1)),
             "epsilon": float(
@@ -106,13 +107,18 @@ class Judge:
             return None
         return float(evaluate.ulira_strong(margins, oracle).mean())
 
-    def _attack(self, scores: np.ndarray) -> float:
-        """AUC of forget points against validation points of the same classes, mean over models."""
-        val = self.groups["val"]
-        alike = val[np.isin(self.labels[val], self.labels[self.groups["forget"]])]
-        others = alike if len(alike) else val
-        auc = evaluate.membership_auc(scores[:, self.groups["forget"]], scores[:, others])
-        return float(auc.mean())
+    def _attacked(self) -> np.ndarray:
+        """Which forget points have validation points of their class to be compared with."""
+        return np.isin(self.labels[self.groups["forget"]], self.labels[self.groups["val"]])
+
+    def _attack(self, scores: np.ndarray) -> float | None:
+        """AUC of forget points against validation points of their class, mean over models."""
+        if not self._attacked().any():
+            return None
+        groups = self.groups["forget"], self.groups["val"]
+        members, others = (scores[:, at] for at in groups)
+        classes = self.labels[groups[0]], self.labels[groups[1]]
+        return float(evaluate.membership_auc(members, others, classes=classes).mean())
 
     def _floor(self, fresh: np.ndarray, oracle: np.ndarray) -> dict[str, dict[str, float]]:
         splits = evaluate.noise_floor(fresh, oracle)

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import scipy.linalg
 
+from jaxunlearn.core.checks import rows
+
 _CHUNK = 4096  # examples taken to float64 at once
 
 
@@ -84,23 +86,20 @@ def from_file(path: str | os.PathLike, n: int) -> np.ndarray:
             indices = np.array([int(word) for word in path.read_text().replace(",", " ").split()])
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"forget_file {path} does not hold integers: {error}") from error
-    if indices.ndim != 1 or not (len(indices) == 0 or np.issubdtype(indices.dtype, np.integer)):
-        raise ValueError(
-            f"forget_file {path} holds {indices.dtype}{list(indices.shape)}; a list of integers "
-            "is needed"
-        )
     return check(indices, n)
 
 
 def check(indices: np.ndarray, n: int) -> np.ndarray:
-    """Sorted int64 indices, or an error that names the first bad one."""
-    indices = np.asarray(indices, np.int64)
+    """Sorted int64 indices [f], or an error that names the first bad one.
+
+    Args:
+        indices: int [f]; a mask is refused, since its two values could be taken for rows.
+        n: number of training examples.
+    """
+    indices = rows("forget", indices, n)
     if not len(indices):
         raise ValueError("the forget set is empty; at least one index is needed")
     _check_size(len(indices), n)
-    outside = indices[(indices < 0) | (indices >= n)]
-    if len(outside):
-        raise ValueError(f"forget index {outside[0]} is out of range; allowed are 0 to {n - 1}")
     unique, counts = np.unique(indices, return_counts=True)
     if counts.max() > 1:
         raise ValueError(f"forget index {unique[counts > 1][0]} appears more than once")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import nn
-from jaxunlearn.core import ensemble, keys, loop, optimizers, step, tree
+from jaxunlearn.core import ensemble, keys, loop, mesh, optimizers, step, tree
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.disk import DamagedError
 
@@ -134,12 +134,19 @@ def test_the_padding_is_dropped():
 @pytest.mark.parametrize(
     ("members", "keyed", "message"),
     [
-        ({"a": np.zeros(2), "b": np.zeros(3)}, dict(width=1), "leading axes"),
+        ({"a": np.zeros(2), "b": np.zeros(3)}, dict(width=1), "one leading axis"),
+        ({"a": np.zeros(2), "b": 1.0}, dict(width=1), "one leading axis"),
+        ({}, dict(width=1), "one leading axis"),
         (np.zeros((0, 2)), dict(width=1), "at least 1"),
+        (np.zeros(3), dict(width=1.5), "width is 1.5; a whole number"),
+        (np.zeros(3), dict(width=True), "width is True; a whole number"),
+        (np.zeros(3), dict(width=1, mesh=mesh.make({"data": 1})), "mesh has axes data"),
+        (np.zeros(3), dict(width=1, fn="train"), "fn is 'train'; a function"),
         (np.zeros(3), dict(width=0), "width is 0"),
         (np.zeros(3), dict(width=1, mode="scan"), "mode is 'scan'"),
     ],
 )
 def test_bad_arguments(members, keyed, message):
     with pytest.raises(ValueError, match=message):
-        ensemble.run(lambda s, x: {"y": x}, None, members, **keyed)
+        fn = keyed.pop("fn", lambda s, x: {"y": x})
+        ensemble.run(fn, None, members, **keyed)

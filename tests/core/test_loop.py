@@ -247,10 +247,14 @@ def test_start_ignores_first_checks_and_the_end_restores_too():
     np.testing.assert_array_equal(result.state.params["a"], [8.0, 8.0])
 
 
-def test_nan_is_no_improvement_and_nothing_seen_restores_nothing():
-    result = run_series((EarlyStop("v", patience=2),), v=[np.nan, np.nan, 1.0])
-    assert result.checks["v"].shape == (2,) and int(result.best_checks[0]) == -1
-    np.testing.assert_array_equal(result.state.params["a"], [4.0, 4.0])
+def test_the_first_check_counts_even_if_it_is_nan():
+    """As in Keras, see tests/parity: nothing improves on it, and its weights are restored."""
+    result = run_series((EarlyStop("v", patience=2),), v=[np.nan, np.nan, 1.0, 0.5])
+    assert result.checks["v"].shape == (3,) and int(result.best_checks[0]) == 0
+    np.testing.assert_array_equal(result.state.params["a"], [2.0, 2.0])
+    late = run_series((EarlyStop("v", patience=2, start=9),), v=[1.0, 2.0, 3.0])  # none counts
+    assert int(late.best_checks[0]) == -1
+    np.testing.assert_array_equal(late.state.params["a"], [6.0, 6.0])
     kept = run_series((EarlyStop("v", patience=1, restore=None),), v=[1.0, 2.0, 3.0])
     np.testing.assert_array_equal(kept.state.params["a"], [4.0, 4.0])
 
@@ -273,7 +277,8 @@ def test_the_check_before_the_first_step_counts():
     stopped = loop.run(
         counting, state, nothing, *arguments[3:], stops=(EarlyStop("v", patience=1),), **keyed
     )
-    assert stopped.checks["v"].shape == (1,) and stopped.metrics["number"].shape == (0,)
+    assert stopped.checks["v"].shape == (2,) and int(stopped.best_checks[0]) == 0
+    np.testing.assert_array_equal(stopped.state.params["a"], 7.0)
 
 
 def test_early_stop_under_vmap_stops_each_model_by_itself():

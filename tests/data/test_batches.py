@@ -88,10 +88,26 @@ def test_bad_sources():
     with pytest.raises(ValueError, match="at least one step of each kind"):
         one = batches(jnp.arange(4), np.arange(4), 2)
         interleaved(one, one, np.ones(3, bool))
-    with pytest.raises(ValueError, match="0 indices"):
-        batches(jnp.arange(4), np.arange(0), 2)
-    with pytest.raises(ValueError, match="batch_size 0"):
-        batches(jnp.arange(4), np.arange(4), 0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "indices", "keyed", "message"),
+    [
+        (np.arange(4), np.arange(0), {}, "indices is empty"),
+        (np.arange(4), np.arange(4), dict(batch_size=0), "batch_size is 0"),
+        (np.arange(4), np.arange(4), dict(batch_size=2.0), "batch_size is 2.0; a whole number"),
+        (np.arange(4), np.array([0, 4]), {}, "row index 4 is out of range; allowed are 0 to 3"),
+        (np.arange(4), jnp.array([-1, 3]), {}, "row index -1 is out of range"),
+        (np.arange(4), np.array([0, -2]), dict(least=1), "allowed are -1 to 3"),
+        (np.arange(4), np.array([True, False, True, True]), {}, "is a mask"),
+        (np.arange(4), np.array([0.0, 1.0]), {}, "float64"),
+        ({"x": np.zeros((4, 2)), "y": np.zeros(3)}, np.arange(3), {}, "arrays have lengths"),
+        ({}, np.arange(3), {}, "arrays have lengths"),
+    ],
+)
+def test_bad_batches(arrays, indices, keyed, message):
+    with pytest.raises(ValueError, match=message):
+        batches(arrays, indices, **{"batch_size": 2} | keyed)
 
 
 def test_digits_split_is_always_the_same():
