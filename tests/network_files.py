@@ -101,6 +101,9 @@ def write_gguf(file, config, params, kind=None, change=None, **metadata):
         writer.add_bos_token_id(config.bos)
     for i, token in enumerate(config.eos):
         (writer.add_eos_token_id, writer.add_eot_token_id)[i](token)
+    for key, value in metadata.pop("entries", {}).items():
+        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
+        add[type(value)](key, value)
     for key, value in metadata.items():
         getattr(writer, key)(value)
     tensors = {}

@@ -60,7 +60,7 @@ def read() -> tuple[decoder.Pretrained, dict[str, np.ndarray], np.ndarray]:
     """The model, the examples, and the slice of each."""
     pretrained = decoder.from_pretrained(os.environ["SMOLLM2_GGUF"])
     questions = text.tofu("full")[: AUTHORS * QUESTIONS]
-    template = text.template_of(pretrained.chat_template)
+    template = text.TEMPLATES["chatml"]  # the model's own without its default system prompt
     sequences = text.encode(
         pretrained.tokenizer, questions, template=template, system=None, max_tokens=192
     )

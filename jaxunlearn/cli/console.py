@@ -153,8 +153,10 @@ def check_json(path: Path | None, made: Path | None = None) -> None:
 
 
 def _holds_run(folder: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return {"settings", "versions"} <= set(json.loads((folder / "settings.json").read_bytes()))
+    from jaxunlearn.core.readers import read_object
+
+    with contextlib.suppress(OSError, ValueError):
+        return {"settings", "versions"} <= read_object(folder / "settings.json").keys()
     return False
 
 
@@ -205,14 +207,15 @@ def guarded(work: Callable[[], Any], again: str, *, bad_input: int = USAGE) -> i
     Args:
         work: is called.
         again: a command that goes on after an interruption.
-        bad_input: exit code of a ValueError or OSError: USAGE as long as nothing is done, FAILED
-            from then on.
+        bad_input: exit code of a ValueError, an OSError or a package that is missing: USAGE as long
+            as nothing is done, FAILED from then on.
 
     Returns:
         The exit code. One of several processes that fails where the others do not ends at once.
     """
     from jaxunlearn.core.checks import NonFiniteError
     from jaxunlearn.core.disk import DamagedError
+    from jaxunlearn.core.extras import MissingPackageError
 
     try:
         work()
@@ -231,7 +234,7 @@ def guarded(work: Callable[[], Any], again: str, *, bad_input: int = USAGE) -> i
     except (DamagedError, ArithmeticError) as failure:
         error(str(failure))
         return _leave(FAILED)
-    except (ValueError, OSError) as failure:
+    except (ValueError, OSError, MissingPackageError) as failure:
         error(str(failure))
         return bad_input if bad_input == USAGE else _leave(bad_input)
     return OK

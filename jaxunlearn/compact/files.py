@@ -16,6 +16,7 @@ from jaxunlearn.compact.architecture import Architecture
 from jaxunlearn.core import tree
 from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.model import Model
+from jaxunlearn.core.readers import parse_json, reading
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn import plain_convolutions
 from jaxunlearn.nn.files import safetensors
@@ -70,15 +71,14 @@ def load(path: str | os.PathLike) -> Loaded:
     says = safetensors.metadata(path).get(_SAYS)
     if says is None:
         raise ValueError(f"{path} is a safetensors file, but not of `jaxunlearn compact`")
-    try:
-        architecture = Architecture.of_json(json.loads(says))
-        _ = architecture.model
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} describes no network that is known: {error}") from error
-    tensors = safetensors.tensors(path, quantised=True)
-    leaves = _dequantised(path, {name: tensor[...] for name, tensor in tensors.items()})
-    _check(str(path), architecture, leaves)
-    return Loaded(architecture, tree.nested(leaves))
+    with reading(f"{path} describes no network that is known"):
+        architecture = Architecture.of_json(parse_json(says, _SAYS))
+        _ = jax.eval_shape(architecture.model.init, jax.random.key(0))
+    with reading(path):
+        tensors = safetensors.tensors(path, quantised=True)
+        leaves = _dequantised(path, {name: tensor[...] for name, tensor in tensors.items()})
+        _check(str(path), architecture, leaves)
+        return Loaded(architecture, tree.nested(leaves))
 
 
 def export(model: Model, params: Tree, input_shape: tuple[int, int, int]) -> bytes:

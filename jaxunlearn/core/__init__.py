@@ -60,8 +60,8 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__ = exports(
     __name__,
-    "adapters checkpoint checks chunks configuration disk ema ensemble finite folders keys loop"
-    " losses members mesh model optimizers pixels products records resume run_folder sources stages"
-    " step study tree".split(),
+    "adapters chat checkpoint checks chunks configuration disk ema ensemble extras finite folders"
+    " keys loop losses members mesh model optimizers pixels products readers records resume"
+    " run_folder sources stages step study tree".split(),
     {"EarlyStop": "loop", "Model": "model", "Stage": "stages", "TrainState": "step"},
 )

@@ -9,6 +9,7 @@ on top.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,7 +34,8 @@ class LowRank:
         base: [..., n, m], an array or again a `LowRank`.
         lora_a: [..., n, r].
         lora_b: [..., r, m].
-        scale: [...]; 0 switches the adapter off, layer by layer, without another program.
+        scale: [...], float32 however short the type of the matrices (16/12 in bfloat16 is another
+            function); 0 switches the adapter off, layer by layer, without another program.
     """
 
     base: Any
@@ -45,8 +47,9 @@ class LowRank:
         return x @ self.base + products.thin(x, self.lora_a, self.lora_b, self.scale)
 
     def astype(self, dtype: Any) -> "LowRank":
-        """All four in another type."""
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
+        """The matrices in another type; the scale stays what it is."""
+        a, b = self.lora_a.astype(dtype), self.lora_b.astype(dtype)
+        return LowRank(self.base.astype(dtype), a, b, self.scale)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -130,10 +133,15 @@ def attach(
         a = jax.random.uniform(fold(key, "lora", name), (*stack, n, rank), minval=-1, maxval=1)
         b = jnp.zeros((*stack, rank, m), kernel.dtype)
         a = (a / n**0.5).astype(kernel.dtype)
-        return LowRank(kernel, a, b, jnp.full(stack, scale, kernel.dtype))
+        return LowRank(kernel, a, b, scales(stack, scale, kernel.dtype))
 
     chosen = tree.selected(_kernel_names(params), targets, "targets")
     return _map_kernels(wrap, params, chosen)
+
+
+def scales(stack: Sequence[int], scale: float, dtype: Any) -> jax.Array:
+    """The scale of adapters on a stack of kernels of a type, in float32 at least."""
+    return jnp.full(tuple(stack), scale, jnp.promote_types(dtype, jnp.float32))
 
 
 def merge(params: Tree) -> Tree:
@@ -157,7 +165,9 @@ def switch(params: Tree, on: jax.Array) -> Tree:
     """Switches the outermost adapters: `on` is a traced mask, [] or one entry per layer [L]."""
 
     def scaled(leaf: Any) -> Any:
-        return dataclasses.replace(leaf, scale=leaf.scale * on) if _is_adapter(leaf) else leaf
+        if not _is_adapter(leaf):
+            return leaf
+        return dataclasses.replace(leaf, scale=(leaf.scale * on).astype(leaf.scale.dtype))
 
     return jax.tree.map(scaled, params, is_leaf=_is_adapter)
 

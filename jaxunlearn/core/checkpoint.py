@@ -206,7 +206,7 @@ def _read_arrays(path: Path) -> Tree:
         for entry, array in entries.items():
             dtype, _, name = entry.partition(":")
             leaves[name] = array.view(jnp.dtype(dtype))
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # names and types may be anything
         raise DamagedError(f"{path} is damaged ({error!r}); delete it and resume") from error
     if tree.digest(leaves) != digest:
         raise DamagedError(f"{path} is damaged (its contents have another hash)")

@@ -5,6 +5,8 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 
 class NonFiniteError(ArithmeticError):
     """A training diverged: a loss, a weight or an output is infinite or not a number."""
@@ -32,6 +34,24 @@ def positive(name: str, value: Any) -> Any:
     """A finite number above 0."""
     if not 0 < _number(name, value) < math.inf:
         raise ValueError(f"{name} is {value}; it must be above 0 and finite")
+    return value
+
+
+def temperature(name: str, value: Any, *, zero: bool = False) -> Any:
+    """A temperature: above 0 and finite, or 0 where that takes the likeliest; likewise its inverse.
+
+    A traced value passes, so that temperatures can be swept.
+    """
+    from jax.core import Tracer
+
+    if not isinstance(value, Tracer):
+        given = np.asarray(value)
+        if given.dtype.kind in "bOSU":
+            raise ValueError(f"{name} is {value!r}; a number is needed")
+        numbers = given.astype(np.float64)
+        if not (((numbers >= 0) if zero else (numbers > 0)) & (numbers < math.inf)).all():
+            bound = ">= 0" if zero else "> 0"
+            raise ValueError(f"{name} is {value}; it must be {bound} and finite")
     return value
 
 

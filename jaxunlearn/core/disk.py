@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxunlearn.core import readers
+
 _DIGITS = 64  # of a checksum, SHA-256 in hex
 
 
@@ -47,9 +49,7 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 size = file.seek(-_DIGITS, os.SEEK_END)
                 if file.read() != _checksum(file, size):
                     raise ValueError("its contents have another hash")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
+            return readers.read_npz(Path(path))
         except Exception as error:  # a flipped bit can make the archive raise almost anything
             raise DamagedError(f"{path} is damaged ({error}); delete it and resume") from error
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxunlearn.core import checks
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """-log softmax(logits)[label]: logits [..., K], integer labels [...] -> [...], in nats."""
@@ -23,11 +25,15 @@ def kl_divergence(logits: jax.Array, teacher_logits: jax.Array, temperature=1.0)
     Args:
         logits: student, [..., K].
         teacher_logits: teacher, [..., K].
-        temperature: divides both logits.
+        temperature: divides both logits, > 0 (at 0 there is no divergence, but an argmax).
 
     Returns:
         [...], in nats.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite, unless it is traced.
     """
+    checks.temperature("kl_divergence: temperature", temperature)
     log_p = jax.nn.log_softmax(teacher_logits / temperature)
     log_q = jax.nn.log_softmax(logits / temperature)
     p = jnp.exp(log_p)

@@ -16,8 +16,13 @@ def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def thin(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
-    """`scale x a b`: [..., n], [n, r], [r, m], [] -> [..., m]."""
-    return _thin(x, a, b, scale) if jax.default_backend() == "cpu" else (x @ a * scale) @ b
+    """`scale x a b`: [..., n], [n, r], [r, m], [] -> [..., m], in the type of `x a b`.
+
+    The scale may be more precise than the rest; what is scaled is rounded once.
+    """
+    if jax.default_backend() == "cpu":
+        return _thin(x, a, b, scale)
+    return _scaled(x @ a, scale) @ b
 
 
 def over_rows(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -48,20 +53,24 @@ _dense.defvjp(_dense_forward, _dense_backward)
 
 @jax.custom_vjp
 def _thin(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
-    return (x @ a * scale) @ b
+    return _scaled(x @ a, scale) @ b
 
 
 def _thin_forward(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array):
     inner = x @ a
-    return (inner * scale) @ b, (x, a, b, scale, inner)
+    return _scaled(inner, scale) @ b, (x, a, b, scale, inner)
 
 
 def _thin_backward(kept: tuple, g: jax.Array):
     x, a, b, scale, inner = kept
     d_inner = g @ b.T
     d_scale = jnp.sum(d_inner * inner).astype(scale.dtype)
-    d_inner = d_inner * scale
-    return d_inner @ a.T, over_rows(d_inner, x).T, over_rows(inner * scale, g), d_scale
+    d_inner, scaled = _scaled(d_inner, scale), _scaled(inner, scale)
+    return d_inner @ a.T, over_rows(d_inner, x).T, over_rows(scaled, g), d_scale
+
+
+def _scaled(inner: jax.Array, scale: jax.Array) -> jax.Array:
+    return (inner * scale).astype(inner.dtype)
 
 
 _thin.defvjp(_thin_forward, _thin_backward)

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.core.disk import DamagedError, replacing
+from jaxunlearn.core.readers import read_object
 
 
-def read(path: Path) -> Any:
+def read(path: Path) -> dict[str, Any]:
     """Reads a record.
 
     Raises:
-        DamagedError: it is missing or no JSON; it is named.
+        DamagedError: it is missing or no object of JSON; it is named.
     """
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, OSError, RecursionError) as error:
+        return read_object(path, DamagedError)
+    except (DamagedError, OSError) as error:
         raise DamagedError(f"{path} is damaged ({error})") from error
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from jaxunlearn.core import configuration
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.checkpoint import BlockStore
+from jaxunlearn.core.disk import DamagedError
+from jaxunlearn.core.readers import parse_json, reading
 from jaxunlearn.core.tree import Tree
 
 
@@ -57,13 +59,15 @@ class ResumePoint:
             raise ValueError(
                 f"{path} comes from another start, key or other stages; choose another folder"
             )
-        before = content.pop("configuration", None)
-        configuration.check(before if before is None else json.loads(before.tobytes()), str(path))
+        with reading(file := self._store.file(0), DamagedError):
+            text = content.pop("configuration", None)
+            before = None if text is None else parse_json(text.tobytes(), file)
+            saved = [leaf for _, leaf in sorted(content.pop("progress").items())]
+        configuration.check(before, str(path))
         leaves, structure = jax.tree.flatten(like)
-        saved = [leaf for _, leaf in sorted(content.pop("progress").items())]
         shapes = [[np.shape(leaf) for leaf in some] for some in (leaves, saved)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"{self._store.file(0)} holds the progress of another stage or model")
+            raise ValueError(f"{file} holds the progress of another stage or model")
         placed = [_placed(leaf, like) for leaf, like in zip(saved, leaves, strict=True)]
         return jax.tree.unflatten(structure, placed), content
 

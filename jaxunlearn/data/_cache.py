@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -23,8 +22,9 @@ import numpy as np
 
 from jaxunlearn.core.disk import sync_folder
 from jaxunlearn.data._decode import Arrays, Encoded, decode
+from jaxunlearn.data._notices import notice
 
-_FORMAT = 1  # raised when decoding changes, so that old entries are made anew
+_FORMAT = 2  # raised when decoding changes, so that old entries are made anew
 
 
 def load(encoded: Encoded, cache_dir: str | os.PathLike | Literal[False] | None) -> Arrays:
@@ -52,7 +52,7 @@ def _kept(encoded: Encoded, cache: Path) -> Arrays:
         with _locked(entry):
             arrays, damage = _read(entry, fingerprint)  # another process may have made it
             if damage:
-                _notice(f"{entry} is damaged ({damage}); it is made anew")
+                notice(f"{entry} is damaged ({damage}); it is made anew")
             if arrays is None:
                 arrays = _make(encoded, entry, fingerprint)
     return arrays
@@ -83,12 +83,12 @@ def _fingerprint(encoded: Encoded) -> str:
 
 def _make(encoded: Encoded, entry: Path, fingerprint: str) -> Arrays:
     size = f"{encoded.n_images:,} images, {encoded.n_bytes / 1e6:.3g} MB"
-    _notice(f"decoding {encoded.name}: {size} into {entry}")
+    notice(f"decoding {encoded.name}: {size} into {entry}")
     arrays = decode(encoded)
     try:
         _write(entry, arrays, fingerprint)
     except OSError as error:
-        _notice(f"the cache {entry} could not be written ({error}); decoding again next time")
+        notice(f"the cache {entry} could not be written ({error}); decoding again next time")
     return arrays
 
 
@@ -166,7 +166,3 @@ def _locked(entry: Path) -> Iterator[None]:
         except (ImportError, OSError):
             pass  # no locks on this system, or no writing either: the write says so
         yield
-
-
-def _notice(text: str) -> None:
-    print(f"jaxunlearn: {text}", file=sys.stderr, flush=True)

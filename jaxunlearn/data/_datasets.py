@@ -68,7 +68,9 @@ def load(
             - the path of an `.npz` file with `x_train, y_train, x_val, y_val`, or `x, y`: images
               [n, H, W] or [n, H, W, C], uint8 or floats in [0, 1], integer labels;
             - the path of a folder of PNG or JPEG images, `train/<class>/*` and `test/<class>/*`
-              (or `val`, `validation`), or `<class>/*`; classes are numbered by name.
+              (or `val`, `validation`), or `<class>/*`; classes are numbered by name, and in the
+              order of the numbers if all names are numbers. Pictures are turned as their EXIF data
+              say, and have an alpha channel where pixels may be transparent.
 
             A string that names a prepared set and a path means the set.
         n_train: training examples, the first of a fixed permutation. None: all; 1200 for digits.

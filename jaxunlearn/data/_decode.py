@@ -2,17 +2,34 @@
 
 import dataclasses
 import io
+import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from jaxunlearn.core.readers import reading
 
 Arrays = dict[str, np.ndarray]
 Item = tuple[str, bytes, int]  # where it stands (for errors), the encoded image, its label
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels: Pillow's name
-_CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "CMYK": 3, "YCbCr": 3, "RGBA": 4}
+MOST_PIXELS = 2**26  # of one image; the cameras of phones have 50 million
+_CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "CMYK": 3, "YCbCr": 3, "LA": 4, "RGBA": 4}
+_ORIENTATION = 274  # EXIF's tag
+# What turns an image that is stored in each of its orientations upright.
+_UPRIGHT: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: x.swapaxes(0, 1)[:, ::-1],
+    7: lambda x: x.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda x: x.swapaxes(0, 1)[::-1],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +76,7 @@ class Encoded:
     @property
     def n_bytes(self) -> int:
         """Bytes of the decoded images."""
-        return self.n_images * int(np.prod(self.shape))
+        return self.n_images * math.prod(self.shape)
 
 
 def decode(encoded: Encoded) -> Arrays:
@@ -69,24 +86,38 @@ def decode(encoded: Encoded) -> Arrays:
         `{"x_<split>": uint8 [n, H, W, C], "y_<split>": int32 [n]}`.
 
     Raises:
-        ValueError: an image cannot be decoded or has another shape, or a label is out of range.
+        ValueError: an image cannot be decoded or has another shape, a label is out of range, or all
+            images together are larger than the machine's memory.
     """
     from rich.console import Console
     from rich.progress import Progress
 
+    if encoded.n_bytes > _memory():
+        raise ValueError(
+            f"{encoded.root}: its {encoded.n_images:,} images of {described(encoded.shape)} are "
+            f"{encoded.n_bytes / 1e9:.3g} GB, more than this machine's memory; give `size`"
+        )
     arrays = {}
     console = Console(file=sys.stderr)
     bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     with bar as progress:
         task = progress.add_task("decoding", total=encoded.n_images)
         for split, size in encoded.sizes.items():
-            x = np.empty((size, *encoded.shape), np.uint8)
-            y = np.empty(size, np.int32)
+            with reading(encoded.root):
+                x, y = np.empty((size, *encoded.shape), np.uint8), np.empty(size, np.int32)
             for i, item in enumerate(encoded.read(split)):
                 x[i], y[i] = _image(encoded, item), _label(encoded, item)
                 progress.advance(task)
             arrays |= {f"x_{split}": x, f"y_{split}": y}
     return arrays
+
+
+def _memory() -> float:
+    """Bytes of the machine's memory, where that can be known."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # another system than Unix
+        return math.inf
 
 
 def _label(encoded: Encoded, item: Item) -> int:
@@ -101,7 +132,9 @@ def _label(encoded: Encoded, item: Item) -> int:
 
 def _image(encoded: Encoded, item: Item) -> np.ndarray:
     where, data, _ = item
-    image = pixels(where, data, MODES[encoded.shape[-1]] if encoded.convert else None)
+    n_channels = encoded.shape[-1]
+    image = pixels(where, data, MODES[n_channels] if encoded.convert else None)
+    image = with_alpha_of(image, n_channels)
     if encoded.size is not None:
         image = scaled(image, encoded.size, encoded.size)
     if image.shape != encoded.shape:
@@ -142,22 +175,51 @@ def described(shape: tuple[int, ...]) -> str:
 def pixels(where: str, data: bytes, mode: str | None = None) -> np.ndarray:
     """Decodes one PNG or JPEG image, `where` in errors: uint8 [H, W, C].
 
-    The mode is Pillow's name of the wanted channels; None keeps the image's own, and makes RGB of
-    palettes, CMYK and YCbCr.
+    The mode is Pillow's name of the wanted channels, as prepared sets have them. None is for images
+    as people see them: with their own channels, but RGB of palettes, CMYK and YCbCr, and RGBA where
+    pixels may be transparent (an alpha channel, also of grey images, or a tRNS chunk, also of
+    palettes); turned as their EXIF data say.
 
     Raises:
-        ValueError: no image, a truncated one, or one of other than 8 bits a channel.
+        ValueError: no image, a truncated one, one of other than 8 bits a channel, or one of more
+            than `MOST_PIXELS`.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            stored = image.mode
-            if stored not in _CHANNELS:
-                raise ValueError(f"its mode is {stored}; 8-bit grey, RGB or RGBA is needed")
-            mode = mode or MODES[_CHANNELS[stored]]
-            array = np.asarray(image if stored == mode else image.convert(mode))
-    except Exception as error:  # Pillow raises almost anything for damaged files
-        reason = "it is no PNG or JPEG" if "cannot identify" in str(error) else str(error)
-        raise ValueError(f"{where} cannot be decoded: {reason}") from error
-    return array[:, :, None] if array.ndim == 2 else array
+    with reading(f"{where} cannot be decoded"):
+        try:
+            opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        except UnidentifiedImageError:
+            raise ValueError("it is no PNG or JPEG") from None
+        with opened as image:
+            _check_size(image)
+            stored, is_own = _mode(image), mode is None
+            mode = mode or stored
+            array = np.asarray(image if image.mode == mode else image.convert(mode))
+            orientation = image.getexif().get(_ORIENTATION) if is_own else None
+        array = _UPRIGHT.get(orientation, lambda x: x)(array)
+        return array[:, :, None] if array.ndim == 2 else array
+
+
+def _check_size(image: Any) -> None:
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels; at most {MOST_PIXELS:,} are read")
+
+
+def _mode(image: Any) -> str:
+    """Pillow's name of the channels that an image is read with."""
+    if image.mode not in _CHANNELS:
+        raise ValueError(f"its mode is {image.mode}; 8-bit grey, RGB or RGBA is needed")
+    if any("16" in str(tile[3]) for tile in image.tile):  # Pillow would drop the lower 8
+        raise ValueError("it has 16 bits a channel; convert it to 8 bits first")
+    return MODES[4 if image.has_transparency_data else _CHANNELS[image.mode]]
+
+
+def with_alpha_of(image: np.ndarray, n_channels: int) -> np.ndarray:
+    """An image with or without an alpha channel that is opaque everywhere, as others have it."""
+    if image.shape[2] == 4 and n_channels == 3 and (image[..., 3] == 255).all():
+        return image[..., :3]
+    if image.shape[2] == 3 and n_channels == 4:
+        return np.concatenate([image, np.full_like(image[..., :1], 255)], axis=-1)
+    return image

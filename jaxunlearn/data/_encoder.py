@@ -27,7 +27,7 @@ class Encoder:
         overlong: what happens to a question with its answer that has more, "error" or "drop".
 
     Raises:
-        ValueError: no tokenizer, or `max_tokens` out of range.
+        ValueError: no tokenizer, a template that cannot be used, or `max_tokens` out of range.
     """
 
     tokenizer: "Tokenizer | None"
@@ -44,10 +44,12 @@ class Encoder:
             )
         if self.tokenizer is None:
             raise ValueError("the model comes without a tokenizer (tokenizer.json); one is needed")
+        template_of(self.chat_template).writer(self.tokenizer)  # fails here rather than later
 
     @property
     def _options(self) -> dict[str, Any]:
-        return {"template": template_of(self.chat_template), "max_tokens": self.max_tokens}
+        limits = {"max_tokens": self.max_tokens, "vocabulary": self.vocabulary}
+        return {"template": template_of(self.chat_template)} | limits
 
     def sequences(self, questions: list[Question]) -> Sequences:
         """Questions with their answers.
@@ -55,21 +57,22 @@ class Encoder:
         Raises:
             ValueError: a text that is too long, or a token that the network does not know.
         """
-        rows = encode(self.tokenizer, questions, **self._options, overlong=self.overlong)
-        most = int(rows.tokens.max())
-        if most >= self.vocabulary:
-            raise ValueError(
-                f"the tokenizer gives the token {most}; the network knows 0 to "
-                f"{self.vocabulary - 1}"
-            )
-        return rows
+        return encode(self.tokenizer, questions, **self._options, overlong=self.overlong)
 
     def responses(self, questions: list[Question], texts: tuple[str, ...]) -> PromptTree:
-        """Every question with each of the same responses, in one row."""
+        """Every question with each of the same responses, in one row.
+
+        Raises:
+            ValueError: as `sequences`.
+        """
         each = [texts] * len(questions)
         rows = encode_responses(self.tokenizer, questions, each, **self._options, end_of_turn=False)
         return tree(rows, len(texts))
 
     def prompts(self, questions: list[Question]) -> tuple[np.ndarray, np.ndarray]:
-        """Questions to be answered."""
+        """Questions to be answered.
+
+        Raises:
+            ValueError: as `sequences`.
+        """
         return prompts(self.tokenizer, questions, **self._options)

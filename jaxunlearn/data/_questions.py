@@ -1,12 +1,13 @@
 """Questions with answers from files of JSON lines: TOFU, GSM8K, or the user's own."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from jaxunlearn.core.readers import parse_json, reading
 
 _TOFU = "huggingface.co/datasets/locuslab/TOFU"
 _GSM8K = "github.com/openai/grade-school-math, grade_school_math/data"
@@ -32,7 +33,7 @@ class Question(NamedTuple):
 def jsonl(
     path: str | os.PathLike, *, question: str = "question", answer: str = "answer"
 ) -> list[Question]:
-    """Reads JSON lines in UTF-8, one object each; blank lines are skipped.
+    r"""Reads JSON lines in UTF-8, one object each; blank lines are skipped.
 
     `question` and `answer` name the fields of an object.
 
@@ -42,7 +43,8 @@ def jsonl(
 
     Raises:
         ValueError: there is no such file or nothing in it; a line that is no JSON object, lacks a
-            field, or has one that is empty or no text. The message names the file and the line.
+            field, or has one that is empty or no text, or half of a character ("\ud83d"). The
+            message names the file and the line.
     """
     path = Path(os.path.expanduser(path))
     if not path.is_file():
@@ -139,17 +141,15 @@ def _read(
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            try:
-                questions.append(change(_question(line, question, answer, f"{name}:{number}")))
-            except ValueError as error:  # JSON and Unicode errors are among them
-                raise ValueError(f"{path}, line {number}: {error}") from error
+            with reading(where := f"{path}, line {number}"):
+                row = parse_json(line, where)
+                questions.append(change(_question(row, question, answer, f"{name}:{number}")))
     if not questions:
         raise ValueError(f"{path} is empty; a JSON object on each line is needed")
     return questions
 
 
-def _question(line: bytes, question: str, answer: str, name: str) -> Question:
-    row = json.loads(line)
+def _question(row: Any, question: str, answer: str, name: str) -> Question:
     if not isinstance(row, dict):
         raise ValueError(f"a {type(row).__name__} where a JSON object is needed")
     for field in (question, answer):

@@ -1,17 +1,18 @@
 """Questions and answers as token arrays that say which tokens are learned."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
 from jaxunlearn.core import checks
-from jaxunlearn.data._chat import SYSTEM, ChatTemplate
+from jaxunlearn.data._chat import SYSTEM, ChatTemplate, JinjaTemplate, Writer, first_tokens
 from jaxunlearn.data._questions import Question
 
 Tokenizer: TypeAlias = Any  # a `tokenizers.Tokenizer`, only received here
+Template: TypeAlias = ChatTemplate | JinjaTemplate
 Ids: TypeAlias = list[int]
 
 
@@ -44,12 +45,13 @@ def encode(
     tokenizer: Tokenizer,
     questions: Sequence[Question],
     *,
-    template: ChatTemplate,
+    template: Template,
     system: str | None = SYSTEM,
     max_tokens: int,
     overlong: str = "error",
     multiple: int = 8,
     pad: int = 0,
+    vocabulary: int | None = None,
 ) -> Sequences:
     """Questions with their answers, to train on.
 
@@ -59,29 +61,31 @@ def encode(
     Args:
         tokenizer: a `tokenizers.Tokenizer` that neither pads nor truncates.
         questions: N of them.
-        template: the chat format.
-        system: the system prompt; None or "" for none.
+        template: the chat format (`template_of`).
+        system: the system prompt; None or "" for none. The default one is left out where the
+            template of a model takes none.
         max_tokens: the most tokens that prompt and response may have, e.g. the model's context.
         overlong: "error", or "drop" to leave out the questions that have more.
         multiple: T and R are rounded up to multiples of it (T to `max_tokens` at most), so that
             few different programs are compiled.
         pad: the token that fills up, any of the model's; nothing depends on it.
+        vocabulary: tokens that the network knows; None leaves that unchecked.
 
     Returns:
         NumPy arrays; N rows in the order of the questions, fewer if some are dropped.
 
     Raises:
-        ValueError: a response without tokens or, unless dropped, a text that is too long, naming
-            its `id`; a tokenizer that pads, truncates, or lacks the tokens of the format; no
-            questions, or none left.
+        ValueError: a response without tokens, a token that the network does not know or, unless
+            dropped, a text that is too long, naming its `id`; a tokenizer that pads, truncates, or
+            lacks the tokens of the format; no questions, or none left.
     """
     if overlong not in ("error", "drop"):
         raise ValueError(f"overlong is {overlong!r}; error and drop are allowed")
-    _check("encode", tokenizer, questions, template, max_tokens, multiple)
+    writer = _writer("encode", tokenizer, questions, template, max_tokens, multiple)
     names = [question.id for question in questions]
-    heads = _prompts(tokenizer, questions, template, system)
-    answers = [question.answer for question in questions]
-    tails = _responses(tokenizer, answers, names, template, end_of_turn=True)
+    pairs = [(question.question, question.answer) for question in questions]
+    heads, tails = _answered(tokenizer, writer, pairs, names, system, end_of_turn=True)
+    _check_vocabulary(tokenizer, heads, tails, names, vocabulary)
     if overlong == "drop":
         both = zip(heads, tails, strict=True)
         fitting = [(head, tail) for head, tail in both if len(head) + len(tail) <= max_tokens]
@@ -101,12 +105,13 @@ def encode_responses(
     questions: Sequence[Question],
     responses: Sequence[Sequence[str]],
     *,
-    template: ChatTemplate,
+    template: Template,
     system: str | None = SYSTEM,
     max_tokens: int,
     end_of_turn: bool = True,
     multiple: int = 8,
     pad: int = 0,
+    vocabulary: int | None = None,
 ) -> Sequences:
     """Several responses to each question, to evaluate: true and false answers, refusals.
 
@@ -118,7 +123,7 @@ def encode_responses(
     Raises:
         ValueError: as in `encode`, or unequal numbers of responses.
     """
-    _check("encode_responses", tokenizer, questions, template, max_tokens, multiple)
+    writer = _writer("encode_responses", tokenizer, questions, template, max_tokens, multiple)
     counts = {len(of_one) for of_one in responses}
     if len(responses) != len(questions) or len(counts) != 1 or 0 in counts:
         raise ValueError(
@@ -127,10 +132,13 @@ def encode_responses(
         )
     n_responses = counts.pop()
     names = [f"{q.id}, response {j}" for q in questions for j in range(n_responses)]
-    flat = [response for of_one in responses for response in of_one]
-    tails = _responses(tokenizer, flat, names, template, end_of_turn)
-    of_question = _prompts(tokenizer, questions, template, system)
-    heads = [head for head in of_question for _ in range(n_responses)]
+    pairs = [
+        (question.question, response)
+        for question, of_one in zip(questions, responses, strict=True)
+        for response in of_one
+    ]
+    heads, tails = _answered(tokenizer, writer, pairs, names, system, end_of_turn)
+    _check_vocabulary(tokenizer, heads, tails, names, vocabulary)
     _check_lengths("encode_responses", heads, tails, names, max_tokens)
     return _sequences(heads, tails, max_tokens, multiple, pad)
 
@@ -139,11 +147,12 @@ def prompts(
     tokenizer: Tokenizer,
     questions: Sequence[Question],
     *,
-    template: ChatTemplate,
+    template: Template,
     system: str | None = SYSTEM,
     max_tokens: int,
     multiple: int = 8,
     pad: int = 0,
+    vocabulary: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Prompts without answers, to generate from; the arguments are those of `encode`.
 
@@ -154,10 +163,13 @@ def prompts(
     Raises:
         ValueError: as in `encode`.
     """
-    _check("prompts", tokenizer, questions, template, max_tokens, multiple)
-    heads = _prompts(tokenizer, questions, template, system)
+    writer = _writer("prompts", tokenizer, questions, template, max_tokens, multiple)
     names = [question.id for question in questions]
-    _check_lengths("prompts", heads, [[]] * len(heads), names, max_tokens)
+    texts = [_named(q.id, writer.prompt, q.question, system) for q in questions]
+    heads = _heads(tokenizer, writer, texts)
+    nothing: list[Ids] = [[]] * len(heads)
+    _check_vocabulary(tokenizer, heads, nothing, names, vocabulary)
+    _check_lengths("prompts", heads, nothing, names, max_tokens)
     width = min(round_up(max(map(len, heads)), multiple), max_tokens)
     tokens = np.full((len(heads), width), pad, np.int32)
     for row, head in zip(tokens, heads, strict=True):
@@ -171,14 +183,15 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def _check(
+def _writer(
     what: str,
     tokenizer: Tokenizer,
     questions: Sequence[Question],
-    template: ChatTemplate,
+    template: Template,
     max_tokens: int,
     multiple: int,
-) -> None:
+) -> Writer:
+    """The template for this tokenizer, after a look at the other arguments."""
     if not len(questions):
         raise ValueError(f"{what}: there are no questions; at least one is needed")
     for name, value in (("max_tokens", max_tokens), ("multiple", multiple)):
@@ -188,50 +201,80 @@ def _check(
             f"{what}: the tokenizer pads or truncates, which would hide where a response ends; "
             "call its no_padding() and no_truncation()"
         )
-    unknown = [token for token in template.special if tokenizer.token_to_id(token) is None]
-    if unknown:
-        raise ValueError(
-            f"{what}: the chat format {template.name} uses {' '.join(unknown)}, which the "
-            "tokenizer does not know; template_of finds the format of a model"
-        )
+    return _named(what, template.writer, tokenizer)
 
 
-def _tokenise(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
+def _tokenise(tokenizer: Tokenizer, texts: Iterable[str]) -> list[Ids]:
     # No special tokens are added: those that the format wants are in its text.
+    texts = list(texts)
     distinct = list(dict.fromkeys(texts))
     encoded = tokenizer.encode_batch(distinct, add_special_tokens=False)
     ids = {text: encoding.ids for text, encoding in zip(distinct, encoded, strict=True)}
     return [ids[text] for text in texts]
 
 
-def _prompts(
-    tokenizer: Tokenizer, questions: Sequence[Question], template: ChatTemplate, system: str | None
-) -> list[Ids]:
-    texts = [_named(q.id, template.prompt, q.question, system) for q in questions]
-    return _tokenise(tokenizer, texts)
+def _heads(tokenizer: Tokenizer, writer: Writer, texts: Sequence[str]) -> list[Ids]:
+    first = first_tokens(tokenizer) if writer.begins else []
+    return [first + ids for ids in _tokenise(tokenizer, texts)]
 
 
-def _responses(
+def _answered(
     tokenizer: Tokenizer,
-    texts: Sequence[str],
+    writer: Writer,
+    pairs: Sequence[tuple[str, str]],
     names: Sequence[str],
-    template: ChatTemplate,
+    system: str | None,
     end_of_turn: bool,
-) -> list[Ids]:
-    contents = [
-        _named(name, template.content, text) for name, text in zip(names, texts, strict=True)
+) -> tuple[list[Ids], list[Ids]]:
+    """Tokens of the prompts, and those of the answers."""
+    for name, (_, answer) in zip(names, pairs, strict=True):
+        if not answer.strip():
+            raise ValueError(
+                f"{name}: the response {answer!r} is empty; it needs at least one token"
+            )
+    written = [
+        _named(name, writer.answered, *pair, system)
+        for name, pair in zip(names, pairs, strict=True)
     ]
-    tokens = _tokenise(tokenizer, contents)
-    for name, text, ids in zip(names, texts, tokens, strict=True):
-        if not text.strip() or not ids:
-            raise ValueError(f"{name}: the response {text!r} is empty; it needs at least one token")
-    end = _tokenise(tokenizer, [template.end_of_turn])[0] if end_of_turn else []
-    return [ids + end for ids in tokens]
+    heads = _heads(tokenizer, writer, [head for head, _ in written])
+    tails = _tokenise(tokenizer, (tail for _, tail in written))
+    for name, (_, answer), ids in zip(names, pairs, tails, strict=True):
+        if not ids:
+            raise ValueError(
+                f"{name}: the response {answer!r} is empty; it needs at least one token"
+            )
+    end = writer.end_of_turn if end_of_turn else ""
+    ending = _tokenise(tokenizer, [end])[0]
+    apart = [ids + ending for ids in tails]
+    if not writer.joins:
+        return heads, apart
+    # A text is tokenised as a whole, unless a token would span prompt and answer.
+    whole = _tokenise(tokenizer, (head + tail + end for head, tail in written))
+    tails = [
+        ids[len(head) :] if ids[: len(head)] == head and len(ids) > len(head) else alone
+        for ids, head, alone in zip(whole, heads, apart, strict=True)
+    ]
+    return heads, tails
 
 
-def _named(name: str, write: Callable[..., str], *texts: str | None) -> str:
+def _check_vocabulary(
+    tokenizer: Tokenizer,
+    heads: list[Ids],
+    tails: list[Ids],
+    names: Sequence[str],
+    vocabulary: int | None,
+) -> None:
+    for name, head, tail in zip(names, heads, tails, strict=True):
+        if vocabulary is not None and (most := max(head + tail, default=-1)) >= vocabulary:
+            raise ValueError(
+                f"{name}: the tokenizer gives the token {most}; the network knows 0 to "
+                f"{vocabulary - 1} (it is {tokenizer.id_to_token(most)!r})"
+            )
+
+
+def _named(name: str, write: Callable[..., Any], *given: Any) -> Any:
     try:
-        return write(*texts)
+        return write(*given)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 

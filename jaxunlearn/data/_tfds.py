@@ -1,6 +1,6 @@
 """Sets of tensorflow_datasets that were prepared as ArrayRecord, read without TensorFlow."""
 
-import json
+import math
 import os
 import re
 import shlex
@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.data._decode import MODES, Encoded, Item
+from jaxunlearn.core import checks
+from jaxunlearn.core.readers import read_object, reading
+from jaxunlearn.data._decode import MODES, MOST_PIXELS, Encoded, Item
+from jaxunlearn.data._notices import notice
 
 _NAME = re.compile(r"(\w+)(?:/([\w.+-]+))?(?::(\d+\.\d+\.\d+))?")
 _CHUNK = 512  # records read at once
@@ -77,7 +80,7 @@ def open_prepared(name: str, place: Path, folder: Path) -> Encoded:
             f"data is {name!r}, prepared in {place} as {kind}, which cannot be read at random; "
             + how_to_prepare(name, folder)
         )
-    try:
+    with reading(f"{place} cannot be read as a prepared set"):
         builder = _module().builder_from_directory(place)
         features, splits = builder.info.features, builder.info.splits
         shards = {
@@ -89,11 +92,10 @@ def open_prepared(name: str, place: Path, folder: Path) -> Encoded:
             ]
             for split in splits
         }
-    except Exception as error:  # its parsers raise almost anything for damaged files
-        raise ValueError(f"{place} cannot be read as a prepared set: {error}") from error
-    image, label = _keys(name, features, builder.info.supervised_keys)
-    shape = _shape(name, features[image])
-    sources = _splits(name, shards)
+        image, label = _keys(name, features, builder.info.supervised_keys)
+        shape = _shape(name, features[image])
+        n_classes = checks.whole("the number of classes", features[label].num_classes)
+        sources = _splits(name, shards)
     for file, _ in (shard for split in sources.values() for shard in shards[split]):
         if not file.is_file():
             raise ValueError(f"{file} is missing; " + how_to_prepare(name, folder))
@@ -108,7 +110,7 @@ def open_prepared(name: str, place: Path, folder: Path) -> Encoded:
         sizes={ours: sum(n for _, n in shards[theirs]) for ours, theirs in sources.items()},
         shape=shape,
         shape_of="the shape in features.json",
-        n_classes=features[label].num_classes,
+        n_classes=n_classes,
         read=read,
         convert=True,
     )
@@ -121,10 +123,8 @@ def _module() -> Any:
 
 
 def _file_format(place: Path) -> str:
-    try:
-        return json.loads((place / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{place / 'dataset_info.json'} is damaged: {error}") from error
+    with reading(f"{place / 'dataset_info.json'} is damaged"):
+        return read_object(place / "dataset_info.json").get("fileFormat", "tfrecord")
 
 
 def _keys(name: str, features: Any, supervised: Any) -> tuple[str, str]:
@@ -150,6 +150,10 @@ def _shape(name: str, feature: Any) -> tuple[int, int, int]:
             f"data is {name!r}, whose images have no fixed shape ({shape}); resize them and load "
             "them as a folder of images"
         )
+    if math.prod(shape[:2]) > MOST_PIXELS:
+        raise ValueError(
+            f"data is {name!r}, with images {shape} of more than {MOST_PIXELS:,} pixels"
+        )
     dtype = np.dtype(feature.np_dtype)
     if shape[-1] not in MODES or dtype != np.uint8:
         raise ValueError(
@@ -166,21 +170,22 @@ def _splits(name: str, shards: dict) -> dict[str, str]:
             f"data is {name!r}, with the splits {sorted(shards)}; train and test (or validation) "
             "are needed"
         )
+    if others := sorted(shards.keys() - {"train", held_out[0]}):
+        notice(f"{name}: train and {held_out[0]} are read; {', '.join(others)} is not")
     return {"train": "train", "val": held_out[0]}
 
 
 def _records(builder: Any, split: str, shards: list, image: str, label: str) -> Iterator[Item]:
     # Images stay encoded here: decoding them in threads is ours, and so are its errors.
     skip = {image: _module().decode.SkipDecoding()}
-    source = builder.as_data_source(split, decoders=skip)
+    with reading(f"{builder.data_path}: split {split}"):
+        source = builder.as_data_source(split, decoders=skip)
     first = 0
     for file, length in shards:
         for start in range(first, first + length, _CHUNK):
             numbers = range(start, min(start + _CHUNK, first + length))
-            try:
+            with reading(f"{file} is damaged or no ArrayRecord file"):
                 records = [(r[image], int(r[label])) for r in source.__getitems__(list(numbers))]
-            except Exception as error:  # the reader raises almost anything for damaged files
-                raise ValueError(f"{file} is damaged or no ArrayRecord file: {error}") from error
             for number, (data, value) in zip(numbers, records, strict=True):
                 yield f"record {number - first} of {file}", data, value
         first += length

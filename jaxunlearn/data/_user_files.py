@@ -1,16 +1,28 @@
 """The user's own data: an `.npz` file, or a folder of images."""
 
+import functools
 import os
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxunlearn.data._decode import Arrays, Encoded, Item, described, pixels, scaled
+from jaxunlearn.core.readers import read_npz, reading
+from jaxunlearn.data._decode import (
+    MODES,
+    Arrays,
+    Encoded,
+    Item,
+    described,
+    pixels,
+    scaled,
+    with_alpha_of,
+)
+from jaxunlearn.data._notices import notice
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
 _HELD_OUT = ("test", "val", "validation")
+_ARRAYS = (("x_train", "y_train", "x_val", "y_val"), ("x", "y"))  # of an `.npz` file
 
 
 def npz(path: Path) -> tuple[Arrays, int]:
@@ -23,18 +35,11 @@ def npz(path: Path) -> tuple[Arrays, int]:
     Raises:
         ValueError: it is no such file; says what is wrong.
     """
-    stored = _npz_arrays(path)
-    if {"x_train", "y_train", "x_val", "y_val"} <= set(stored):
-        splits = {"train": ("x_train", "y_train"), "val": ("x_val", "y_val")}
-    elif {"x", "y"} <= set(stored):
-        splits = {"all": ("x", "y")}
-    else:
-        raise ValueError(
-            f"{path} holds {sorted(stored)}; x_train, y_train, x_val and y_val, or x and y, are "
-            "needed"
-        )
+    with reading(f"{path} cannot be read as an .npz file of arrays"):
+        stored = read_npz(path, functools.partial(_wanted, path))
     arrays: Arrays = {}
-    for split, (x, y) in splits.items():
+    for x, y in zip(*2 * [iter(stored)], strict=True):
+        split = x.partition("_")[2] or "all"
         arrays[f"x_{split}"] = _images(f"{x} of {path}", stored[x])
         arrays[f"y_{split}"] = _labels(f"{y} of {path}", stored[y])
         if len(stored[x]) != len(stored[y]):
@@ -62,20 +67,29 @@ def _n_classes(path: Path, arrays: Arrays) -> int:
     return n_classes
 
 
-def _npz_arrays(path: Path) -> Arrays:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names}
-    except Exception as error:  # a damaged archive can make either raise almost anything
-        raise ValueError(f"{path} cannot be read as an .npz file of arrays: {error}") from error
+def _wanted(path: Path, names: list[str]) -> tuple[str, ...]:
+    """Which members are read; the others are named."""
+    for wanted in _ARRAYS:
+        if set(wanted) <= set(names):
+            if others := sorted(set(names) - set(wanted)):
+                notice(f"{path} also holds {others}, which is not read")
+            return wanted
+    raise ValueError(
+        f"it holds {sorted(names)}; x_train, y_train, x_val and y_val, or x and y, are needed"
+    )
 
 
 def _images(what: str, x: np.ndarray) -> np.ndarray:
     if x.ndim not in (3, 4) or 0 in x.shape:
         raise ValueError(f"{what} is {list(x.shape)}; images [n, H, W] or [n, H, W, C] are needed")
     x = x[..., None] if x.ndim == 3 else x
+    _, height, width, channels = x.shape
+    is_square = height < width == channels
+    if is_square or (height != width and height <= max(MODES) < channels):
+        raise ValueError(
+            f"{what} is {list(x.shape)}, which looks like PyTorch's [n, C, H, W]; [n, H, W, C] is "
+            f"needed, {what.partition(' ')[0]}.transpose(0, 2, 3, 1)"
+        )
     if x.dtype == np.uint8:
         return x
     if not np.issubdtype(x.dtype, np.floating):
@@ -100,8 +114,10 @@ def _labels(what: str, y: np.ndarray) -> np.ndarray:
 def folder(path: Path) -> Encoded:
     """A folder of images, `train/<class>/*` with `test/<class>/*`, or `<class>/*`.
 
+    What lies beside `train` and the held-out folder is not read, which is said on stderr.
+
     Raises:
-        ValueError: it has another layout, or a file that is no PNG or JPEG.
+        ValueError: it has another layout, a file that is no PNG or JPEG, or a broken link.
     """
     names = {child.name for child in _children(path) if child.is_dir()}
     held_out = [name for name in _HELD_OUT if name in names]
@@ -109,12 +125,14 @@ def folder(path: Path) -> Encoded:
         raise ValueError(f"{path} has a folder train, but none of {', '.join(_HELD_OUT)}")
     places = {"train": path / "train", "val": path / held_out[0]} if "train" in names else None
     files = {split: _by_class(place) for split, place in (places or {"all": path}).items()}
-    classes = sorted(files["train" if places else "all"])
+    if places and (others := sorted(names - {place.name for place in places.values()})):
+        notice(f"{path}: train and {held_out[0]} are read; {', '.join(others)} is not")
+    classes = _numbered(path, files["train" if places else "all"])
     for extra in sorted(set().union(*files.values()) - set(classes)):
         raise ValueError(f"{path} has the class {extra!r} in {held_out[0]} only; train needs it")
     number = {name: i for i, name in enumerate(classes)}
     flat = {
-        split: [(file, number[name]) for name in sorted(of) for file in of[name]]
+        split: [(file, number[name]) for name in classes for file in of.get(name, ())]
         for split, of in files.items()
     }
     first = next(iter(flat.values()))[0][0]
@@ -142,7 +160,10 @@ def folder(path: Path) -> Encoded:
 def images(
     files: Sequence[str | os.PathLike], shape: tuple[int, int, int], *, resize: bool = False
 ) -> np.ndarray:
-    """Decodes image files that a network is to read.
+    """Decodes image files that a network is to read, upright as their EXIF data say.
+
+    An alpha channel that is opaque everywhere is dropped where the network reads none, and added
+    where it does.
 
     Args:
         files: n PNG or JPEG files.
@@ -153,14 +174,14 @@ def images(
         uint8 [n, H, W, C].
 
     Raises:
-        ValueError: a file that is not there, is no image, or has another size or number of
-            channels; it is named.
+        ValueError: a file that is not there, is no image, has another size or number of channels,
+            16 bits a channel, or more than 67 million pixels; it is named.
     """
     decoded = []
     for file in map(Path, files):
         if not file.is_file():
             raise ValueError(f"{file} is no file")
-        image = pixels(str(file), file.read_bytes())
+        image = with_alpha_of(pixels(str(file), file.read_bytes()), shape[2])
         image = scaled(image, *shape[:2]) if resize else image
         if image.shape != shape:
             raise ValueError(
@@ -171,8 +192,22 @@ def images(
     return np.stack(decoded)
 
 
+def _numbered(path: Path, names: Iterable[str]) -> list[str]:
+    """Names of classes in their order: as numbers where all of them are some, else as texts."""
+    if not all(name.isascii() and name.isdigit() for name in names):
+        return sorted(names)
+    classes = sorted(names, key=lambda name: (int(name), name))
+    if any(int(name) != i for i, name in enumerate(classes)):
+        notice(f"{path}: classes are counted from 0: class 0 is the folder {classes[0]!r}")
+    return classes
+
+
 def _children(path: Path) -> list[Path]:
-    return sorted(child for child in path.iterdir() if not child.name.startswith("."))
+    children = sorted(child for child in path.iterdir() if not child.name.startswith("."))
+    for child in children:
+        if not child.exists():
+            raise ValueError(f"{child} is a link to {os.readlink(child)!r}, which is not there")
+    return children
 
 
 def _by_class(path: Path) -> dict[str, list[Path]]:
@@ -184,6 +219,8 @@ def _by_class(path: Path) -> dict[str, list[Path]]:
         for file in classes[place.name]:
             if file.suffix.lower() not in _ENDINGS:
                 raise ValueError(f"{file} is no {', '.join(_ENDINGS)} file; move it elsewhere")
+            if not file.is_file():
+                raise ValueError(f"{file} is no file; move it elsewhere")
         if not classes[place.name]:
             raise ValueError(f"{place} holds no images")
     if not classes:

@@ -224,14 +224,17 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     """Mean and standard deviation of each channel, for `normalise`.
 
     Images are [n, H, W, C], uint8 (scaled to [0, 1]) or floats. The two tuples of C floats are
-    accumulated in float64, and hashable, so that a compiled function may close over them.
+    accumulated in float64, and hashable, so that a compiled function may close over them. For a
+    channel that is the same everywhere, such as an opaque alpha, 1 stands for the deviation 0.
     """
     scale = 255 if images.dtype == np.uint8 else 1
     chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
     count = images.size // images.shape[-1]
     mean = np.sum([chunk.sum((0, 1, 2), np.float64) for chunk in chunks], 0) / count
     squares = np.sum([((chunk - mean) ** 2).sum((0, 1, 2)) for chunk in chunks], 0)
-    return tuple((mean / scale).tolist()), tuple((np.sqrt(squares / count) / scale).tolist())
+    deviations = np.sqrt(squares / count) / scale
+    deviations = np.where(deviations > 1e-9, deviations, 1.0)  # above the rounding of a mean
+    return tuple((mean / scale).tolist()), tuple(deviations.tolist())
 
 
 def compose(*steps: Callable[[Key, jax.Array], jax.Array]) -> "Composition":

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.linalg
 
 from jaxunlearn.core.checks import rows
+from jaxunlearn.core.readers import read_npy, reading
 
 _CHUNK = 4096  # examples taken to float64 at once
 
@@ -79,14 +80,13 @@ def from_file(path: str | os.PathLike, n: int) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"forget_file is {str(path)!r}; there is no such file")
-    try:
+    with reading(f"forget_file {path} does not hold integers"):
         if path.suffix == ".npy":
-            indices = np.load(path, allow_pickle=False)
+            indices = read_npy(path)
         else:
             indices = np.array([int(word) for word in path.read_text().replace(",", " ").split()])
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"forget_file {path} does not hold integers: {error}") from error
-    return check(indices, n)
+    with reading(f"forget_file {path}"):
+        return check(indices, n)
 
 
 def check(indices: np.ndarray, n: int) -> np.ndarray:

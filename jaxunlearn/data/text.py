@@ -1,8 +1,8 @@
 """Text for language models: questions and answers, chat formats, token arrays.
 
-From a source (`tofu`, `gsm8k`, `jsonl`, `refusals`, `superficial_prompts`) come `Question`s; a
-`ChatTemplate` writes them as a model wants them; `encode` makes `Sequences`, arrays that know which
-tokens are the response:
+From a source (`tofu`, `gsm8k`, `jsonl`, `refusals`, `superficial_prompts`) come `Question`s; the
+model's own template (`JinjaTemplate`) or a `ChatTemplate` writes them as a model wants them;
+`encode` makes `Sequences`, arrays that know which tokens are the response:
 
     questions = text.tofu("forget10")
     template = text.template_of(chat_template_of_the_model)
@@ -13,7 +13,7 @@ tokens are the response:
 loads one, and nothing is downloaded.
 """
 
-from jaxunlearn.data._chat import SYSTEM, TEMPLATES, ChatTemplate, template_of
+from jaxunlearn.data._chat import SYSTEM, TEMPLATES, ChatTemplate, JinjaTemplate, template_of
 from jaxunlearn.data._encoder import Encoder
 from jaxunlearn.data._packing import Bucket, Packed, PromptTree, buckets, pack, tree
 from jaxunlearn.data._questions import Question, gsm8k, jsonl, tofu
@@ -27,6 +27,7 @@ __all__ = [
     "Bucket",
     "ChatTemplate",
     "Encoder",
+    "JinjaTemplate",
     "Packed",
     "Question",
     "Sequences",

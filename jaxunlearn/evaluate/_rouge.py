@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxunlearn.core.extras import MissingPackageError
 from jaxunlearn.evaluate._checks import strings
 
 
@@ -27,16 +28,14 @@ def rouge_l(
 
     Raises:
         ValueError: other than two sequences of equally many strings.
-        ImportError: the package is not installed.
+        MissingPackageError: the package is not installed.
     """
     predictions = strings("predictions", predictions)
     references = strings("references", references, len(predictions))
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
-        raise ImportError(
-            "ROUGE needs the package rouge_score; install the extra: pip install 'jaxunlearn[llm]'"
-        ) from error
+        raise MissingPackageError("ROUGE", "rouge_score") from error
     scorer = RougeScorer(["rougeL"], use_stemmer=stem)
     pairs = zip(references, predictions, strict=True)
     scores = [scorer.score(reference, prediction)["rougeL"] for reference, prediction in pairs]

@@ -25,7 +25,7 @@ from jaxunlearn.evaluate import memorization, muse
 from jaxunlearn.evaluate import tofu as measures
 from jaxunlearn.nn.language import likelihood
 from jaxunlearn.nn.language.decoder import Config, Pretrained
-from jaxunlearn.nn.language.generation import generate
+from jaxunlearn.nn.language.generation import before_end, generate
 from jaxunlearn.nn.language.likelihood import TokenStats
 
 GROUPS = ("forget", "retain", "real_authors", "world_facts")
@@ -69,6 +69,9 @@ def answer_stats(
 
     Returns:
         NumPy arrays [N, J, R].
+
+    Raises:
+        ValueError: a text that is too long, or a token that the network does not know.
     """
     rows = text.encode_responses(
         pretrained.tokenizer,
@@ -76,6 +79,7 @@ def answer_stats(
         answers,
         template=text.template_of(pretrained.chat_template),
         max_tokens=max_tokens,
+        vocabulary=pretrained.config.vocabulary,
     )
     n_answers = len(answers[0])
     joined = jax.tree.map(jnp.asarray, text.tree(rows, n_answers))
@@ -207,7 +211,7 @@ def continuations(
     *,
     batch: int = 16,
 ) -> list[str]:
-    """Greedy texts after prompts: 200 tokens for TOFU, 128 and 32 for MUSE.
+    """Greedy texts after prompts, up to their ends: 200 tokens for TOFU, 128 and 32 for MUSE.
 
     Args:
         config: the network's.
@@ -221,6 +225,6 @@ def continuations(
     decoded = []
     for rows, size in chunks.blocks(len(prompts), batch):
         tokens = generate(config, params, jnp.asarray(prompts[rows]), mask[rows], n_tokens)
-        texts = [tokenizer.decode(row.tolist()) for row in np.asarray(tokens)]
+        texts = [tokenizer.decode(row) for row in before_end(config, tokens)]
         decoded += texts[:size]
     return decoded

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.core.disk import DamagedError, replacing
+from jaxunlearn.core.readers import parse_json, reading
 from jaxunlearn.exact.plan import Plan, recipe_of
 
 
@@ -43,20 +44,24 @@ class Files:
     def __init__(self, folder: Path, digest: str):
         """Reads a store's plan, whose file has this hash, and all else that it names."""
         self.folder, self.digest = folder, digest
-        record = _read_json(self.folder / "plan.json", digest)
-        orders = tuple(tuple(map(tuple, shard)) for shard in record["plan"]["orders"])
-        recipe = recipe_of(record["plan"]["recipe"])
-        self.plan = Plan(**record["plan"] | {"orders": orders, "recipe": recipe})
-        self.network: dict[str, Any] = record["network"]
-        examples = _read_json(self.folder / "examples.json", record["examples"])
-        self.ids = {name: i for i, name in enumerate(examples["ids"])}
-        self.groups: list[str] = examples["groups"]
-        self.digests: list[str] = examples["sha256"]
-        self.places = np.array([place_of(self.plan, group) for group in self.groups])
-        self.source: dict[str, Any] | None = record["source"]
-        self.configuration: dict[str, Any] | None = record.get("configuration")
-        self.base: str = record["base"]
-        self._base_digest = record["base_file"]
+        with reading(folder / "plan.json", DamagedError):
+            record = _read_json(folder / "plan.json", digest)
+            orders = tuple(tuple(map(tuple, shard)) for shard in record["plan"]["orders"])
+            recipe = recipe_of(record["plan"]["recipe"])
+            self.plan = Plan(**record["plan"] | {"orders": orders, "recipe": recipe})
+            self.network: dict[str, Any] = record["network"]
+            self.source: dict[str, Any] | None = record["source"]
+            self.configuration: dict[str, Any] | None = record.get("configuration")
+            self.base: str = record["base"]
+            self._base_digest = record["base_file"]
+        with reading(folder / "examples.json", DamagedError):
+            examples = _read_json(folder / "examples.json", record["examples"])
+            self.ids = {name: i for i, name in enumerate(examples["ids"])}
+            self.groups: list[str] = examples["groups"]
+            self.digests: list[str] = examples["sha256"]
+            self.places = np.array([place_of(self.plan, group) for group in self.groups])
+            if not len(self.ids) == len(self.groups) == len(self.digests):
+                raise ValueError("ids, groups and sha256 are not equally many")
 
     def place(self, name: str) -> int:
         """Number a L + s of slice s of shard a, which holds an example."""
@@ -114,4 +119,4 @@ def _read_json(path: Path, digest: str) -> Any:
         raise DamagedError(f"{path} is damaged ({error})") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise DamagedError(f"{path} is damaged (it has another hash)")
-    return json.loads(content)
+    return parse_json(content, path, DamagedError)

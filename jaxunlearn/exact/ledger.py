@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.core.disk import DamagedError, alone, sync_folder
+from jaxunlearn.core.readers import parse_json, reading
 
 _START = "0" * 64  # what the first entry has for the checksum before it
 
@@ -190,6 +191,7 @@ def _written(entry: Entry) -> bytes:
 
 def _entry_of(line: bytes) -> Entry | None:
     try:
-        return Entry(**json.loads(line))
-    except (ValueError, TypeError):
+        with reading("entry"):
+            return Entry(**parse_json(line, "entry"))
+    except ValueError:
         return None

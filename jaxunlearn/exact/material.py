@@ -1,7 +1,6 @@
 """Where examples come from: to make a store of them, and to read again those that are left."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from jaxunlearn import data
 from jaxunlearn.core.pixels import as_float
+from jaxunlearn.core.readers import read_object
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import text
 from jaxunlearn.exact.predictor import Predictor
@@ -176,7 +176,7 @@ def config_of(base: Path, n_classes: int) -> Config:
         ValueError: nothing that can be read.
     """
     file = base / "config.json"
-    if file.is_file() and json.loads(file.read_text()).get("model_type") == "vit":
+    if file.is_file() and read_object(file).get("model_type") == "vit":
         return vit.read_config(base, n_classes)
     return decoder.read_config(base)
 

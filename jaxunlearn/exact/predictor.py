@@ -11,6 +11,7 @@ import numpy as np
 from jaxunlearn.core import checkpoint
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.disk import DamagedError
+from jaxunlearn.core.readers import reading
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.exact import deletion, serving
 from jaxunlearn.exact.examples import check_inputs
@@ -85,8 +86,9 @@ class Predictor(Store):
 
     def __init__(self, folder: str | os.PathLike):
         super().__init__(folder)
-        self.config = config_of(self.files.network)
-        self.network = network_of(self.config)
+        with reading(self.folder / "plan.json", DamagedError):
+            self.config = config_of(self.files.network)
+            self.network = network_of(self.config)
         self.weights = Weights(self.files)
         self._base: Tree | None = None
         self._served: tuple[Any, Tree] | None = None  # what it is, and on the device

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxunlearn.core import records
+from jaxunlearn.core.disk import DamagedError
+from jaxunlearn.core.readers import reading
 from jaxunlearn.exact.plan import StageRecipe, recipe_of
 from jaxunlearn.exact.store import Store
 
@@ -109,14 +111,15 @@ def settings_of(store: Store, moved: Moved = STAYED) -> Settings:
     Raises:
         ValueError: it was made by a program of its own, which alone knows its examples.
     """
-    record = _source(store)["settings"]
-    base = record["base"] if moved.base is None else moved.base
-    parts: dict[str, Any] = {
-        "sizes": Sizes(**record["sizes"]),
-        "recipe": recipe_of(record["recipe"]),
-    }
-    parts |= {"base": None if base is None else Path(base), "data": moved.data or record["data"]}
-    return Settings(**record | parts)
+    with reading(store.folder / "plan.json", DamagedError):
+        record = _source(store)["settings"]
+        base = record["base"] if moved.base is None else moved.base
+        parts: dict[str, Any] = {
+            "sizes": Sizes(**record["sizes"]),
+            "recipe": recipe_of(record["recipe"]),
+        }
+        parts |= {"base": None if base is None else Path(base)}
+        return Settings(**record | parts | {"data": moved.data or record["data"]})
 
 
 def reading_of(store: Store) -> dict[str, Any]:
@@ -125,7 +128,8 @@ def reading_of(store: Store) -> dict[str, Any]:
     Raises:
         ValueError: as in `settings_of`.
     """
-    return _source(store)["reading"]
+    with reading(store.folder / "plan.json", DamagedError):
+        return _source(store)["reading"]
 
 
 def check_same(store: Store, settings: Settings) -> None:

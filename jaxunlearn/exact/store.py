@@ -13,8 +13,10 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from jaxunlearn.core import checks
 from jaxunlearn.core.disk import DamagedError
 from jaxunlearn.core.folders import check_own
+from jaxunlearn.core.readers import reading
 from jaxunlearn.exact import deletion
 from jaxunlearn.exact.files import Files, check_id
 from jaxunlearn.exact.ledger import Entry, Ledger
@@ -56,15 +58,25 @@ class State:
     def take(self, entries: Sequence[Entry]) -> None:
         """Takes those entries of a ledger that it has not taken yet."""
         for entry in entries[self._taken :]:
-            if entry.what == "delete":
-                for name in entry.data["ids"]:
-                    self._delete(name, entry.number)
-            elif entry.what in ("train", "repair"):
-                for order in entry.data["orders"]:
-                    self.trained[order["shard"], order["order"]] = Generation(
-                        order["generation"], entry.data["seen"], order["sha256"]
-                    )
+            path = self._files.folder / "ledger.jsonl"
+            with reading(f"{path} is damaged: entry {entry.number}", DamagedError):
+                self._take(entry)
         self._taken = len(entries)
+
+    def _take(self, entry: Entry) -> None:
+        if entry.what == "delete":
+            for name in entry.data["ids"]:
+                self._delete(name, entry.number)
+        elif entry.what in ("train", "repair"):
+            seen = checks.whole("seen", entry.data["seen"], 0)
+            bounds = {"shard": self._files.plan.n_shards, "order": self._files.plan.budget}
+            for order in entry.data["orders"]:
+                shard, number = (
+                    checks.at_least(name, checks.whole(name, order[name], 0), 0, below)
+                    for name, below in bounds.items()
+                )
+                generation = checks.whole("generation", order["generation"], 0)
+                self.trained[shard, number] = Generation(generation, seen, order["sha256"])
 
     def _delete(self, name: str, number: int) -> None:
         place = self._files.place(name)
@@ -143,7 +155,9 @@ class Store:
         self.ledger = Ledger(self.folder / "ledger.jsonl")
         if not self.ledger.refresh():
             raise DamagedError(f"{self.ledger.path} is damaged: it has no whole entry")
-        self.files = Files(self.folder, self.ledger.entries[0].data["plan"])
+        with reading(f"{self.ledger.path} is damaged: entry 0", DamagedError):
+            digest = self.ledger.entries[0].data["plan"]
+        self.files = Files(self.folder, digest)
         self.plan = self.files.plan
         self.state = State(self.files)
         self._take_new()

@@ -14,7 +14,7 @@ from jaxunlearn.core.run_folder import Progress
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.evaluate import paths as measures
 from jaxunlearn.nn.language.decoder import head
-from jaxunlearn.nn.language.generation import generate
+from jaxunlearn.nn.language.generation import before_end, generate
 from jaxunlearn.paths import forgetting
 from jaxunlearn.paths.job import Job
 from jaxunlearn.paths.measures import measure
@@ -217,7 +217,8 @@ def _right_answers(job: Job, params: Tree) -> np.ndarray:
         for attempt in range(s.attempts):
             key = keys.fold(jax.random.key(s.seed), "attempt", attempt)
             tokens = generate(job.pretrained.config, params, prompts, mask, room, key=key)
-            for answer, final in zip(np.asarray(tokens), finals, strict=True):
-                said = measures.gsm8k_answer(decode(answer.tolist()))
+            answers = before_end(job.pretrained.config, tokens)
+            for answer, final in zip(answers, finals, strict=True):
+                said = measures.gsm8k_answer(decode(answer))
                 right.append(said is not None and said == float(final))
     return np.array(right)

@@ -5,7 +5,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxunlearn.core import checks, losses
 
@@ -308,9 +307,8 @@ def fits(loss: str, name: str, array: jax.Array | None, of: str, larger: jax.Arr
 
 
 def positive(loss: str, name: str, value) -> None:
-    """Raises a ValueError if the value is a number, not traced or an array, and not above 0."""
-    if isinstance(value, int | float | np.number) and not value > 0:
-        raise ValueError(f"{loss}: {name} is {value}; it must be > 0")
+    """Raises a ValueError if an inverse temperature is not above 0 and finite, unless traced."""
+    checks.temperature(f"{loss}: {name}", value)
 
 
 def _hidden_error(loss: str, hidden, target, mask, denominator) -> jax.Array:

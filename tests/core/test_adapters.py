@@ -1,5 +1,6 @@
 """LoRA as a transformation of parameters: it changes nothing at first, and only adapters train."""
 
+import dataclasses
 import functools
 
 import chex
@@ -51,7 +52,9 @@ def filled(params, key=KEY):
     own, rest = adapters.split(params)
     leaves, structure = jax.tree.flatten(own)
     keys = jax.random.split(key, len(leaves))
-    leaves = [0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    leaves = [
+        0.1 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
+    ]
     return tree.combine(jax.tree.unflatten(structure, leaves), rest)
 
 
@@ -72,6 +75,33 @@ def test_merged_equals_unmerged(rank, alpha, stabilized, seed):
     adapted = filled(adapted, key)
     merged, unmerged = forward(jax.jit(adapters.merge)(adapted), X), forward(adapted, X)
     np.testing.assert_allclose(merged, unmerged, atol=1e-5 * float(jnp.abs(unmerged).max()))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_scale_is_float32_whatever_the_matrices_are(dtype):
+    base, a, b, x = (
+        np.random.default_rng(i).normal(size=shape).astype(dtype)
+        for i, shape in enumerate([(6, 5), (6, 3), (3, 5), (4, 6)])
+    )
+
+    @jax.jit
+    def run(kernel, x):
+        kernel = adapters.switch({"k": kernel}, True)["k"].astype(dtype)
+        slopes = jax.grad(lambda kernel: jnp.sum((x @ kernel).astype("float32")))(kernel)
+        return x @ kernel, kernel.dense(), kernel.scale, slopes
+
+    for stabilized, scale in ((False, 4 / 3), (True, 4 / 3**0.5)):
+        options = {"rank_stabilized": stabilized}
+        kernel = adapters.attach({"k": base}, "k", 3, 4.0, KEY, **options)["k"]
+        kernel = dataclasses.replace(kernel, lora_a=jnp.asarray(a), lora_b=jnp.asarray(b))
+        y, dense, used, slopes = run(kernel, x)
+        assert kernel.scale == used == np.float32(scale) and used.dtype == "float32"
+        wanted = base.astype(float) + scale * (a.astype(float) @ b.astype(float))
+        eps = float(jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(np.asarray(dense, float), wanted, rtol=eps, atol=1e-6)
+        # The type of a layer's output is that of its input, and so are those of the gradients.
+        assert y.dtype == dtype and slopes.scale.dtype == "float32"
+        assert slopes.base.dtype == slopes.lora_a.dtype == slopes.lora_b.dtype == dtype
 
 
 def test_an_adapter_upon_an_adapter_is_as_if_the_first_were_merged():

@@ -35,6 +35,12 @@ def test_rows_in_chunks_are_those_of_all_at_once(n):
         (checks.at_least, ("l2", float("inf"), 0), "l2 is inf; it must be at least 0 and finite"),
         (checks.at_least, ("p", 1.0, 0, 1), "p is 1.0; it must be at least 0 and below 1"),
         (checks.positive, ("rate", 0), "rate is 0; it must be above 0 and finite"),
+        (checks.temperature, ("t", 0), "t is 0; it must be > 0 and finite"),
+        (checks.temperature, ("t", np.float32(-1)), "t is -1.0; it must be > 0 and finite"),
+        (checks.temperature, ("t", np.array([1, np.nan])), r"t is .*; it must be > 0 and finite"),
+        (checks.temperature, ("t", np.inf), "t is inf; it must be > 0 and finite"),
+        (checks.temperature, ("t", "1"), "t is '1'; a number is needed"),
+        (checks.temperature, ("t", [None]), r"t is \[None\]; a number is needed"),
         (checks.one_of, ("mode", "up", ("min", "max")), "mode is 'up'; min, max are allowed"),
     ],
 )
@@ -47,6 +53,8 @@ def test_what_is_allowed_is_returned():
     assert checks.whole("n", np.int64(3)) == 3
     assert checks.at_least("p", 0.5, 0, 1) == checks.positive("p", 0.5) == 0.5
     assert checks.one_of("mode", "min", ["min"]) == "min"
+    assert checks.temperature("t", 0, zero=True) == 0 and checks.temperature("t", 0.5) == 0.5
+    assert jax.eval_shape(lambda t: checks.temperature("t", t), 0.0).shape == ()  # traced
 
 
 def test_the_first_number_that_is_not_finite_is_named():

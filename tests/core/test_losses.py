@@ -74,3 +74,10 @@ def test_kl_divergence_is_zero_only_at_the_teacher():
 
 def test_squared_error():
     np.testing.assert_allclose(losses.squared_error(jnp.array([[1.0, 3.0]]), jnp.zeros((1, 2))), 5)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, -2.0, np.nan, np.inf, np.float32(0)])
+def test_divergence_needs_a_temperature(temperature):
+    logits = np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match="kl_divergence: temperature is .*; it must be > 0"):
+        losses.kl_divergence(logits, logits, temperature)

@@ -264,8 +264,10 @@ def test_other_formats():
 
 
 def test_the_format_of_a_model():
-    assert text.template_of(SMOLLM2_JINJA) is CHATML
-    assert text.template_of(LLAMA3_JINJA) is LLAMA3
+    for jinja in (SMOLLM2_JINJA, LLAMA3_JINJA):  # what reads messages is rendered
+        assert text.template_of(jinja) == text.JinjaTemplate(jinja)
+    assert text.template_of("<|im_start|> <|im_end|>") is CHATML
+    assert text.template_of("{{'<|start_header_id|>'}}{{'<|eot_id|>'}}") is LLAMA3
     assert text.template_of("{{ '[INST] <<SYS>>' + s + '<</SYS>>' }} [/INST]") is LLAMA2
     assert text.template_of(None) is PLAIN
     mistral, phi4 = "{{ '[INST] ' + m }}", "<|im_start|>{{ r }}<|im_sep|>{{ m }}<|im_end|>"
@@ -292,7 +294,8 @@ def test_the_response_and_its_end_are_learned_and_nothing_else(tokenizer, templa
         assert answer == question.answer
         first = found.where[i, 0] + 1
         prompt = tokenizer.decode(found.tokens[i, :first], skip_special_tokens=False)
-        assert prompt == template.prompt(question.question, system)
+        begin = "<s>" if template is PLAIN else ""  # a base model's text begins as all texts do
+        assert prompt == begin + template.prompt(question.question, system)
         assert not found.tokens[i, first + len(labels) :].any()  # only padding follows
     if template in (CHATML, LLAMA3):  # the line before the answer keeps the pieces apart anyway
         whole = ids_of(tokenizer, template.prompt("And?", system) + "No" + template.end_of_turn)

@@ -1,9 +1,14 @@
+import os
+import struct
+import zlib
+
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxunlearn import data
+from jaxunlearn.comparison.study import network_for
 
 X = np.random.default_rng(0).integers(0, 256, (8, 4, 5, 3), dtype=np.uint8)
 Y = np.arange(8) % 3
@@ -50,7 +55,10 @@ def test_a_whole_npz_is_split_by_a_fixed_permutation(tmp_path):
         ({"x": X.astype(np.int64), "y": Y}, "x of .* is int64; uint8, or floats"),
         ({"x": X / 1.0, "y": Y}, "floats must lie in"),
         ({"x": np.where(X == X[0, 0, 0, 0], np.nan, X / 255), "y": Y}, "x of .* holds NaN"),
-        ({"x": np.array([None] * 8), "y": Y}, "cannot be read as an .npz file of arrays: Object"),
+        (
+            {"x": np.array([None] * 8), "y": Y},
+            "cannot be read as an .npz file of arrays: x: Object",
+        ),
         ({"x_train": X, "y_train": Y, "x_val": X[:, :3], "y_val": Y}, "they must be alike"),
         ({"x": X, "y": Y + 1}, "has 3 different labels from 1 to 3"),
         ({"x": X, "y": Y * 1000}, "has 3 different labels from 0 to 2000"),
@@ -214,3 +222,145 @@ def test_folders_are_scaled_when_they_are_decoded_and_kept_by_size(tmp_path):
             data.images([file], (size, size, 3), resize=True)[0], own.x_train[0]
         )
     assert len(list((tmp_path / "cache").glob("pets-*/entry.json"))) == 2
+
+
+def save_png(file, x, **more):
+    Image.fromarray(x).save(file, **more)
+    return file
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_pictures_are_turned_upright(tmp_path, orientation, ending):
+    exif = Image.Exif()
+    exif[274] = orientation
+    file = tmp_path / f"a.{ending}"
+    Image.fromarray(X[0]).save(file, exif=exif)
+    with Image.open(file) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(data.images([file], upright.shape)[0], upright)
+
+
+def test_transparency_is_alpha_however_it_is_stored(tmp_path):
+    hidden = np.zeros((4, 4), np.uint8)
+    hidden[2:] = 1
+    palette = Image.fromarray(hidden, "L").convert("P")
+    palette.putpalette([255, 0, 0, 0, 0, 255] + [0] * 762)
+    colours = np.zeros((4, 4, 3), np.uint8)
+    colours[:2, :, 0], colours[2:, :, 2] = 255, 255
+    grey = Image.fromarray(hidden * 200)
+    alpha = Image.fromarray(hidden * 255)
+    palette.save(tmp_path / "palette.png", transparency=0)
+    save_png(tmp_path / "rgb.png", colours, transparency=(255, 0, 0))
+    grey.save(tmp_path / "grey.png", transparency=0)
+    Image.merge("LA", (grey, alpha)).save(tmp_path / "la.png")
+    Image.fromarray(hidden * 255).convert("1").save(tmp_path / "bits.png", transparency=0)
+    for file in sorted(tmp_path.glob("*.png")):
+        (image,) = data.images([file], (4, 4, 4))
+        np.testing.assert_array_equal(image[..., 3], 255 * hidden, err_msg=file.name)
+        with pytest.raises(ValueError, match=f"{file.name} is 4x4 with 4 channels"):
+            data.images([file], (4, 4, 3))
+
+
+def test_an_opaque_alpha_changes_nothing(make_folder, tmp_path):
+    folder, _ = make_folder()
+    plain = data.load(folder, cache_dir=tmp_path / "plain")
+    for name in ("train/cat/001.png", "test/dog/002.png"):
+        Image.open(folder / name).convert("RGBA").save(folder / name)
+    for array, other in zip(plain.arrays, data.load(folder).arrays, strict=True):
+        np.testing.assert_array_equal(array, other)
+    Image.open(folder / "train/cat/000.png").convert("RGBA").save(folder / "train/cat/000.png")
+    found = data.load(folder)  # the first image has one, so all do
+    np.testing.assert_array_equal(found.x_train[..., :3], plain.x_train)
+    assert (found.x_train[..., 3] == 255).all()
+    assert network_for("mlp", 0, found) is not None
+    mean, std = data.augment.channel_statistics(found.x_train)
+    assert mean[3] == 1 and std[3] == 1
+
+
+def png_of_16_bits(x, kind):
+    """A PNG of uint16 [H, W, C], which Pillow does not write in colour."""
+
+    def chunk(name, body):
+        check = struct.pack(">I", zlib.crc32(name + body))
+        return struct.pack(">I", len(body)) + name + body + check
+
+    head = struct.pack(">IIBBBBB", x.shape[1], x.shape[0], 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in x)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.parametrize(("kind", "n_channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_16_bits_are_refused(tmp_path, kind, n_channels):
+    file = tmp_path / "deep.png"
+    file.write_bytes(png_of_16_bits(np.full((4, 4, n_channels), 200, np.uint16), kind))
+    with pytest.raises(ValueError, match="deep.png cannot be .*(its mode is I;16|16 bits)"):
+        data.images([file], (4, 4, 3))
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 24, 32), (4, 9, 7), (12, 64, 64)])
+def test_channels_first_is_named(tmp_path, shape):
+    path = save(tmp_path / "a.npz", x=np.zeros((8, *shape), np.uint8), y=Y)
+    with pytest.raises(ValueError, match=r"x of .*\[n, C, H, W\]; .* x.transpose\(0, 2, 3"):
+        data.load(path, 4)
+    last = np.zeros((8, *shape), np.uint8).transpose(0, 2, 3, 1)
+    save(path, x=last, y=Y)
+    assert data.load(path, 4).x_train.shape[1:] == last.shape[1:]
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 256), (1, 1, 512), (32, 32, 3), (2, 9, 4), (16, 12, 60)])
+def test_channels_last_is_not_mistaken(tmp_path, shape):
+    path = save(tmp_path / "a.npz", x=np.zeros((8, *shape), np.uint8), y=Y)
+    assert data.load(path, 4).x_train.shape[1:] == shape
+
+
+def test_numbered_classes_are_counted_as_numbers(make_folder, capsys):
+    folder, _ = make_folder(splits=("",), classes=tuple(map(str, range(11))), n=2)
+    found = data.load(folder, 12)
+    assert found.classes == tuple(map(str, range(11)))
+    for file, label in zip(found.files_train, found.y_train, strict=True):
+        assert file.split("/")[0] == str(label)
+    assert "classes are counted" not in capsys.readouterr().err
+    folder, _ = make_folder(splits=("",), classes=("1", "2", "10"), name="from-one")
+    assert data.load(folder, 6).classes == ("1", "2", "10")
+    assert "class 0 is the folder '1'" in capsys.readouterr().err
+    folder, _ = make_folder(splits=("",), classes=("c2", "c10"), name="words")
+    assert data.load(folder, 4).classes == ("c10", "c2")
+
+
+def test_what_is_not_read_is_said(make_folder, make_prepared, tmp_path, capsys):
+    folder, _ = make_folder(splits=("train", "val", "test", "extra"))
+    assert len(data.load(folder).x_val) == 6
+    assert "train and test are read; extra, val is not" in capsys.readouterr().err
+    prepared, _ = make_prepared(splits=("train", "test", "validation"), shards=((4,), (2,), (1,)))
+    data.load("tiny", data_dir=prepared)
+    assert "train and test are read; validation is not" in capsys.readouterr().err
+    data.load(save(tmp_path / "a.npz", x=X, y=Y, x_test=X), 4)
+    assert "also holds ['x_test'], which is not read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["train/cat/link.png", "train/emu", "extra"])
+def test_broken_links_are_named(make_folder, tmp_path, place):
+    folder, _ = make_folder()
+    (folder / place).symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=f"{place} is a link to '.*gone', which is not there"):
+        data.load(folder)
+
+
+def test_folders_and_pipes_are_no_images(make_folder):
+    folder, _ = make_folder()
+    (folder / "train/cat/a.png").mkdir()
+    with pytest.raises(ValueError, match="a.png is no file"):
+        data.load(folder)
+    (folder / "train/cat/a.png").rmdir()
+    os.mkfifo(folder / "train/cat/a.png")
+    with pytest.raises(ValueError, match="a.png is no file"):
+        data.load(folder)
+
+
+def test_images_beyond_the_machines_memory(make_folder, monkeypatch):
+    folder, _ = make_folder()
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 1000}.__getitem__)
+    with pytest.raises(ValueError, match=r"pets: its 12 images .* more than this machine's memory"):
+        data.load(folder)

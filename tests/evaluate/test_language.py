@@ -119,3 +119,36 @@ def test_continuations_do_not_depend_on_the_batch(pretrained):
     config = dataclasses.replace(pretrained.config, context=50)
     with pytest.raises(ValueError, match="context of this network is 50"):
         language.continuations(config, *of[1:])
+
+
+def test_what_follows_the_end_is_no_text(pretrained):
+    """Of a network that ends at once, or after a word; what pads is an ordinary token here."""
+    config, tokenizer = pretrained.config, pretrained.tokenizer
+    end, word = config.eos[0], tokenizer.encode("!").ids[0]
+    follow = np.full(config.vocabulary, end)
+    for first, said in ((end, ""), (word, "!")):
+        follow[:] = first
+        follow[word] = end
+        table = np.zeros((config.vocabulary, 2 * config.vocabulary), np.float32)
+        table[np.arange(config.vocabulary), np.arange(config.vocabulary)] = 1
+        wide = dataclasses.replace(config, width=2 * config.vocabulary, tied=False, n_layers=1)
+        shapes = jax.eval_shape(decoder.decoder(wide).init, jax.random.key(0))[0]
+        params = jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), shapes)
+        params["embed"]["table"], params["norm"]["scale"] = table, np.ones(wide.width, np.float32)
+        params["head"]["kernel"][np.arange(config.vocabulary), follow] = 1
+        prompts, mask = np.full((2, 3), 5, np.int32), np.ones((2, 3), bool)
+        assert language.continuations(wide, params, tokenizer, prompts, mask, 4) == [said] * 2
+
+
+def test_answers_of_unknown_tokens_are_refused(pretrained):
+    """JAX would read another token's embedding in silence."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["[TOOL]"])
+    other = dataclasses.replace(pretrained, tokenizer=tokenizer)
+    question = text.Question("Call [TOOL] now", "Fine", "q:1")
+    with pytest.raises(ValueError, match=r"q:1, response 0: the tokenizer gives the token \d+;"):
+        language.answer_stats(other, [question], [["Fine"]], max_tokens=200)
+    prompts = np.full((1, 3), pretrained.config.vocabulary)
+    of = (pretrained.config, pretrained.params, tokenizer, prompts, np.ones((1, 3), bool), 2)
+    with pytest.raises(ValueError, match="tokens are .* the network knows 0 to"):
+        language.continuations(*of)

@@ -68,7 +68,7 @@ def test_rouge_without_its_package(monkeypatch):
         return load(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"install 'jaxunlearn\[llm\]'"):
+    with pytest.raises(ImportError, match=r'ROUGE needs .* pip install -e "\.\[llm\]"'):
         rouge_l(["a"], ["a"], stem=False)
 
 

@@ -60,6 +60,9 @@ def _of_index(index: Path, ignore: str) -> dict[str, safetensors.Stored]:
     if not isinstance(file_of, dict):
         raise ValueError(f"{index}: it has no weight_map")
     stored: dict[str, safetensors.Stored] = {}
+    for name, file in file_of.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(f"{index}: tensor {name!r} is in {file!r}, which is no file beside it")
     for file in sorted(set(file_of.values())):
         if not (index.parent / file).is_file():
             raise ValueError(f"{index}: the file {file!r} that it names is not there")

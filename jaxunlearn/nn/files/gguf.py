@@ -14,9 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxunlearn.core import checks
+from jaxunlearn.core.extras import MissingPackageError
+from jaxunlearn.core.readers import reading
+from jaxunlearn.nn.files.spans import check_apart
+
 # Format characters of `struct` for the types of metadata; 8 is a string, 9 an array.
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _STRING, _ARRAY = 8, 9
+_MOST_AXES = 4  # of a tensor, as in llama.cpp
 _AT_ONCE = 2**18  # numbers that are dequantised together: what a cache holds
 
 
@@ -63,21 +69,26 @@ def read(file: Path) -> tuple[dict[str, QuantisedTensor], dict[str, Any]]:
     """Tensors by their names in the file, and metadata; the weights are not read yet.
 
     Raises:
-        ValueError: no GGUF file, one that is cut off or one of several parts, or a tensor type
-            that is not known.
+        ValueError: no GGUF file, one that is cut off or one of several parts, a tensor type that is
+            not known, or tensors that are not apart in the file.
     """
     if not file.stat().st_size:
         raise ValueError(f"{file}: the file is empty")
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with (
+        reading(file),
+        file.open("rb") as opened,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
         if data[:4] != b"GGUF":
-            raise ValueError(f"{file}: no GGUF file")
+            raise ValueError("no GGUF file")
         try:
             tensors, metadata = _header(file, _Cursor(data))
         except (struct.error, UnicodeDecodeError) as error:
-            raise ValueError(f"{file}: cut off or broken in its header") from error
-    if metadata.get("split.count", 1) > 1:
-        raise ValueError(f"{file}: one of {metadata['split.count']} parts; merge them first")
-    return tensors, metadata
+            raise ValueError(f"cut off or broken in its header ({error})") from error
+        n_parts = checks.whole("split.count", metadata.get("split.count", 1), 0)
+        if n_parts > 1:
+            raise ValueError(f"one of {n_parts} parts; merge them first")
+        return tensors, metadata
 
 
 class _Cursor:
@@ -103,6 +114,8 @@ class _Cursor:
             return self.string()
         if kind == _ARRAY:
             inner, length = self.numbers("IQ")
+            if inner == _ARRAY:
+                raise struct.error("an array of arrays, which no metadata has")
             if inner in _SCALARS:
                 return list(self.numbers(f"{length}{_SCALARS[inner]}"))
             return [self.value(inner) for _ in range(length)]
@@ -121,19 +134,21 @@ def _header(file: Path, cursor: _Cursor) -> tuple[dict[str, QuantisedTensor], di
         metadata[name] = cursor.value(*cursor.numbers("I"))
     entries = {}
     for _ in range(n_tensors):
-        name = cursor.string()
-        shape = cursor.numbers(f"{cursor.numbers('I')[0]}Q")[::-1]
+        name, (n_axes,) = cursor.string(), cursor.numbers("I")
+        if not 1 <= n_axes <= _MOST_AXES or name in entries:
+            raise ValueError(f"tensor {name!r} has {n_axes} axes, or is there twice")
+        shape = cursor.numbers(f"{n_axes}Q")[::-1]
         entries[name] = (shape, *cursor.numbers("IQ"))
-    alignment = metadata.get("general.alignment", 32)
+    alignment = checks.whole("general.alignment", metadata.get("general.alignment", 32))
     start = -(-cursor.at // alignment) * alignment
     size = len(cursor.data)
-    tensors = {}
+    tensors, spans = {}, {}
     for name, (shape, kind, offset) in entries.items():
         try:
             block, n_bytes = _block(kind)
         except ValueError as error:
             raise ValueError(f"{file}: tensor {name!r} {error}") from error
-        if not shape or shape[-1] % block:
+        if 0 in shape or shape[-1] % block:
             raise ValueError(f"{file}: tensor {name!r} of shape {list(shape)} has broken blocks")
         end = start + offset + math.prod(shape) // block * n_bytes
         if end > size:
@@ -141,6 +156,8 @@ def _header(file: Path, cursor: _Cursor) -> tuple[dict[str, QuantisedTensor], di
                 f"{file}: cut off; tensor {name!r} ends at byte {end}, the file has {size}"
             )
         tensors[name] = QuantisedTensor(file, shape, kind, start + offset)
+        spans[name] = (start + offset, end)
+    check_apart(file, spans)
     return tensors, metadata
 
 
@@ -177,7 +194,5 @@ def _package() -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise ImportError(
-            "a .gguf file needs the package gguf: pip install 'jaxunlearn[llm]'"
-        ) from error
+        raise MissingPackageError("a .gguf file", "gguf") from error
     return gguf

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.core import mesh, tree
+from jaxunlearn.core import adapters, mesh, tree
 from jaxunlearn.core.adapters import LowRank
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.files import reader, safetensors, writer
@@ -19,7 +18,18 @@ from jaxunlearn.nn.files.tables import LINEAR, Row, Table
 _STEM, _CONFIG = "adapter_model", "adapter_config.json"
 # What the config may ask for; anything else is another computation.
 _PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False, "fan_in_fan_out": False}
-_PARTIAL = ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform")
+# Entries that are read, or that do not change what a trained adapter computes on its base: where it
+# comes from, how it was trained, and options of what is refused. Any other must be empty.
+_HARMLESS = {
+    *_PLAIN,
+    *("r", "lora_alpha", "use_rslora", "init_lora_weights", "target_modules", "exclude_modules"),
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "lora_dropout", "layers_pattern", "megatron_core", "qalora_group_size"),
+    *("loftq_config", "eva_config"),
+}
+_LARGEST = 1e30  # of alpha
+# Ways to begin that leave the base as it is; the others (PiSSA, OLoRA, CorDA, LoftQ) take from it.
+_INITIAL = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def save(path: Path, params: Tree, table: Table, base: str, rank_stabilized: bool) -> None:
@@ -82,7 +92,7 @@ def load(path: Path, params: Tree, table: Table) -> Tree:
     for name, leaf in known.items():
         if f"{name}/A" in matrices:
             a, b = (matrices[f"{name}/{letter}"] for letter in "AB")
-            leaves[name] = LowRank(leaf, a, b, jnp.full(leaf.shape[:-2], scale, a.dtype))
+            leaves[name] = LowRank(leaf, a, b, adapters.scales(leaf.shape[:-2], scale, leaf.dtype))
     return writer.with_kernels(params, leaves)
 
 
@@ -102,21 +112,34 @@ def _rank_and_scale(file: Path) -> tuple[int, float]:
     for name, value in _PLAIN.items():
         if config.get(name, value) != value:
             raise ValueError(f"{file}: {name} is {config[name]!r}; only {value!r} is computed")
-    for name in _PARTIAL:
-        if config.get(name):
-            raise ValueError(f"{file}: {name} is {config[name]!r}; it must be empty")
-    rank = config.get("r")
-    if not isinstance(rank, int) or rank < 1:
+    initial = config.get("init_lora_weights", True)
+    if not any(initial is one or (initial == one and isinstance(one, str)) for one in _INITIAL):
+        raise ValueError(
+            f"{file}: init_lora_weights is {initial!r}, which changes the base when training "
+            "begins; convert it by PEFT's save_pretrained(path_initial_model_for_weight_conversion="
+            "...), which writes a plain adapter"
+        )
+    for name, value in config.items():
+        if name not in _HARMLESS and value not in (None, False, [], {}):
+            raise ValueError(
+                f"{file}: {name} is {value!r}, which is not computed; it must be empty"
+            )
+    rank, alpha = config.get("r"), config.get("lora_alpha", 8)  # PEFT's default
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ValueError(f"{file}: r is {rank!r}; a whole number >= 1 is needed")
-    alpha = float(config.get("lora_alpha", 8))  # PEFT's default
-    return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < _LARGEST:
+        raise ValueError(f"{file}: lora_alpha is {alpha!r}; a finite number is needed")
+    stabilized = config.get("use_rslora") or False
+    if not isinstance(stabilized, bool):
+        raise ValueError(f"{file}: use_rslora is {stabilized!r}; true or false is needed")
+    return rank, alpha / (rank**0.5 if stabilized else rank)
 
 
 def _alpha(scale: Any, divisor: float) -> float:
-    """The roundest number that gives this scale, in the scale's own type."""
+    """The roundest number that gives this scale in float32, as `load` has it."""
     exact = float(scale) * divisor
     for digits in range(9):
         alpha = round(exact, digits)
-        if np.asarray(alpha / divisor).astype(scale.dtype) == scale:
+        if np.float32(alpha / divisor) == np.float32(scale):
             return alpha if digits else int(alpha)
     return exact

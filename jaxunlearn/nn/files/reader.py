@@ -99,6 +99,11 @@ def _matched(
 ) -> list[tuple[Place, list[Tensor]]]:
     """The tensors of each leaf, each of which is there and has its shape, and none is left."""
     rest = {name: it for name, it in tensors.items() if not re.fullmatch(table.ignore, name)}
+    for leaf, like in leaves.items():  # before the tensors of so many layers are listed
+        if "{}" in table.tensor(leaf)[1] and like.shape[0] > len(rest):
+            raise ValueError(
+                f"{path}: the network has {like.shape[0]} layers, the file {len(rest)} tensors"
+            )
     is_bare = not any(name.startswith(table.prefix) for name in rest)
     matched, taken = [], set()
     for place in table.places(leaves):

@@ -22,6 +22,7 @@ from flax import nnx
 
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model, from_nnx, stateless
+from jaxunlearn.core.readers import reading
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.files import folder, reader, writer
 from jaxunlearn.nn.images.vit_config import (
@@ -38,6 +39,8 @@ from jaxunlearn.nn.layers.norms import LayerNorm, layer_norm
 from jaxunlearn.nn.layers.stacks import Stack, span
 
 __all__ = ["Config", "build", "from_pretrained", "normalisation", "read_config", "save_pretrained"]
+
+_MOST_NEW = 2**16  # outputs of a layer that is drawn because a file says so
 
 
 class Block(nnx.Module):
@@ -164,10 +167,13 @@ def from_pretrained(
     path, dtype = Path(path), reader.float_type(dtype)
     config = read_config(path, n_classes)
     model, places = build(config), table(config)
-    shapes = dict(reader.shapes_of(model))
+    with reading(path):  # sizes beyond those of arrays
+        shapes = dict(reader.shapes_of(model))
     tensors = folder.tensors(path, variant=variant, ignore=places.ignore)
     head = tensors.get(f"{HEAD}.weight")
     is_new = head is None or (n_classes is not None and head.shape[:1] != (n_classes,))
+    if is_new and n_classes is None and config.n_classes > _MOST_NEW:
+        raise ValueError(f"{path}: no output layer, but {config.n_classes} labels; give n_classes")
     if is_new:
         tensors = {name: it for name, it in tensors.items() if not name.startswith(HEAD)}
         del shapes["head"]

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.nn.files.configs import TRANSFORMER, of_folder, read_json, size_of
+from jaxunlearn.nn.files.configs import TRANSFORMER, number_of, of_folder, read_json, size_of
 from jaxunlearn.nn.files.tables import Form, Row, Table, layer_rows, patches
 
 HEAD = "classifier"
+_MOST_SIDE = 2**13  # pixels, as of the largest image that is read
 _LAYER = {
     "attention_norm": "layernorm_before",
     "q": "attention.attention.query",
@@ -55,13 +56,15 @@ class Config:
 
     def __post_init__(self):
         height, width, _ = self.image
+        for name in ("patch", "width", "n_layers", "n_heads", "mlp_width", "n_classes"):
+            size_of(vars(self), name)
+        if not all(0 < side <= _MOST_SIDE for side in self.image):
+            raise ValueError(f"config: image is {self.image}; at most {_MOST_SIDE} are read")
+        number_of(vars(self), "eps")
         if height % self.patch or width % self.patch:
             raise ValueError(f"patch is {self.patch}; it must divide {height} x {width}")
         if self.width % self.n_heads:
             raise ValueError(f"n_heads is {self.n_heads}; it must divide width = {self.width}")
-        for name in ("width", "n_layers", "n_heads", "mlp_width", "n_classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
     @property
     def n_tokens(self) -> int:
@@ -100,7 +103,7 @@ def from_hugging_face(record: Mapping[str, Any], n_classes: int | None = None) -
         patch=patch,
         **{ours: size_of(record, theirs) for ours, theirs in TRANSFORMER.items()},
         n_classes=_n_labels(record) if n_classes is None else n_classes,
-        eps=record.get("layer_norm_eps", 1e-12),
+        eps=number_of(record, "layer_norm_eps", 1e-12),
     )
 
 

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxunlearn.core import tree
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model, from_nnx, stateless
+from jaxunlearn.core.readers import reading
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.files import reader
 from jaxunlearn.nn.language.block import Block
@@ -218,7 +219,8 @@ class Pretrained:
         config: config of the network.
         params: float weights only, see the module's docstring.
         tokenizer: turns text into tokens; None where the folder has none.
-        chat_template: the Jinja template that comes with the tokenizer, or None.
+        chat_template: the Jinja template that comes with the tokenizer, or None; a
+            `core.chat.Jinja`, which knows the special tokens that the template may write.
     """
 
     config: Config
@@ -268,6 +270,9 @@ def from_pretrained(
     - The tokenizer encodes as the original does, with the token that begins a text where that adds
       one (Llama 2 and 3); `encode(text, add_special_tokens=False)` leaves it out. It neither pads
       nor truncates. The package `tokenizers` is needed.
+    - A text ends by any of the tokens that `config.json`, `generation_config.json` and the chat
+      template (its end of turn) name: all of them are in `config.eos`, and likewise for a `.gguf`
+      file. A chat template needs the package `jinja2`.
     - A tied network's output layer that is stored all the same must equal the embedding.
 
     Args:
@@ -280,11 +285,12 @@ def from_pretrained(
     Raises:
         ValueError: no model there, an architecture that is not supported, or tensors that are
             missing, left over, cut off or of another shape; they are named.
-        ImportError: a package is needed that is not installed.
+        MissingPackageError: a package is needed that is not installed.
     """
     dtype, source = reader.float_type(dtype), opened(path)
     tokenizer, chat_template = source.tokenizer()
-    shapes = reader.shapes_of(decoder(source.config))
+    with reading(path):  # sizes beyond those of arrays
+        shapes = reader.shapes_of(decoder(source.config))
     layout = None if mesh is None else shardings(shapes, mesh)
     params = source.params(shapes, dtype, layout, variant)
     return Pretrained(source.config, params, tokenizer, chat_template)
@@ -304,7 +310,7 @@ def read_tokenizer(path: str | os.PathLike) -> "tuple[Tokenizer | None, str | No
 
     Raises:
         ValueError: no model there, or a tokenizer that cannot be read.
-        ImportError: there is a tokenizer, but not the package `tokenizers`.
+        MissingPackageError: there is a tokenizer, but not the package `tokenizers`.
     """
     return opened(path).tokenizer()
 

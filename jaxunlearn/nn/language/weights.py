@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxunlearn.core.readers import reading
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.nn.files import peft, writer
 from jaxunlearn.nn.files.reader import shapes_of
@@ -89,7 +90,10 @@ def load_adapter(path: str | os.PathLike, params: Tree) -> Tree:
     `decoder.shardings` afterwards.
 
     Raises:
-        ValueError: no such folder, a kind of adapter that is not computed, or adapters of another
-            network: names, shapes or ranks that do not fit; the kernel is named.
+        ValueError: no such folder; an entry of the config that is not known and not empty, or that
+            asks for another computation (DoRA, activated LoRA, PiSSA and other initialisations
+            that change the base); or adapters of another network: names, shapes or ranks that do
+            not fit; the kernel is named.
     """
-    return peft.load(Path(path), params, HUGGING_FACE)
+    with reading(Path(path)):
+        return peft.load(Path(path), params, HUGGING_FACE)

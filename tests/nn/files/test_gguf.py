@@ -136,10 +136,24 @@ def test_gguf_files_that_do_not_fit(tmp_path):
         write_gguf(file, LLAMA, params, change=change)
         with pytest.raises(ValueError, match=message):
             decoder.from_pretrained(file)
+    harmless = {"add_rope_scaling_type": gguf.RopeScalingType.NONE, "add_rope_scaling_factor": 4.0}
+    harmless |= {"add_vocab_size": 64, "add_tensor_data_layout": "Meta AI original pth"}
+    harmless |= {"add_expert_count": 0, "entries": {"general.something": 1}}
+    assert decoder.read_config(write_gguf(file, LLAMA, params, **harmless)) == LLAMA
     for metadata, message in [
         ({"add_rope_scaling_type": gguf.RopeScalingType.YARN}, "rope.scaling.type is 'yarn'"),
         ({"add_rope_dimension_count": 4}, "rope.dimension_count is 4; it must be 8"),
         ({"add_value_length": 4}, "attention.value_length is 4; it must be 8"),
+        ({"add_rope_scaling_factor": 4.0}, "rope.scaling.factor is 4.0 without a type, which"),
+        ({"entries": {"llama.rope.scale_linear": 4.0}}, "rope.scale_linear is 4.0 without a type"),
+        ({"entries": {"llama.rope.scaling.attn_factor": 2.0}}, "attn_factor is 2.0; only 1"),
+        ({"entries": {"llama.rope.scaling.yarn_beta_fast": 32.0}}, "yarn_beta_fast is 32.0; only"),
+        ({"add_expert_count": 8}, "expert_count is 8; only 0"),
+        ({"add_sliding_window": 64}, "attention.sliding_window is 64; only 0"),
+        ({"add_causal_attention": False}, "attention.causal is False; only True"),
+        ({"add_logit_scale": 0.5}, "logit_scale is 0.5"),
+        ({"entries": {"llama.something.new": "x"}}, "something.new is 'x'; only no such entry"),
+        ({"entries": {"tokenizer.chat_template": 5}}, "tokenizer.chat_template is a int"),
         ({"add_tokenizer_model": "t5"}, "tokenizer.ggml.model is 't5'"),
     ]:
         if "add_tokenizer_model" in metadata:

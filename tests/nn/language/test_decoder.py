@@ -1,6 +1,7 @@
 """The decoder's own promises; equality with transformers is in tests/parity."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxunlearn.core import adapters, mesh, tree
 from jaxunlearn.nn.language import decoder, likelihood
-from jaxunlearn.nn.language.generation import generate
+from jaxunlearn.nn.language.generation import before_end, generate
 from jaxunlearn.nn.layers.rotary import rope_frequencies, rotation
 from tests.network_files import TARGETS
 
@@ -150,6 +151,32 @@ def test_nothing_follows_the_end_of_a_text(params):
     assert np.asarray(out)[0, 1:].tolist() == [7] * 4
 
 
+def test_a_temperature_of_0_takes_the_likeliest_token(params):
+    tokens, mask = np.array([[3, 1, 4], [1, 5, 9]], np.int32), np.ones((2, 3), bool)
+    drawn = functools.partial(generate, CONFIG, params, tokens, mask, 2)
+    greedy = drawn(key=KEY, temperature=0)  # the same program as at any other temperature
+    np.testing.assert_array_equal(greedy, drawn())
+    for least in (0.0, np.zeros(()), 1e-6, 1e-30):
+        np.testing.assert_array_equal(drawn(key=KEY, temperature=least), greedy)
+    for wrong in (-1.0, -1e-9, np.nan, np.inf, "1"):
+        with pytest.raises(ValueError, match="temperature is .*; (it must be >= 0 and|a number)"):
+            drawn(key=KEY, temperature=wrong)
+
+
+@pytest.mark.parametrize("token", [61, -1])
+def test_a_prompt_of_unknown_tokens_is_refused(params, token):
+    tokens, mask = np.array([[0, 3, token]], np.int32), np.ones((1, 3), bool)
+    with pytest.raises(ValueError, match=r"tokens are .*; the network knows 0 to 60"):
+        generate(CONFIG, params, tokens, mask, 3)
+
+
+def test_what_is_before_the_end():
+    config = dataclasses.replace(CONFIG, eos=(7, 9))
+    rows = jnp.asarray([[1, 9, 0, 0], [7, 0, 0, 0], [1, 2, 3, 4], [5, 0, 7, 9]])
+    assert before_end(config, rows) == [[1], [], [1, 2, 3, 4], [5, 0]]
+    assert before_end(dataclasses.replace(CONFIG, eos=()), rows) == rows.tolist()
+
+
 def test_sampling_follows_the_distribution(params):
     tokens = np.tile(np.array([[3, 1, 4]], np.int32), (4000, 1))
     mask = np.ones((4000, 3), bool)
@@ -180,6 +207,12 @@ def test_a_prompt_longer_than_the_context_is_refused(params):
         generate(CONFIG, params, np.zeros((1, 120), np.int32), np.ones((1, 120), bool), 10)
 
 
+PLAIN_THETA = {"rope_theta": 5e5}
+PLAIN_ROPE = {"rope_type": "default"} | PLAIN_THETA
+SCALED_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+SCALED_ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -195,6 +228,29 @@ def test_a_prompt_longer_than_the_context_is_refused(params):
         (dict(num_key_value_heads=3), "no multiple of n_kv_heads 3"),
         (dict(vocab_size=None), "vocab_size is None"),
         (dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
+        (dict(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor of rope_par"),
+        (dict(rope_parameters=PLAIN_ROPE, rope_scaling=SCALED_ROPE), "and rope_scaling differ in"),
+        (dict(rope_parameters=PLAIN_ROPE, rope_theta=1e4), "differ in rope_theta"),
+        (dict(rope_scaling={"factor": 4.0}), "rope_scaling has factor = 4.0, which rope_type 'def"),
+        (dict(rope_scaling={"type": "default", "mrope_section": [1]}), "rope_scaling has mrope"),
+        (dict(rope_scaling={"type": "default", "rope_type": "llama3"}), "rope_type of rope_scal"),
+        (dict(rope_scaling=SCALED_ROPE | {"attention_factor": 2.0}), "has attention_factor = 2.0"),
+        (dict(rope_scaling=SCALED_ROPE | {"low_freq_factor": 4.0}), "low_freq_factor 4.0, not bel"),
+        (dict(rope_scaling=SCALED_ROPE | {"factor": "8"}), "factor of rope_scaling is '8'"),
+        (dict(rope_scaling="linear"), "rope_scaling is 'linear'; a JSON object"),
+        (dict(layer_types=["sliding_attention"] * 2), "layer_types is"),
+        (dict(quantization_config={"bits": 4}), "quantization_config is set"),
+        (dict(is_causal=False), "is_causal is False"),
+        (dict(rms_norm_eps="1e-6"), "rms_norm_eps is '1e-6'; a finite number"),
+        (dict(rope_theta=10**400), "a finite number above 0"),
+        (dict(num_attention_heads=0), "n_heads is 0"),
+        (dict(num_key_value_heads=[2]), r"num_key_value_heads is \[2\]"),
+        (dict(max_position_embeddings="2048"), "max_position_embeddings is '2048'"),
+        (dict(head_dim=8.0), "head_dim is 8.0"),
+        (dict(tie_word_embeddings="false"), "tie_word_embeddings is 'false'"),
+        (dict(eos_token_id="2"), "eos_token_id is '2'"),
+        (dict(eos_token_id=[2, [3]]), "eos_token_id is"),
+        (dict(bos_token_id=-1), "bos_token_id is -1"),
     ],
 )
 def test_a_config_that_is_not_computed_is_refused(change, message):
@@ -212,6 +268,18 @@ def test_a_config_that_is_not_computed_is_refused(change, message):
     decoder.from_hugging_face(config)
     with pytest.raises(ValueError, match=message):
         decoder.from_hugging_face(config | change)
+
+
+def test_two_rope_entries_that_say_the_same_are_read():
+    config = dict(model_type="llama", hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    config |= dict(num_attention_heads=4, vocab_size=60)
+    both = dict(rope_parameters=SCALED_ROPE | PLAIN_THETA, rope_scaling=SCALED_ROPE, rope_theta=5e5)
+    read = decoder.from_hugging_face(config | both)
+    assert read == decoder.from_hugging_face(config | {"rope_parameters": both["rope_parameters"]})
+    assert (read.rope_scaling, read.rope_theta) == (decoder.RopeScaling(8.0, 1.0, 4.0, 64), 5e5)
+    by_type = {"full_attention": PLAIN_ROPE, "other_attention": PLAIN_ROPE}
+    read = decoder.from_hugging_face(config | {"rope_parameters": by_type, "rope_scaling": None})
+    assert (read.rope_scaling, read.rope_theta) == (None, 5e5)
 
 
 def test_shardings_split_heads_and_widths_and_leave_what_does_not_divide(params):

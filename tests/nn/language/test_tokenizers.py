@@ -7,6 +7,7 @@ import json
 import pytest
 
 from jaxunlearn.nn.language import decoder, weights
+from jaxunlearn.nn.language.tokenizers import of_gguf
 from tests.network_files import (
     LLAMA,
     random_params,
@@ -116,8 +117,73 @@ def test_unknown_pre_tokenizer(tmp_path):
         add_tokenizer_pre="tekken",
         add_token_list=["a"],
     )
-    with pytest.raises(ValueError, match="tokenizer.ggml.pre is 'tekken'; known are"):
+    with pytest.raises(ValueError, match="it.gguf: tokenizer.ggml.pre is 'tekken'; known are"):
         decoder.from_pretrained(file)
+
+
+PLAIN = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b", "ab", "<s>", "</s>"]}
+PLAIN |= {"merges": ["a b"], "token_type": [1, 1, 1, 3, 3], "bos_token_id": 3, "eos_token_id": 4}
+PIECES = {"model": "llama", "tokens": ["<unk>", "<s>", "</s>", "▁", "a", "b", "ab", "c", "<x>"]}
+PIECES |= {"token_type": [2, 3, 3, 1, 1, 1, 1, 5, 4], "scores": [0.0] * 3 + [-1.0] * 6}
+PIECES |= {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+
+
+def of_entries(entries):
+    return of_gguf({f"tokenizer.ggml.{name}": value for name, value in entries.items()})
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "message"),
+    [
+        (PLAIN, {"pre": None}, "tokenizer.ggml.pre is missing; known are 'gpt-2', .*Hugging Face"),
+        (PLAIN, {"pre": "default"}, "tokenizer.ggml.pre is 'default'; known are"),
+        (PLAIN, {"pre": "refact"}, "tokenizer.ggml.pre is 'refact'; known are"),
+        (PLAIN, {"token_type": None}, "token_type is missing"),
+        (PLAIN, {"token_type": [1, 1]}, "token_type has 2 entries, for 5"),
+        (PLAIN, {"token_type": [1, 1, 1, 3, 7]}, r"token_type has \[7\]; 1 to 6 are known"),
+        (PLAIN, {"token_type": "11133"}, "token_type is broken"),
+        (PLAIN, {"tokens": [1, 2, 3, 4, 5]}, "tokens is broken"),
+        (PLAIN, {"merges": None}, "merges is missing"),
+        (PLAIN, {"merges": ["a c"]}, "tokens and merges make no tokenizer"),
+        (PLAIN, {"merges": ["ab"]}, "tokens and merges make no tokenizer"),
+        (PLAIN, {"bos_token_id": 5}, "bos_token_id is 5; 0 to 4 are tokens"),
+        (PLAIN, {"eos_token_id": "x"}, "eos_token_id is x"),
+        (PLAIN, {"add_sep_token": True}, "add_sep_token is set, which is not computed"),
+        (PLAIN, {"model": "bert"}, "tokenizer.ggml.model is 'bert'"),
+        (PIECES, {"scores": None}, "scores is missing"),
+        (PIECES, {"scores": [0.0]}, "scores has 1 entries, for 9"),
+        (PIECES, {"unknown_token_id": 9}, "unknown_token_id is 9"),
+        (PIECES, {"remove_extra_whitespaces": True}, "remove_extra_whitespaces is set"),
+        (PIECES, {"precompiled_charsmap": [1]}, "precompiled_charsmap is set"),
+    ],
+)
+def test_entries_that_are_not_understood_are_named(base, change, message):
+    of_entries(base)
+    entries = {name: value for name, value in (base | change).items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        of_entries(entries)
+
+
+def test_kinds_of_tokens():
+    made = of_entries(PIECES)
+    # An unused token is never produced; what nothing stands for is <unk>, which is no text.
+    assert made.encode("ab").ids == [1, 3, 6] and made.token_to_id("c") is None
+    assert made.encode("c").ids == [1, 3, 0] and made.decode([1, 0, 4, 2]) == "a"
+    for text, token in {"<unk>": 0, "</s>": 2, "<x>": 8}.items():
+        assert token in made.encode(text, add_special_tokens=False).ids
+    assert made.decode([8]) == "<x>"  # users' own tokens are text
+    assert made.decode([1, 0, 2], skip_special_tokens=False) == "<unk>".join(("<s>", "</s>"))
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("ends", [False, True])
+def test_texts_begin_and_end_as_the_file_says(begins, ends):
+    made = of_entries(PLAIN | {"add_bos_token": begins, "add_eos_token": ends})
+    assert made.encode("ab").ids == [3] * begins + [2] + [4] * ends
+    assert made.encode("ab", "a").ids == [3] * begins + [2] + [4] * ends + [3] * begins + [0] + (
+        [4] * ends
+    )
+    assert made.encode("ab", add_special_tokens=False).ids == [2]
 
 
 def sentence_piece(text, scores):
