@@ -176,14 +176,15 @@ class Outputs:
         if not (self.path / "checksums.npy").exists():  # of an earlier version
             self._sign(outputs, flags)
         checksums = self._mapped("checksums", (32,), np.dtype(np.uint8))
-        for member in np.flatnonzero(checksums.any(1)):
+        is_there = np.asarray(checksums.any(1))
+        for member in np.flatnonzero(is_there):
             if not np.array_equal(_checksum(outputs[member]), checksums[member]):
                 raise DamagedError(
                     f"{self.path / 'outputs.npy'} is damaged: the outputs of member {member} have "
-                    "another hash than checksums.npy says"
+                    f"another hash than checksums.npy says; delete {self.path} and resume"
                 )
-        if not np.array_equal(flags, checksums.any(1)):  # a kill came between the two
-            self._put("completed", 0, checksums.any(1))
+        if not np.array_equal(flags, is_there):  # a kill came between the two
+            self._put("completed", 0, is_there)
 
     def _sign(self, outputs: np.ndarray, flags: np.ndarray) -> None:
         checksums = np.zeros((len(flags), 32), np.uint8)

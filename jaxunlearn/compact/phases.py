@@ -58,7 +58,7 @@ def train_dual(
     stops += [keep(m, restore=f"{b}/.*") for m, b in zip(_ACCURACIES, BRANCHES, strict=True)]
     objective, nadam = _in_parts(dual_objective(pair.dual)), _nadam(recipe.learning_rate)
     evaluate = _accuracies(pair.dual)
-    stage = Stage("dual", objective, None, nadam, 0, evaluate=evaluate, stops=tuple(stops))
+    stage = Stage("dual", objective, None, nadam, 1, evaluate=evaluate, stops=tuple(stops))
     init_keys = jax.vmap(lambda key: fold(key, "init", "dual"))(keys)
     state = members.init(*jax.vmap(pair.dual.init)(init_keys))
     transform = dual_batch(recipe.warp)
@@ -91,7 +91,7 @@ def unfreezing(pair: Pair, recipe: Recipe) -> list[tuple[Stage, int]]:
             objective,
             None,
             _sgd(recipe) if is_last else _nadam(recipe.learning_rate),
-            0,
+            1,  # as all lengths here: `fit` sets it
             trainable=tuple(LAYERS[name] for name in names),
             evaluate=accuracy_of(model),
             stops=(dataclasses.replace(stop, patience=10) if is_last else stop,),
@@ -151,7 +151,7 @@ def fine_tune(
     n_models, least = len(keys), int((train >= 0).sum(1).min())
     evaluate, stops = accuracy_of(pair.fused), (EarlyStop("accuracy", mode="max", patience=3),)
     objective = _in_parts(supervised(pair.fused))
-    stage = Stage("fold", objective, None, _sgd(recipe), 0, evaluate=evaluate, stops=stops)
+    stage = Stage("fold", objective, None, _sgd(recipe), 1, evaluate=evaluate, stops=stops)
     fold_keys = jax.vmap(lambda i: jax.vmap(lambda key: fold(key, "fold", i))(keys))
 
     def tune(stage: Stage, state: TrainState, folds: list[int]) -> members.Fitted:

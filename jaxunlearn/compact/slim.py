@@ -72,7 +72,7 @@ def train(
     n_steps = recipe.epochs * (n_train // min(size, n_train))
     adamw = _adamw(recipe.learning_rate, recipe.weight_decay, n_steps)
     evaluate = fitting.accuracy_of(model)
-    stage = Stage("slim", supervised(model), None, adamw, 0, evaluate=evaluate)
+    stage = Stage("slim", supervised(model), None, adamw, 1, evaluate=evaluate)
     return fitting.fit(stage, recipe.epochs, state, keys, images, size, where, _batch(recipe))
 
 

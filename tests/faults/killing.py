@@ -111,7 +111,9 @@ class Harness:
         """Kills at n steps, before them or half way; where there are fewer, some twice in a row."""
         rng = np.random.default_rng(seed)
         cases = some(cases_of(self.names), n, rng)
-        for number in range(n):
+        for number in range(2 * n):
+            if self.count["kills"] >= n:  # not every second kill comes before the end
+                return
             second = (int(rng.integers(len(self.names))), "before")
             again = [second] if number >= len(cases) else []
             self._trial([cases[number % len(cases)], *again])

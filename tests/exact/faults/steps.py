@@ -122,7 +122,9 @@ class Watched:
             self._file.flush()
             os.truncate(self._path, self._path.stat().st_size // 2)
 
-        self._steps.do("flush", self._file.flush, half)
+        # What is changed in place was there before, and no kill cuts it off.
+        is_new = not self._file.mode.startswith("r")
+        self._steps.do("flush", self._file.flush, half if is_new else None)
 
     def close(self) -> None:
         self._steps.do("close", self._file.close)
