@@ -29,19 +29,22 @@ def printer() -> "Console":
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
-def check_json(path: Path | None, made: Path | None = None) -> None:
+def check_json(path: Path | None, made: Path | None = None, *, option: str = "json") -> None:
     """Raises a ValueError if the results cannot be written there.
 
     Args:
-        path: the option `--json`.
+        path: the option `--json`, or another one.
         made: a folder that the verb makes.
+        option: name of the option.
     """
     if path is None:
         return
     folder = path.absolute().parent
     is_there = folder.is_dir() and os.access(folder, os.W_OK)
     if path.is_dir() or not (is_there or (made is not None and folder == made.absolute())):
-        raise ValueError(f"json is {str(path)!r}; a file in a folder that can be written is needed")
+        raise ValueError(
+            f"{option} is {str(path)!r}; a file in a folder that can be written is needed"
+        )
 
 
 def write_json(path: Path | None, content: Any) -> None:
@@ -54,6 +57,18 @@ def write_json(path: Path | None, content: Any) -> None:
         content = (json.dumps(content, indent=1) + "\n").encode()
     with replacing(path) as file:
         file.write(content)
+
+
+def found(dataset: Any) -> str:
+    """How many examples a data set has, and what becomes of them."""
+    what = "images" if dataset.x_train.ndim == 4 else "examples"
+    n, m = len(dataset.x_train), len(dataset.x_val)
+    total = sum(dataset.sizes.values()) or n + m
+    names = f" ({', '.join(dataset.classes)})" if 0 < len(dataset.classes) <= 10 else ""
+    return (
+        f"{dataset.name}: {total:,} {what} of {dataset.n_classes} classes{names} are there; "
+        f"{n:,} train, {m:,} validate"
+    )
 
 
 def guarded(work: Callable[[], Any], again: str, *, bad_input: int = USAGE) -> int:

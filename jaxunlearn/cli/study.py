@@ -204,8 +204,14 @@ def _devices(place: Place, mesh_of: "Callable[[int], Mesh]") -> "Mesh":
     return mesh_of(jax.device_count() if wanted is None else wanted * jax.process_count())
 
 
+def say(*lines: str) -> None:
+    """Tells, before the work starts, what was found; in the first process alone."""
+    for line in lines:
+        _errors().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _errors() -> "Console":
-    """For the bar, which only the first process shows."""
+    """For the bar and what is said, in the first process only."""
     from rich.console import Console
 
     from jaxunlearn.core import mesh

@@ -68,12 +68,27 @@ def principal_component(
 def from_file(path: str | os.PathLike, n: int) -> np.ndarray:
     """Indices from a `.npy` file or a text file with whitespace or commas between integers.
 
-    They must lie in [0, n), n being the number of training examples.
+    They must lie in [0, n), n being the number of training examples. A `.npy` file may hold a mask
+    instead, bool [n].
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not integers, out of range, duplicate, none, or all of them.
+        ValueError: not integers, out of range, duplicate, none, or all of them; or a mask of
+            another length.
     """
+    indices = read(path)
+    if indices.dtype == bool:
+        if len(indices) != n:
+            raise ValueError(
+                f"forget_file {path} holds a mask of {len(indices)}; there are {n} training "
+                "examples"
+            )
+        indices = np.flatnonzero(indices)
+    return check(indices, n)
+
+
+def read(path: str | os.PathLike) -> np.ndarray:
+    """What a file of indices or a mask holds, see `from_file`; [..], integers or bool."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"forget_file is {str(path)!r}; there is no such file")
@@ -84,12 +99,13 @@ def from_file(path: str | os.PathLike, n: int) -> np.ndarray:
             indices = np.array([int(word) for word in path.read_text().replace(",", " ").split()])
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"forget_file {path} does not hold integers: {error}") from error
-    if indices.ndim != 1 or not (len(indices) == 0 or np.issubdtype(indices.dtype, np.integer)):
+    is_list = indices.ndim == 1 and (len(indices) == 0 or indices.dtype.kind in "iub")
+    if not is_list:
         raise ValueError(
             f"forget_file {path} holds {indices.dtype}{list(indices.shape)}; a list of integers "
-            "is needed"
+            "is needed, or a mask"
         )
-    return check(indices, n)
+    return indices
 
 
 def check(indices: np.ndarray, n: int) -> np.ndarray:
