@@ -36,7 +36,7 @@ from hypothesis import settings  # noqa: E402
 from jaxunlearn import nn  # noqa: E402
 from jaxunlearn.core import keys  # noqa: E402
 
-settings.register_profile("default", deadline=None, max_examples=25, derandomize=True)
+settings.register_profile("default", deadline=None, max_examples=12, derandomize=True)
 settings.load_profile("default")
 
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.core.checks import rows
+
 
 def exact(key: jax.Array, n_members: int, n: int, alpha: float = 0.5) -> np.ndarray:
     """Subsets of one size, floor(alpha n), uniform among all of that size.
@@ -92,12 +94,7 @@ def check(masks: np.ndarray) -> np.ndarray:
 
 def check_points(points: np.ndarray, n: int) -> np.ndarray:
     """Training points as int [f]; raises a ValueError for one out of range or given twice."""
-    points = np.asarray(points, int) if np.size(points) == 0 else np.asarray(points)
-    if points.ndim != 1 or not np.issubdtype(points.dtype, np.integer):
-        raise ValueError(f"forget is {points.dtype} {list(points.shape)}; int [f] is needed")
-    outside = points[(points < 0) | (points >= n)]
-    if len(outside):
-        raise ValueError(f"forget has index {outside[0]}; the datamodel is of {n} points")
+    points = rows("forget", points, n)
     if len(np.unique(points)) != len(points):
         raise ValueError("forget has an index twice")
     return points

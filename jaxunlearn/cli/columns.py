@@ -81,7 +81,7 @@ SHOWN: tuple[Column, ...] = (
     *_by_group(
         "accuracy", "acc %", "accuracy; good is as retrain", "accuracy", digits=1, scale=100.0
     ),
-    Column("mia", "MIA", "AUC of the loss attack on forget points; good is as retrain", ("mia",)),
+    Column("mia", "MIA", "AUC of the loss attack, within classes; good is as retrain", ("mia",)),
     Column(
         "epsilon",
         "epsilon",

@@ -109,7 +109,7 @@ def _of_file(settings: Settings, dataset: Dataset) -> tuple[Dataset, np.ndarray]
     """The set of a file of indices, or of a mask over training examples or a whole source."""
     assert settings.forget_file is not None
     given, n_all = forget_sets.read(settings.forget_file), dataset.sizes.get("all")
-    if given.dtype == bool and len(given) == n_all:
+    if given.dtype == bool and given.shape == (n_all,):
         assert dataset.rows_train is not None and dataset.rows_val is not None
         validating = np.flatnonzero(given[dataset.rows_val])
         dataset = _into_training(dataset, validating, np.flatnonzero(~given[dataset.rows_train]))

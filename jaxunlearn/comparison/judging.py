@@ -84,6 +84,7 @@ class Judge:
                 group: evaluate.accuracy(logits[:, at], self.labels[at])
                 for group, at in self.groups.items()
             },
+            "mia_points": int(self._attacked().sum()),
             **{name: None if v is None else float(v.mean()) for name, v in values.items()},
             "stderr": {
                 "klom": self._klom_errors(margins, oracle),
@@ -121,12 +122,18 @@ class Judge:
         """Accuracy of the strong attack on each forget point; of few models it is biased."""
         return None if len(margins) < 20 else evaluate.ulira_strong(margins, oracle)
 
-    def _attack(self, scores: np.ndarray) -> np.ndarray:
-        """AUC of forget points against validation points of the same classes, of each model."""
-        val = self.groups["val"]
-        alike = val[np.isin(self.labels[val], self.labels[self.groups["forget"]])]
-        others = alike if len(alike) else val
-        return evaluate.membership_auc(scores[:, self.groups["forget"]], scores[:, others])
+    def _attacked(self) -> np.ndarray:
+        """Which forget points have validation points of their class to be compared with."""
+        return np.isin(self.labels[self.groups["forget"]], self.labels[self.groups["val"]])
+
+    def _attack(self, scores: np.ndarray) -> np.ndarray | None:
+        """AUC of forget points against validation points of their class, of each model."""
+        if not self._attacked().any():
+            return None
+        groups = self.groups["forget"], self.groups["val"]
+        members, others = (scores[:, at] for at in groups)
+        classes = self.labels[groups[0]], self.labels[groups[1]]
+        return evaluate.membership_auc(members, others, classes=classes)
 
     def _floor(self, fresh: np.ndarray, oracle: np.ndarray) -> dict[str, dict[str, float]]:
         splits = evaluate.noise_floor(fresh, oracle)

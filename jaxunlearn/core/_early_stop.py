@@ -104,7 +104,8 @@ def track(
         )
     value = values[stop.metric].astype(jnp.float32) * (1.0 if stop.mode == "min" else -1.0)
     counts = number >= stop.start
-    better = counts & (value < tracker.best - stop.min_delta)
+    # As in Keras the first check counts whatever it says: a NaN there is never improved on.
+    better = counts & ((tracker.best_check < 0) | (value < tracker.best - stop.min_delta))
     now = {"params": state.params, "stats": state.stats}
     newer = lambda old, new: None if old is None else jnp.where(better, new, old)  # noqa: E731
     return Tracker(

@@ -11,9 +11,9 @@ class NonFiniteError(ArithmeticError):
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
-    """A whole number that is large enough."""
+    """A whole number that is large enough; True and False are none."""
     try:
-        number = operator.index(value)
+        number = operator.index(None if isinstance(value, bool) else value)
     except TypeError:
         raise ValueError(f"{name} is {value!r}; a whole number is needed") from None
     return at_least(name, number, least)
@@ -21,7 +21,7 @@ def whole(name: str, value: Any, least: int = 1) -> int:
 
 def at_least(name: str, value: Any, least: float, below: float = math.inf) -> Any:
     """A number that is large enough, and finite or below a bound."""
-    if not least <= value < below:
+    if not least <= _number(name, value) < below:
         bound = "" if below == math.inf else f" and below {below}"
         bound = bound or (" and finite" if value == math.inf else "")
         raise ValueError(f"{name} is {value}; it must be at least {least}{bound}")
@@ -30,9 +30,42 @@ def at_least(name: str, value: Any, least: float, below: float = math.inf) -> An
 
 def positive(name: str, value: Any) -> Any:
     """A finite number above 0."""
-    if not 0 < value < math.inf:
+    if not 0 < _number(name, value) < math.inf:
         raise ValueError(f"{name} is {value}; it must be above 0 and finite")
     return value
+
+
+def _number(name: str, value: Any) -> Any:
+    """What is no number is named before it is compared with one."""
+    if value is None or isinstance(value, (bool, str, bytes, list, tuple, dict)):
+        raise ValueError(f"{name} is {value!r}; a number is needed")
+    return value
+
+
+def rows(name: str, values: Any, n: int, least: int = 0) -> Any:
+    """Numbers of rows of an axis, int64 [k]: no mask, no fractions, no matrix, none out of range.
+
+    Args:
+        name: name of the argument.
+        values: numbers of rows, in any order.
+        n: length of the axis.
+        least: smallest number allowed, -1 where it stands for no row.
+    """
+    import numpy as np
+
+    array = np.asarray(values)
+    if array.dtype == bool:
+        raise ValueError(f"{name} is a mask; numbers of rows are needed: numpy.flatnonzero(mask)")
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(
+            f"{name} is {array.dtype}{list(array.shape)}; a list of integers is needed"
+        )
+    outside = array[(array < least) | (array >= n)]
+    if len(outside):
+        raise ValueError(
+            f"{name} index {outside[0]} is out of range; allowed are {least} to {n - 1}"
+        )
+    return array.astype(np.int64)
 
 
 def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:

@@ -144,8 +144,7 @@ def run(
         no array (an empty dict) is left out. Empty where a sink takes them.
     """
     n_members = _n_members(members)
-    if store is not None and sink is not None:
-        raise ValueError("store and sink are given; one of them is needed")
+    _check(fn, mode, mesh, store, sink)
     mesh, place = mesh or meshes.make({"models": 1}), store if sink is None else sink
     lane_numbers = range(-(-n_members // checks.whole("width", width)))
     there = [i for i in lane_numbers if place is not None and i in place]
@@ -170,10 +169,24 @@ def run(
     return jax.tree.map(lambda *rows: np.concatenate(rows), *blocks) if blocks else {}
 
 
+def _check(fn: Any, mode: str, mesh: Mesh | None, store: Any, sink: Any) -> None:
+    """Raises a ValueError for arguments of `run` that cannot be meant."""
+    checks.one_of("mode", mode, ("vmap", "map"))
+    if not callable(fn):
+        raise ValueError(f"fn is {fn!r}; a function (shared, member) -> results is needed")
+    if mesh is not None and "models" not in mesh.shape:
+        raise ValueError(f"mesh has axes {', '.join(mesh.shape)}; one named models is needed")
+    if store is not None and sink is not None:
+        raise ValueError("store and sink are given; one of them is needed")
+
+
 def _n_members(members: Any) -> int:
-    sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(members)}
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(f"members have leading axes {sorted(sizes)}; they need one, at least 1")
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(members)]
+    sizes = {shape[0] for shape in shapes if shape}
+    if len(sizes) != 1 or 0 in sizes or () in shapes:
+        raise ValueError(
+            f"members have shapes {shapes}; all need one leading axis of at least 1, the members"
+        )
     return sizes.pop()
 
 

@@ -5,18 +5,19 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxunlearn.core import checkpoint, checks, loop, tree
 from jaxunlearn.core.disk import replacing
 from jaxunlearn.core.keys import Key, fold
-from jaxunlearn.core.loop import EarlyStop, Evaluate
+from jaxunlearn.core.loop import Checks, EarlyStop, Evaluate
 from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.step import Objective, Step, TrainState, gradient_step, with_frozen
 
@@ -63,11 +64,26 @@ class Stage:
     seed_by: Literal["occurrence", "prefix"] = "occurrence"
 
     def __post_init__(self):
-        if not re.fullmatch(r"[\w.-]+", self.name):
+        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"Stage: name is {self.name!r}; use letters, digits, '.', '_', '-'")
         where = f"Stage {self.name}:"
         checks.one_of(f"{where} optimizer_state", self.optimizer_state, ("fresh", "carry"))
         checks.one_of(f"{where} seed_by", self.seed_by, ("occurrence", "prefix"))
+        for name in ("init", "update"):
+            if not callable(getattr(self.optimizer, name, None)):
+                raise ValueError(
+                    f"{where} optimizer is {self.optimizer!r}; an optax optimizer is needed"
+                )
+        for name in ("objective", "wrap", "evaluate"):
+            function = getattr(self, name)
+            if not callable(function) and (function is not None or name == "objective"):
+                raise ValueError(f"{where} {name} is {function!r}; a function is needed")
+        try:
+            Checks(self.evaluate, self.every, self.stops, self.check_start).block(
+                self.n_steps, self.block
+            )
+        except ValueError as error:
+            raise ValueError(f"{where} {error}") from None
 
 
 class Outcome(NamedTuple):
@@ -195,12 +211,16 @@ def run_orders(
 
     Returns:
         The state after every prefix of every order, by prefix; `()` is the start.
+
+    Raises:
+        ValueError: no orders, one that is no sequence, or an element without a stage, before
+            anything runs; a snapshot as in `run`.
     """
     kept = _Snapshots(snapshots, state, key, runner)
     states: dict[tuple, TrainState] = {(): state}
     stages: dict[tuple, tuple[Stage, ...]] = {(): ()}
-    for order in orders:
-        for prefix in (tuple(order[: i + 1]) for i in range(len(order))):
+    for order in _checked(orders, stage_of):
+        for prefix in (order[: i + 1] for i in range(len(order))):
             if prefix in states:
                 continue
             parent, report = prefix[:-1], callback and functools.partial(callback, prefix)
@@ -208,6 +228,21 @@ def run_orders(
             stages[prefix] = (*stages[parent], stage)
             states[prefix], _ = kept.run(stages[prefix], prefix, states[parent], shared, report)
     return states
+
+
+def _checked(orders: Any, stage_of: Any) -> list[tuple]:
+    """The orders, each a tuple of elements that have a stage."""
+    orders = list(orders)
+    if not orders:
+        raise ValueError("orders is empty; at least one is needed")
+    for order in orders:
+        if isinstance(order, (str, bytes)) or not isinstance(order, Sequence | np.ndarray):
+            raise ValueError(f"orders has {order!r}; tuples of elements are needed")
+        for element in order:
+            if isinstance(stage_of, Mapping) and element not in stage_of:
+                known = ", ".join(map(repr, stage_of))
+                raise ValueError(f"orders has {element!r}; stage_of has stages for {known}")
+    return [tuple(order) for order in orders]
 
 
 def unfreezing(stage: Stage, patterns: Iterable[tree.Pattern]) -> list[Stage]:

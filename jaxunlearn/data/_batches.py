@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.core import checks
 from jaxunlearn.core.keys import Key, fold
 
 
@@ -159,12 +160,25 @@ def batches(
         transform: `(batch, key) -> batch`, a hashable function; see `Batches`.
 
     Raises:
-        ValueError: no indices, or a batch size below 1.
+        ValueError: arrays of different lengths, no indices, rows that are not there, or a batch
+            size below 1.
     """
-    n = np.shape(indices)[0] if least is None else least
-    if n < 1 or batch_size < 1:
-        raise ValueError(f"batches: {n} indices and batch_size {batch_size}; both must be >= 1")
+    lengths = {np.shape(array)[:1] for array in jax.tree.leaves(arrays)}
+    if len(lengths) != 1 or () in lengths:
+        raise ValueError(f"batches: arrays have lengths {sorted(lengths)}; one is needed")
+    if not isinstance(indices, jax.Array) or _is_here(indices):
+        lowest = 0 if least is None else -1
+        indices = checks.rows("batches: row", indices, *lengths.pop(), lowest).astype(np.int32)
+    n = np.shape(indices)[0] if least is None else checks.whole("batches: least", least)
+    checks.whole("batches: batch_size", batch_size)
+    if n < 1:
+        raise ValueError("batches: indices is empty; at least one is needed")
     size = min(batch_size, n)
     return Batches(
         arrays, jnp.asarray(indices), n // -(-n // size) if even else size, least, transform
     )
+
+
+def _is_here(array: jax.Array) -> bool:
+    """Whether the values are known now, in this process."""
+    return not isinstance(array, jax.core.Tracer) and array.is_fully_addressable

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import scipy.linalg
 
+from jaxunlearn.core.checks import rows
+
 _CHUNK = 4096  # examples taken to float64 at once
 
 
@@ -77,7 +79,7 @@ def from_file(path: str | os.PathLike, n: int) -> np.ndarray:
             another length.
     """
     indices = read(path)
-    if indices.dtype == bool:
+    if indices.dtype == bool and indices.ndim == 1:
         if len(indices) != n:
             raise ValueError(
                 f"forget_file {path} holds a mask of {len(indices)}; there are {n} training "
@@ -88,7 +90,7 @@ def from_file(path: str | os.PathLike, n: int) -> np.ndarray:
 
 
 def read(path: str | os.PathLike) -> np.ndarray:
-    """What a file of indices or a mask holds, see `from_file`; [..], integers or bool."""
+    """The array that a file of indices or of a mask holds, see `from_file`; unchecked."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"forget_file is {str(path)!r}; there is no such file")
@@ -99,24 +101,20 @@ def read(path: str | os.PathLike) -> np.ndarray:
             indices = np.array([int(word) for word in path.read_text().replace(",", " ").split()])
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"forget_file {path} does not hold integers: {error}") from error
-    is_list = indices.ndim == 1 and (len(indices) == 0 or indices.dtype.kind in "iub")
-    if not is_list:
-        raise ValueError(
-            f"forget_file {path} holds {indices.dtype}{list(indices.shape)}; a list of integers "
-            "is needed, or a mask"
-        )
     return indices
 
 
 def check(indices: np.ndarray, n: int) -> np.ndarray:
-    """Sorted int64 indices, or an error that names the first bad one."""
-    indices = np.asarray(indices, np.int64)
+    """Sorted int64 indices [f], or an error that names the first bad one.
+
+    Args:
+        indices: int [f]; a mask is refused, since its two values could be taken for rows.
+        n: number of training examples.
+    """
+    indices = rows("forget", indices, n)
     if not len(indices):
         raise ValueError("the forget set is empty; at least one index is needed")
     _check_size(len(indices), n)
-    outside = indices[(indices < 0) | (indices >= n)]
-    if len(outside):
-        raise ValueError(f"forget index {outside[0]} is out of range; allowed are 0 to {n - 1}")
     unique, counts = np.unique(indices, return_counts=True)
     if counts.max() > 1:
         raise ValueError(f"forget index {unique[counts > 1][0]} appears more than once")

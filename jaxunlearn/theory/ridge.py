@@ -18,6 +18,8 @@ from typing import Literal
 import numpy as np
 import scipy.linalg
 
+from jaxunlearn.core.checks import rows
+
 Attribution = Literal["exact", "leverage", "jackknife"]
 
 
@@ -71,13 +73,16 @@ def delete(model: Ridge, forget: np.ndarray, attribution: Attribution = "exact")
 
     Args:
         model: fitted on all points.
-        forget: indices of the points to delete, [f].
+        forget: indices of the points to delete, each once, int [f].
         attribution: "exact"; "leverage", the sum of exact effects of one deletion each;
             "jackknife", the sum of first-order effects.
 
     Returns:
         [d].
     """
+    forget = rows("forget", forget, len(model.x))
+    if len(np.unique(forget)) < len(forget):
+        raise ValueError("forget has an index twice")
     x, residuals = model.x[forget], model.residuals[forget]
     if attribution == "exact":
         leverage = x @ model.hessian_inverse @ x.T

@@ -271,6 +271,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_was_finished(finished, tmp_path):
     arguments = ["unlearn", *TINY, "--out", "run", "--devices", "1"]
     done = subprocess.run(

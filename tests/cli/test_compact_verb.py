@@ -89,6 +89,7 @@ def test_a_finished_run_is_shown_again(run, folder, capsys):
     assert again["unfreezing"] == results["unfreezing"]
 
 
+@pytest.mark.slow
 def test_interrupted_in_every_phase_it_ends_with_the_same_bits(folder, tmp_path):
     recipe = Recipe(
         schedule="last_k",
@@ -120,6 +121,7 @@ def test_interrupted_in_every_phase_it_ends_with_the_same_bits(folder, tmp_path)
         assert first[name] == second[name]
 
 
+@pytest.mark.slow
 def test_the_result_of_continued_folds_is_the_last_one(folder, tmp_path):
     options = ["--recipe.fold-mode", "continued", "--recipe.folds", "3"]
     options += ["--recipe.fold-epochs", "1", "--recipe.schedule", "out,hidden", "conv_1"]
@@ -261,6 +263,7 @@ def assert_says(capsys, message):
 
 
 @pytest.mark.parametrize("network", ["slim", "minimal"])
+@pytest.mark.slow
 def test_the_other_networks(network, tmp_path):
     out = tmp_path / "out"
     options = "--n-train 100 --n-val 20 --size 18 --slim.epochs 1 --slim.batch-size 20".split()

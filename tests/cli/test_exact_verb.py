@@ -211,6 +211,7 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path, capsys, monkeypatch
     run("train", store, *SMALL)
 
 
+@pytest.mark.slow
 def test_a_language_model_forgets_a_group(tmp_path, capsys):
     pytest.importorskip("tokenizers")
     from tests import language
@@ -256,6 +257,7 @@ def test_a_language_model_forgets_a_group(tmp_path, capsys):
     assert "example 'fact-0' is not what the store was made with" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_of_a_folder_are_known_by_their_files_and_can_be_erased(
     tmp_path, capsys, monkeypatch
 ):

@@ -37,6 +37,7 @@ def settings(images, **changes):
     return Settings(**plain | changes)
 
 
+@pytest.mark.slow
 def test_a_small_network_learns_images_of_integers(images, tmp_path):
     methods = {"ascent": METHODS["ascent"]}
     results = comparison.run(settings(images), methods, out=tmp_path / "run")

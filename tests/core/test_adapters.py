@@ -1,5 +1,7 @@
 """LoRA as a transformation of parameters: it changes nothing at first, and only adapters train."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jaxunlearn.core.adapters import LowRank
 KEY = jax.random.key(0)
 
 
+@functools.partial(jax.jit, static_argnames="layers")
 def weights(key=KEY, layers=3):
     a, b, c = jax.random.split(key, 3)
     return {
@@ -42,6 +45,7 @@ X = jax.random.normal(jax.random.key(1), (4, 6))
 TARGETS = ("layers/[qo]/kernel", "head/kernel")
 
 
+@jax.jit
 def filled(params, key=KEY):
     """The adapters of a network with other values than 0 in them."""
     own, rest = adapters.split(params)
@@ -66,7 +70,7 @@ def test_merged_equals_unmerged(rank, alpha, stabilized, seed):
         alpha / (rank**0.5 if stabilized else rank), rel=1e-6
     )
     adapted = filled(adapted, key)
-    merged, unmerged = forward(adapters.merge(adapted), X), forward(adapted, X)
+    merged, unmerged = forward(jax.jit(adapters.merge)(adapted), X), forward(adapted, X)
     np.testing.assert_allclose(merged, unmerged, atol=1e-5 * float(jnp.abs(unmerged).max()))
 
 
@@ -102,17 +106,18 @@ def test_the_scale_has_a_gradient_and_vmap_equals_single_runs():
     on = jnp.array([1.0, 0.0, 1.0])
     layers = {"layers": adapted["layers"], "head": adapters.base(adapted["head"])}
 
+    @jax.jit
     def loss(on):
         return jnp.sum(jnp.cos(forward(adapters.switch(layers, on), X)))
 
-    slope = jax.grad(loss)(on)
+    slope = jax.jit(jax.grad(loss))(on)
     shift = 1e-2 * jnp.eye(3)
-    numeric = jax.vmap(lambda d: (loss(on + d) - loss(on - d)) / 2e-2)(shift)
+    numeric = jax.jit(jax.vmap(lambda d: (loss(on + d) - loss(on - d)) / 2e-2))(shift)
     np.testing.assert_allclose(slope, numeric, rtol=0.05, atol=0.02)
     own, rest = adapters.split(adapted)
     many = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), own)
-    grad = jax.grad(lambda own: jnp.sum(forward(tree.combine(own, rest), X) ** 2))
-    together = jax.vmap(grad)(many)
+    grad = jax.jit(jax.grad(lambda own: jnp.sum(forward(tree.combine(own, rest), X) ** 2)))
+    together = jax.jit(jax.vmap(grad))(many)
     for i in range(2):
         alone = grad(jax.tree.map(lambda x, i=i: x[i], many))
         chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=1e-4)

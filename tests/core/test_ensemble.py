@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import nn
-from jaxunlearn.core import ensemble, keys, loop, optimizers, step, tree
+from jaxunlearn.core import ensemble, keys, loop, mesh, optimizers, step, tree
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.disk import DamagedError
 
@@ -32,13 +32,20 @@ def training(model, n_steps, shape):
 KEYS = jax.vmap(lambda i: keys.fold(jax.random.key(0), i))(jnp.arange(7))
 
 
-@pytest.mark.parametrize("mode", ["vmap", "map"])
+MLP = nn.mlp(4, (8,), 3), (4,)
+CNN_BN = nn.cnn((4, 4, 1), (2,), 3, batch_norm=True), (4, 4, 1)
+
+
 @pytest.mark.parametrize(
-    ("model", "shape"),
-    [(nn.mlp(4, (8,), 3), (4,)), (nn.cnn((4, 4, 1), (2,), 3, batch_norm=True), (4, 4, 1))],
-    ids=["mlp", "cnn_bn"],
+    ("model", "shape", "mode"),
+    [
+        pytest.param(*MLP, "vmap", id="mlp-vmap"),
+        pytest.param(*CNN_BN, "map", id="cnn_bn-map"),
+        pytest.param(*MLP, "map", id="mlp-map", marks=pytest.mark.slow),
+        pytest.param(*CNN_BN, "vmap", id="cnn_bn-vmap", marks=pytest.mark.slow),
+    ],
 )
-def test_a_lane_equals_models_trained_alone(mode, model, shape):
+def test_a_lane_equals_models_trained_alone(model, shape, mode):
     for n_steps, tolerance in ((1, 1e-5), (30, 1e-3)):
         one, shared = training(model, n_steps, shape)
         many = ensemble.run(one, shared, KEYS, width=3, mode=mode)
@@ -127,12 +134,19 @@ def test_the_padding_is_dropped():
 @pytest.mark.parametrize(
     ("members", "keyed", "message"),
     [
-        ({"a": np.zeros(2), "b": np.zeros(3)}, dict(width=1), "leading axes"),
+        ({"a": np.zeros(2), "b": np.zeros(3)}, dict(width=1), "one leading axis"),
+        ({"a": np.zeros(2), "b": 1.0}, dict(width=1), "one leading axis"),
+        ({}, dict(width=1), "one leading axis"),
         (np.zeros((0, 2)), dict(width=1), "at least 1"),
+        (np.zeros(3), dict(width=1.5), "width is 1.5; a whole number"),
+        (np.zeros(3), dict(width=True), "width is True; a whole number"),
+        (np.zeros(3), dict(width=1, mesh=mesh.make({"data": 1})), "mesh has axes data"),
+        (np.zeros(3), dict(width=1, fn="train"), "fn is 'train'; a function"),
         (np.zeros(3), dict(width=0), "width is 0"),
         (np.zeros(3), dict(width=1, mode="scan"), "mode is 'scan'"),
     ],
 )
 def test_bad_arguments(members, keyed, message):
     with pytest.raises(ValueError, match=message):
-        ensemble.run(lambda s, x: {"y": x}, None, members, **keyed)
+        fn = keyed.pop("fn", lambda s, x: {"y": x})
+        ensemble.run(fn, None, members, **keyed)

@@ -36,9 +36,14 @@ def test_blocks_one_by_one_or_all_at_once_give_the_same_bits(training):
 def test_the_loop_equals_steps_taken_by_hand(training):
     take, state, data = training
     by_hand = state
+
+    @jax.jit
+    def step_by_hand(state, t):
+        batch = data(fold(KEY, "data"), t)
+        return take(state, None, batch, fold(KEY, "step", t))[0]
+
     for t in range(5):
-        batch = data(fold(KEY, "data"), jnp.int32(t))
-        by_hand, _ = take(by_hand, None, batch, fold(KEY, "step", t))
+        by_hand = step_by_hand(by_hand, jnp.int32(t))
     looped = loop.run(take, state, None, data, KEY, 5).state
     chex.assert_trees_all_close(by_hand, looped, rtol=1e-5, atol=1e-6)
 
@@ -242,10 +247,14 @@ def test_start_ignores_first_checks_and_the_end_restores_too():
     np.testing.assert_array_equal(result.state.params["a"], [8.0, 8.0])
 
 
-def test_nan_is_no_improvement_and_nothing_seen_restores_nothing():
-    result = run_series((EarlyStop("v", patience=2),), v=[np.nan, np.nan, 1.0])
-    assert result.checks["v"].shape == (2,) and int(result.best_checks[0]) == -1
-    np.testing.assert_array_equal(result.state.params["a"], [4.0, 4.0])
+def test_the_first_check_counts_even_if_it_is_nan():
+    """As in Keras, see tests/parity: nothing improves on it, and its weights are restored."""
+    result = run_series((EarlyStop("v", patience=2),), v=[np.nan, np.nan, 1.0, 0.5])
+    assert result.checks["v"].shape == (3,) and int(result.best_checks[0]) == 0
+    np.testing.assert_array_equal(result.state.params["a"], [2.0, 2.0])
+    late = run_series((EarlyStop("v", patience=2, start=9),), v=[1.0, 2.0, 3.0])  # none counts
+    assert int(late.best_checks[0]) == -1
+    np.testing.assert_array_equal(late.state.params["a"], [6.0, 6.0])
     kept = run_series((EarlyStop("v", patience=1, restore=None),), v=[1.0, 2.0, 3.0])
     np.testing.assert_array_equal(kept.state.params["a"], [4.0, 4.0])
 
@@ -268,7 +277,8 @@ def test_the_check_before_the_first_step_counts():
     stopped = loop.run(
         counting, state, nothing, *arguments[3:], stops=(EarlyStop("v", patience=1),), **keyed
     )
-    assert stopped.checks["v"].shape == (1,) and stopped.metrics["number"].shape == (0,)
+    assert stopped.checks["v"].shape == (2,) and int(stopped.best_checks[0]) == 0
+    np.testing.assert_array_equal(stopped.state.params["a"], 7.0)
 
 
 def test_early_stop_under_vmap_stops_each_model_by_itself():

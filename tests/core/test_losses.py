@@ -10,7 +10,7 @@ from scipy.special import logsumexp
 from jaxunlearn.core import losses
 
 
-@given(st.integers(2, 12), st.integers(0, 10_000), st.sampled_from([1.0, 30.0, 1e4]))
+@given(st.sampled_from([2, 3, 12]), st.integers(0, 10_000), st.sampled_from([1.0, 30.0, 1e4]))
 def test_margins_are_log_odds(n_classes, seed, scale):
     rng = np.random.default_rng(seed)
     logits = (rng.normal(size=(3, 5, n_classes)) * scale).astype(np.float32)

@@ -239,11 +239,35 @@ def test_batch_norm_statistics_pass_through_stages():
         ("a/b", {}, "name is 'a/b'"),
         ("a", dict(optimizer_state="keep"), "optimizer_state is 'keep'"),
         ("a", dict(seed_by="time"), "seed_by is 'time'"),
+        ("a", dict(n_steps=0), "Stage a: n_steps is 0"),
+        ("a", dict(n_steps=2.0), "Stage a: n_steps is 2.0"),
+        ("a", dict(every=0), "Stage a: every is 0"),
+        ("a", dict(block=0), "Stage a: block is 0"),
+        ("a", dict(check_start=True), "Stage a: at_start: a check needs evaluate"),
+        ("a", dict(optimizer=0.1), "Stage a: optimizer is 0.1"),
+        ("a", dict(wrap="ema"), "Stage a: wrap is .ema.; a function"),
+        ("a", dict(evaluate="loss"), "Stage a: evaluate is 'loss'; a function"),
+        (1, {}, "name is 1"),
     ],
 )
 def test_bad_stages(setting, name, keyed, message):
     with pytest.raises(ValueError, match=message):
         setting[0](name, **keyed)
+
+
+@pytest.mark.parametrize(
+    ("orders", "message"),
+    [
+        ([], "orders is empty"),
+        ("ab", "orders has 'a'; tuples of elements"),
+        ([("a", "c")], "orders has 'c'; stage_of has stages for 'a', 'b'"),
+        ([3], "orders has 3; tuples of elements"),
+    ],
+)
+def test_bad_orders(setting, orders, message):
+    stage, state = setting
+    with pytest.raises(ValueError, match=message):
+        stages.run_orders({name: stage(name) for name in "ab"}, orders, state, KEY)
 
 
 def test_a_trainable_pattern_without_a_match_is_an_error(setting):

@@ -98,6 +98,23 @@ def test_bad_binary_files(tmp_path):
         forget_sets.from_file(tmp_path / "none", 10)
 
 
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        (np.eye(10, dtype=bool)[3], "forget is a mask"),
+        ([True, False], "forget is a mask"),
+        ([1.0, 2.0], "float64"),
+        ([[1, 2]], r"int64\[1, 2\]"),
+        (3, "a list of integers"),
+        (["1"], "a list of integers"),
+        ([-1], "out of range"),
+    ],
+)
+def test_what_is_no_list_of_rows(indices, message):
+    with pytest.raises(ValueError, match=message):
+        forget_sets.check(indices, 10)
+
+
 def test_sizes_and_classes_that_do_not_exist(digits):
     y = digits.y_train
     with pytest.raises(ValueError, match="class 3 has 1.. training examples"):

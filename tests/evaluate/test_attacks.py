@@ -92,6 +92,25 @@ def test_auc_equals_scikit_learn(seed, ties):
     np.testing.assert_allclose(membership_auc(members, others), expected, rtol=1e-12)
 
 
+@given(st.integers(0, 1000))
+def test_auc_within_classes_knows_no_difficulty(seed):
+    """Classes of unlike difficulty and nothing learned by heart: 0.5 however they are mixed."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([0, 1, 2], [20, 2, 5]), np.repeat([0, 1], [10, 40])
+    scores = [rng.normal(size=(300, len(y))) + 5.0 * y for y in labels]
+    mixed = membership_auc(*scores, classes=labels)
+    np.testing.assert_allclose(mixed.mean(), 0.5, atol=0.03)
+    assert abs(membership_auc(*scores).mean() - 0.5) > 0.1  # pooled
+    parts = [
+        membership_auc(scores[0][:, labels[0] == c], scores[1][:, labels[1] == c]) for c in (0, 1)
+    ]
+    np.testing.assert_allclose(mixed, (20 * parts[0] + 2 * parts[1]) / 22, rtol=1e-12)
+    alone = membership_auc(*scores, classes=(np.full(27, 7), labels[1]))
+    assert np.isnan(alone).all()
+    with pytest.raises(ValueError, match="classes have shapes"):
+        membership_auc(*scores, classes=(labels[1], labels[1]))
+
+
 @pytest.mark.parametrize(
     ("members", "others", "message"),
     [

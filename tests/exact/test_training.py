@@ -147,6 +147,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_cache_changes_no_more_than_rounding():
     import dataclasses
 
@@ -272,9 +273,8 @@ NOISY = plan.StageRecipe(
 )
 
 
-@pytest.mark.parametrize(
-    "direction", ["top_down", pytest.param("bottom_up", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["top_down", "bottom_up"])
 def test_dropout_and_augmentation_are_drawn_by_the_plan_and_the_prefix(direction):
     """So that other slices, and what trains beside it, change nothing of it."""
     config = dataclasses.replace(CONFIG, width=8, n_layers=2, mlp_width=8)

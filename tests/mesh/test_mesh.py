@@ -33,16 +33,18 @@ def finish(process):
     return json.loads(out.splitlines()[-1])
 
 
-def test_one_and_eight_devices_give_the_same_bits(tmp_path):
-    results = [finish(start("eight_devices", devices, tmp_path)) for devices in (8, 1)]
+@pytest.mark.parametrize("parts", ["training", pytest.param("all", marks=pytest.mark.slow)])
+def test_one_and_eight_devices_give_the_same_bits(parts, tmp_path):
+    results = [finish(start("eight_devices", devices, tmp_path, parts)) for devices in (8, 1)]
     eight, one = results
     assert (eight["devices"], one["devices"]) == (8, 1)
     assert eight["mlp"] == one["mlp"]
     assert eight["cnn"] == one["cnn"]
-    assert eight["wide"] == one["wide"]
-    assert eight["members"] == one["members"]
-    assert any(map(any, one["lasso"]))
-    np.testing.assert_allclose(eight["lasso"], one["lasso"], atol=1e-5)  # targets sharded
+    if parts == "all":
+        assert eight["wide"] == one["wide"]
+        assert eight["members"] == one["members"]
+        assert any(map(any, one["lasso"]))
+        np.testing.assert_allclose(eight["lasso"], one["lasso"], atol=1e-5)  # targets sharded
     # A run that was stopped on 8 devices and went on with 8, or with 1, is the same run.
     assert eight["resumed"] == one["resumed"] == one["mlp"]
     # A checkpoint of a 4 x 2 mesh opens on one device; sharded matmuls round differently.
@@ -59,6 +61,7 @@ def test_stages_of_transformers_have_the_same_bits_on_one_and_two_devices():
     assert two["vit"] == one["vit"] and two["decoder"] == one["decoder"]
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_give_the_same_bits(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -72,14 +75,10 @@ def test_one_and_two_processes_give_the_same_bits(tmp_path):
     assert alone["cnn"] == first["cnn"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "mode"),
-    [
-        ("mlp", "map"),
-        pytest.param("mlp", "vmap", marks=pytest.mark.slow),
-        pytest.param("cnn_bn", "vmap", marks=pytest.mark.slow),
-        pytest.param("cnn_bn", "map", marks=pytest.mark.slow),
-    ],
+    [("mlp", "map"), ("mlp", "vmap"), ("cnn_bn", "vmap"), ("cnn_bn", "map")],
 )
 def test_devices_can_share_each_batch(model, mode):
     result = finish(start("shared_batches", model, mode))

@@ -1,16 +1,21 @@
 """Keras 3 beside ours: the lightweight CNN, Nadam, decoupled decay, augmentation."""
 
+import dataclasses
+import functools
 import os
+import types
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import strategies  # noqa: E402
 
-from jaxunlearn.core import losses, optimizers, tree  # noqa: E402
+from jaxunlearn.core import EarlyStop, loop, losses, optimizers, step, tree  # noqa: E402
 from jaxunlearn.data import augment  # noqa: E402
 from jaxunlearn.nn.images import dual_cnn  # noqa: E402
 
@@ -118,6 +123,63 @@ def test_sixty_steps_of_an_optimizer(ours, theirs):
         optimizer.apply(list(tree.named(grads).values()), list(variables.values()))
     for name, leaf in tree.named(params).items():
         np.testing.assert_allclose(leaf, np.asarray(variables[name].value), rtol=1e-5, atol=2e-6)
+
+
+@hypothesis.given(
+    strategies.lists(
+        strategies.sampled_from([np.nan, np.inf, -np.inf, 0.0, 0.25, 0.5, 1.0]),
+        min_size=8,
+        max_size=8,
+    ),
+    strategies.integers(1, 3),
+    strategies.sampled_from([0.0, 0.25]),
+    strategies.integers(0, 2),
+    strategies.sampled_from(["min", "max"]),
+)
+def test_early_stopping(values, patience, min_delta, start, mode):
+    """Of any series, with NaN and infinities: the same last check, the same weights at the end."""
+    theirs = keras.callbacks.EarlyStopping(
+        "v", min_delta, patience, mode=mode, restore_best_weights=True, start_from_epoch=start
+    )
+    model = types.SimpleNamespace(weights=None, stop_training=False)
+    model.get_weights = lambda: model.weights
+    model.set_weights = lambda weights: setattr(model, "weights", weights)
+    theirs.set_model(model)
+    theirs.on_train_begin()
+    for number, value in enumerate(values):
+        model.weights = number
+        theirs.on_epoch_end(number, {"v": value})
+        if model.stop_training:
+            break
+    theirs.on_train_end()
+    stop = EarlyStop("v", patience, min_delta, start, mode=mode)
+    state = step.init_state({"number": jnp.int32(-1)}, optax.identity())
+    final, n_checks = _stopped((stop,), state, np.float32(values))
+    assert int(n_checks) == number + 1
+    assert int(final) == model.weights
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _stopped(stops, state, values):
+    """Weights after a run with a check after each step, and the number of checks."""
+
+    def count(state, shared, batch, key):
+        params = {"number": state.params["number"] + 1}
+        return dataclasses.replace(state, params=params, step=state.step + 1), {}
+
+    evaluate = lambda state, shared: {"v": shared[state.step - 1]}  # noqa: E731
+    result = loop.run(
+        count,
+        state,
+        values,
+        lambda key, t: t,
+        jax.random.key(0),
+        8,
+        evaluate=evaluate,
+        every=1,
+        stops=stops,
+    )
+    return result.state.params["number"], result.state.step
 
 
 @pytest.mark.parametrize("shape", [(5, 28, 28, 1), (4, 17, 32, 3)])

@@ -78,7 +78,11 @@ def build(name, seed=0):
     return model
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+QUICK = ("llama-scaled", "llama-biased", "qwen2-untied", "qwen3-tied")  # all features between them
+ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+
+
+@pytest.fixture(scope="module", params=ALL)
 def both(request, tmp_path_factory):
     """The network in transformers, and read from what that saved."""
     theirs = build(request.param)

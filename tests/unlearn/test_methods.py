@@ -258,7 +258,13 @@ def two_with_batch_norm():
     return model, two, jax.jit(jax.vmap(model.init))(two)
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("scrub", "dmm") else pytest.param(name, marks=pytest.mark.slow)
+        for name in LEARNERS
+    ],
+)
 def test_methods_run_over_lanes_and_with_batch_norm(name, problem, two_with_batch_norm):
     model, two, (params, stats) = two_with_batch_norm
     settings = settings_of(name)

@@ -1,10 +1,12 @@
 """Residual networks: ResNet-9 for CIFAR-10, and wide ones."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 from flax import nnx
 
+from jaxunlearn.core.checks import whole
 from jaxunlearn.core.model import RUNNING, Model, Statistics, from_nnx
 from jaxunlearn.nn.layers.batch_norm import BatchNorm
 from jaxunlearn.nn.layers.convolution import (
@@ -61,7 +63,6 @@ class ResNet9(nnx.Module):
         return 0.2 * self.head(x)
 
 
-@functools.cache  # the same network is the same `Model`, so that jit finds its programs again
 def resnet9(n_classes: int = 10, n_channels: int = 3) -> Model:
     """The ResNet-9 of datamodels (Ilyas et al. 2022) and Datamodel Matching (arXiv 2410.23232).
 
@@ -71,7 +72,7 @@ def resnet9(n_classes: int = 10, n_channels: int = 3) -> Model:
     10 classes, initialised by PyTorch's default: uniform within +-1 / sqrt(fan_in). Normalised
     images [B, 32, 32, n_channels] (any size from 11 x 11 on) give logits [B, n_classes].
     """
-    return from_nnx(lambda rngs: ResNet9(n_classes, n_channels, rngs))
+    return _built(ResNet9, whole("n_classes", n_classes), whole("n_channels", n_channels))
 
 
 class Block(nnx.Module):
@@ -123,7 +124,6 @@ class WideResNet(nnx.Module):
         return (logits, features) if return_features else logits
 
 
-@functools.cache  # the same network is the same `Model`, so that jit finds its programs again
 def wide_resnet(depth: int, width: int, n_classes: int = 10, n_channels: int = 3) -> Model:
     """WRN-depth-width (Zagoruyko & Komodakis 2016), pre-activation.
 
@@ -138,9 +138,12 @@ def wide_resnet(depth: int, width: int, n_classes: int = 10, n_channels: int = 3
     Raises:
         ValueError: `depth` is not 6n + 4 with n at least 1, or `width` is below 1.
     """
-    if depth < 10 or depth % 6 != 4:
+    if whole("depth", depth) < 10 or depth % 6 != 4:
         raise ValueError(f"depth is {depth}; allowed is 6n + 4 with n >= 1: 10, 16, 22, 28, ...")
-    if width < 1:
-        raise ValueError(f"width is {width}; it must be at least 1")
-    n_blocks = (depth - 4) // 6
-    return from_nnx(lambda rngs: WideResNet(n_blocks, width, n_classes, n_channels, rngs))
+    sizes = (whole("width", width), whole("n_classes", n_classes), whole("n_channels", n_channels))
+    return _built(WideResNet, (depth - 4) // 6, *sizes)
+
+
+@functools.cache  # the same network is the same `Model`, so that jit finds its programs again
+def _built(network: Callable[..., nnx.Module], *sizes: int) -> Model:
+    return from_nnx(lambda rngs: network(*sizes, rngs))

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxunlearn.core.checks import whole
 from jaxunlearn.core.model import RUNNING, Model, Statistics, from_nnx
+from jaxunlearn.nn.images import shapes
 from jaxunlearn.nn.layers.batch_norm import BatchNorm
 from jaxunlearn.nn.layers.convolution import Conv, max_pool
 
@@ -30,13 +32,22 @@ class MLP(nnx.Module):
         return self.dense[-1](x)
 
 
-@functools.cache  # the same network is the same `Model`, so that jit finds its programs again
 def mlp(n_inputs: int, hidden: tuple[int, ...] = (64,), n_classes: int = 10) -> Model:
     """A multi-layer perceptron with ReLU and hidden layers of these widths.
 
     Inputs [B, ...], flattened to `n_inputs` numbers, give logits [B, n_classes]; parameters are
     `dense/000/kernel`, ...
+
+    Raises:
+        ValueError: a size that is no whole number of at least 1.
     """
+    return _mlp(
+        whole("n_inputs", n_inputs), shapes.sizes("hidden", hidden), whole("n_classes", n_classes)
+    )
+
+
+@functools.cache  # the same network is the same `Model`, so that jit finds its programs again
+def _mlp(n_inputs: int, hidden: tuple[int, ...], n_classes: int) -> Model:
     return from_nnx(lambda rngs: MLP(n_inputs, hidden, n_classes, rngs))
 
 
@@ -68,7 +79,6 @@ class CNN(nnx.Module):
         return self.head(x.reshape(x.shape[0], -1))
 
 
-@functools.cache  # the same network is the same `Model`, so that jit finds its programs again
 def cnn(
     input_shape: tuple[int, int, int],
     channels: tuple[int, ...] = (16, 32),
@@ -88,17 +98,25 @@ def cnn(
         A model from images [B, H, W, C] to logits [B, n_classes].
 
     Raises:
-        ValueError: the image is too small for the number of convolutions.
+        ValueError: the image is too small for the number of convolutions, or a size is no whole
+            number of at least 1.
     """
+    input_shape, channels = shapes.image_shape(input_shape, 1), shapes.sizes("channels", channels)
     height, width, _ = input_shape
     if min(height, width) < 2 ** len(channels):
         raise ValueError(
             f"channels is {channels}: {len(channels)} poolings leave nothing of {height}x{width}"
         )
-    return from_nnx(lambda rngs: CNN(input_shape, channels, n_classes, batch_norm, rngs))
+    return _cnn(input_shape, channels, whole("n_classes", n_classes), bool(batch_norm))
 
 
 @functools.cache  # the same network is the same `Model`, so that jit finds its programs again
+def _cnn(
+    input_shape: tuple[int, int, int], channels: tuple[int, ...], n_classes: int, batch_norm: bool
+) -> Model:
+    return from_nnx(lambda rngs: CNN(input_shape, channels, n_classes, batch_norm, rngs))
+
+
 def small_cnn(input_shape: tuple[int, int, int], multiply_adds: int, n_classes: int = 10) -> Model:
     """The widest small convolutional network within a budget of multiply-adds per image.
 
@@ -119,8 +137,8 @@ def small_cnn(input_shape: tuple[int, int, int], multiply_adds: int, n_classes: 
     Raises:
         ValueError: the image is below 2 x 2, or `multiply_adds` below the smallest network.
     """
-    if min(input_shape[:2]) < 2:
-        raise ValueError(f"input_shape is {input_shape}; height and width must be at least 2")
+    input_shape = shapes.image_shape(input_shape, 2)
+    multiply_adds, n_classes = whole("multiply_adds", multiply_adds), whole("n_classes", n_classes)
     in_blocks = min(input_shape[:2]) >= _BLOCKS_FROM
     shape = input_shape
     if in_blocks:
@@ -157,6 +175,7 @@ def _cost(shape: tuple[int, int, int], width: int, n_classes: int) -> int:
     return total + height * length * n_in * n_classes
 
 
+@functools.cache  # one `Model` for one
 def _of_blocks(model: Model) -> Model:
     def apply(params, stats, x: jax.Array, **static):
         return model.apply(params, stats, _blocks(x), **static)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.core.checks import whole
+
 
 def image_shape(value: Sequence[int], least: int) -> tuple[int, int, int]:
     """(height, width, channels), the sides at least so many pixels.
@@ -25,6 +27,17 @@ def image_shape(value: Sequence[int], least: int) -> tuple[int, int, int]:
             f"least {least} pixels, of which convolutions and pools leave one"
         )
     return height, width, channels
+
+
+def sizes(name: str, value: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of channels or units, each at least 1, as a tuple.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(f"{name} is {value!r}; a tuple of whole numbers is needed")
+    return tuple(whole(name, size) for size in value)
 
 
 def check(x: jax.Array, input_shape: tuple[int, ...]) -> None:

@@ -117,7 +117,7 @@ def slim_cnn(
     Raises:
         ValueError: an image that the pools leave nothing of, or sizes that are none.
     """
-    channels = tuple(whole("channels", n) for n in channels)
+    channels = shapes.sizes("channels", channels)
     if not channels:
         raise ValueError("channels is (); at least one convolution is needed")
     shape = shapes.image_shape(input_shape, 2 ** (len(channels) // 2))

@@ -48,6 +48,36 @@ def test_sizes_and_shapes(model, shape, size):
 
 
 def test_the_same_network_is_the_same_model():
-    assert nn.mlp(4, (8,), 3) is nn.mlp(4, (8,), 3)
+    assert nn.mlp(4, (8,), 3) is nn.mlp(4, [np.int64(8)], n_classes=3)
+    assert nn.cnn((8, 8, 1)) is nn.cnn([8, 8, 1], [16, 32], 10, False)
+    assert nn.small_cnn((28, 28, 1), 10**6) is nn.small_cnn([28, 28, 1], 10**6)
+    assert nn.wide_resnet(10, 1) is nn.wide_resnet(depth=10, width=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.mlp(0), "n_inputs is 0"),
+        (lambda: nn.mlp((8, 8, 1)), "n_inputs is .8, 8, 1.; a whole number"),
+        (lambda: nn.mlp(4, 8), "hidden is 8; a tuple"),
+        (lambda: nn.mlp(4, (8.0,)), "hidden is 8.0; a whole number"),
+        (lambda: nn.mlp(4, "8"), "hidden is '8'; a tuple"),
+        (lambda: nn.mlp(4, (8,), 0), "n_classes is 0"),
+        (lambda: nn.mlp(4, (8,), True), "n_classes is True"),
+        (lambda: nn.cnn((8, 8)), "input_shape is"),
+        (lambda: nn.cnn((8, 8, 1), (4, 0)), "channels is 0"),
+        (lambda: nn.cnn((8, 8, 1), 4), "channels is 4"),
+        (lambda: nn.small_cnn((28, 28, 1), 1e6), "multiply_adds is 1000000.0"),
+        (lambda: nn.resnet9(0), "n_classes is 0"),
+        (lambda: nn.wide_resnet(16, "2"), "width is '2'"),
+        (lambda: nn.wide_resnet(16.5, 2), "depth is 16.5"),
+    ],
+)
+def test_bad_sizes(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_poolings_leave_something():
     with pytest.raises(ValueError, match="poolings leave nothing of 4x8"):
         nn.cnn((4, 8, 1), (2, 2, 2))

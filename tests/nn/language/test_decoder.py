@@ -268,7 +268,7 @@ def plain(request, params):
     return params, *jax.device_get(slopes(nll)(params))
 
 
-@pytest.mark.parametrize("limit", [2**24, 200])
+@pytest.mark.parametrize("limit", [pytest.param(2**24, marks=pytest.mark.slow), 200])
 def test_chunked_likelihoods_equal_plain_ones(plain, limit, monkeypatch):
     monkeypatch.setattr(likelihood, "_LOGITS", limit)
     params, expected_slope, expected = plain
