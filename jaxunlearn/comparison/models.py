@@ -26,6 +26,9 @@ from jaxunlearn.unlearn.scratch import train
 Methods: TypeAlias = Mapping[str, tuple[Callable[..., Unlearned], Any]]
 
 
+_MOST_LOGIT = 1e6  # models that answer with more have diverged, though no number overflowed
+_ADVICE = "a smaller learning rate, or a network with BatchNorm, may help"
+
 S = TypeVar("S", bound=Settings | AttributeSettings)
 
 
@@ -243,10 +246,15 @@ def all_logits(model: Model, shared: dict[str, Any], result: Unlearned) -> jax.A
 def _check_finite(phase: str, lane: dict[str, np.ndarray], first: int) -> None:
     """Raises a NonFiniteError for a model of a lane whose loss or outputs are not finite."""
     losses = lane["losses"]
-    finite.check_members(lambda i: f"{phase}: the loss of member {i}", losses, first)
+    try:
+        finite.check_members(lambda i: f"{phase}: the loss of member {i}", losses, first)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}; {_ADVICE}") from error
     for member, logits in enumerate(lane.get("logits", ()), first):
-        if not np.isfinite(logits).all():
+        most = np.abs(logits).max()
+        if not most < _MOST_LOGIT:
+            how = "not finite" if not np.isfinite(most) else f"as large as {most:.2g}"
             raise NonFiniteError(
-                f"{phase}: member {member} gives outputs that are not finite after step "
-                f"{losses.shape[1]}, its last"
+                f"{phase}: member {member} gives outputs that are {how} after step "
+                f"{losses.shape[1]}, its last; {_ADVICE}"
             )
