@@ -140,10 +140,14 @@ def chosen(names: Iterable[str]) -> tuple[Column, ...]:
 def table(results: dict[str, Any]) -> Table:
     """The results of a comparison, one row per method and one for the floor."""
     title = f"{results['n_models']} models a side, means over points and models"
-    out = of_rows(title, results["methods"].items(), SHOWN)
+    rows, floor = results["methods"].items(), results["floor"]
+    shares = any(row.get("cost_shared") for _, row in rows)
+    out = of_rows(title, rows, SHOWN if shares else SHOWN[:-1])
     out.add_section()
-    floor = results["floor"]
-    out.add_row("floor", *(f"{floor[group]['mean']:.2f}" for group in GROUPS if group in floor))
+    if floor:
+        errors = {group: floor[group].get("stderr") for group in GROUPS}
+        as_row = {"klom": floor, "stderr": {"klom": errors}}
+        out.add_row("floor", *(column.cell(as_row) for column in SHOWN[: len(GROUPS)]))
     return out
 
 

@@ -142,7 +142,12 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     flat = [_flat(run.results["settings"]) for run in runs]
     names = dict.fromkeys(name for settings in flat for name in settings)
     values = {name: [settings.get(name) for settings in flat] for name in names}
-    return {name: of for name, of in values.items() if any(value != of[0] for value in of)}
+    # A method that only one run has differs in no setting.
+    there = {
+        name: [s[name] for s in flat if name in s] if name.startswith("methods.") else of
+        for name, of in values.items()
+    }
+    return {name: values[name] for name, of in there.items() if any(v != of[0] for v in of)}
 
 
 def _flat(settings: Any, name: str = "") -> dict[str, Any]:

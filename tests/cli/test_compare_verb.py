@@ -64,7 +64,7 @@ def test_errors_stand_beside_means_and_every_column_has_a_legend():
         assert column.legend in out
     assert "… " not in out and max(map(len, out.split("KLOM   ")[0].splitlines())) <= 120
     old = results()
-    for one in old["methods"].values():
+    for one in (*old["methods"].values(), *old["floor"].values()):
         del one["stderr"]
     assert "±" not in said(old) and "9.00" in said(old)
 
@@ -156,6 +156,15 @@ def test_the_page_is_whole_and_escaped_and_needs_nothing_else(runs, tmp_path):
     heads = [attrs for tag, attrs in page.tags if tag == "th" and attrs.get("scope") == "col"]
     assert {"U-LiRA", "KLOM forget"} <= {text.strip() for text in page.text}
     assert any(attrs.get("title") == COLUMNS["klom_forget"].legend for attrs in heads)
+
+
+def test_settings_of_a_method_that_one_run_lacks_are_no_difference(tmp_path, capsys):
+    one, other = results(), results()
+    one["settings"]["methods"] = {"scrub": {"alpha": 1}, "ssd": {"lam": 1}}
+    other["settings"]["methods"] = {"scrub": {"alpha": 2}}
+    assert app.main(["compare", write(tmp_path / "a", one), write(tmp_path / "b", other)]) == 0
+    out = capsys.readouterr().out
+    assert "methods.scrub.alpha: a 1, b 2" in out and "lam" not in out
 
 
 def test_different_forget_sets_are_no_comparison(tmp_path, capsys):
