@@ -1,32 +1,13 @@
 """What all tests share; what JAX reads from the environment must be set before it is imported."""
 
-import hashlib
-import importlib.metadata
 import os
-import platform
-from pathlib import Path
 
-
-def cache_folder() -> Path:
-    """Where compiled programs are kept between runs: by version, processor and flags.
-
-    They save time only: a broken entry costs a compilation, and nothing but the tests reads them.
-    """
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    processor = sorted({line for line in lines if line.startswith(("model name", "flags"))})
-    facts = [importlib.metadata.version("jaxlib"), os.environ.get("XLA_FLAGS", ""), *processor]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (
-        home / "jaxunlearn" / "tests" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-    )
-
+from jaxunlearn.cli import programs
 
 # Most of the suite's time is LLVM's, for programs that run once. `XLA_FLAGS= pytest` compiles as
 # users do; the tests of tests/mesh always do, since equal bits are what is promised to users.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+programs.keep("tests")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

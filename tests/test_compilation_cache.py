@@ -1,7 +1,16 @@
 """Programs that are kept between runs of the tests save time, and are never needed."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+from jaxunlearn.cli import programs
+
+TINY = (
+    *("unlearn", "--n-models", "2", "--n-train", "100", "--n-val", "20", "--forget-size", "10"),
+    *("--methods", "none", "--training.epochs", "1"),
+)
 
 PROGRAM = """
 import jax, jax.numpy as jnp
@@ -25,9 +34,52 @@ def test_a_broken_entry_costs_a_compilation_and_nothing_else(tmp_path, monkeypat
     assert run() == before
 
 
-def test_experiments_and_benchmarks_do_not_read_it(request):
+def test_library_experiments_and_benchmarks_do_not_read_it(request):
+    """Verbs do; who imports the library decides alone."""
     folders = [
         request.config.rootpath / name for name in ("jaxunlearn", "benchmarks", "experiments")
     ]
     for path in (path for folder in folders for path in folder.rglob("*.py")):
-        assert "COMPILATION_CACHE" not in path.read_text(), path
+        assert path.parts[-2:] == ("cli", "programs.py") or (
+            "COMPILATION_CACHE" not in path.read_text()
+        ), path
+
+
+def test_it_is_named_by_processor_and_flags_and_needs_no_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    one = programs.folder("xla")
+    assert one is not None and one.parent == tmp_path / "jaxunlearn" / "xla"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert programs.folder("xla") != one
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError()))
+    assert programs.folder("xla") is None
+
+
+def test_it_stays_below_its_limit(tmp_path, monkeypatch):
+    for age in range(5):
+        file = tmp_path / str(age)
+        file.write_bytes(bytes(100))
+        os.utime(file, (1e9 - age, 1e9 - age))
+    monkeypatch.setattr(programs, "_MOST", 250)
+    programs._trim(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_a_verb_reads_it_unless_it_is_told_otherwise(tmp_path):
+    def made(*more):
+        command = [
+            sys.executable,
+            "-m",
+            "jaxunlearn",
+            *TINY,
+            "--out",
+            str(tmp_path / f"run{len(more)}"),
+        ]
+        home = {"XDG_CACHE_HOME": str(tmp_path)}
+        keep = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | home
+        subprocess.run([*command, *more], env=keep, check=True, capture_output=True)
+        return list((tmp_path / "jaxunlearn").rglob("*-cache"))
+
+    assert not made("--no-compilation-cache")
+    assert made()

@@ -9,7 +9,8 @@ usage: jaxunlearn VERB [options]
   compact    a network of 15,000 parameters: two branches, fused, unfrozen, exported
   exact      a store that serves a model, deletes examples from it exactly, and proves it
 
-`jaxunlearn VERB --help` lists a verb's options.
+`jaxunlearn VERB --help` lists a verb's options. Compiled programs are kept in
+~/.cache/jaxunlearn/xla, at most 1 GiB; with --no-compilation-cache none is read or written.
 """
 
 import importlib
@@ -17,10 +18,12 @@ import shlex
 import sys
 
 from jaxunlearn import __version__
+from jaxunlearn.cli import programs
 from jaxunlearn.cli.console import FAILED, INTERRUPTED, OK, USAGE, command_line, error
 
 __all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "main"]
 
+_UNCACHED = "--no-compilation-cache"  # of every verb
 # Each has a file of this package, with `main(argv) -> exit code`, that is imported when called.
 VERBS = ("unlearn", "compare", "attribute", "paths", "compact", "exact")
 
@@ -47,4 +50,8 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0] not in VERBS:
         known = ", ".join(VERBS)
         return error(f"verb is {argv[0] if argv else ''!r}; known verbs: {known}")
+    if _UNCACHED in argv:
+        argv = [word for word in argv if word != _UNCACHED]
+    else:
+        programs.keep()
     return importlib.import_module(f"jaxunlearn.cli.{argv[0]}").main(argv[1:])

@@ -91,13 +91,75 @@ class Job(ModelsJob[Settings]):
         return phases | {"evaluation": 1.0}
 
 
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """What computes the models of a phase.
+
+    Attributes:
+        job: the job.
+        one: a function of one model, `one(shared, member)`.
+        members: what differs by model, leading axis the models.
+        shared: what all models read.
+        width: models of a lane.
+    """
+
+    job: ModelsJob[Any]
+    one: Callable
+    members: Any
+    shared: dict[str, Any]
+    width: int
+
+    def run(self, name: str, store: BlockStore, progress: Progress) -> dict[str, Any]:
+        """Computes the models in lanes."""
+        n_models = len(jax.tree.leaves(self.members)[0])
+        return ensemble.run(
+            *self._inputs,
+            **self._how,
+            store=store,
+            check=functools.partial(_check_finite, name),
+            callback=ticking(self.job.folder, name, n_models, progress),
+        )
+
+    def compile(self) -> None:
+        """Compiles the program that `run` needs, which then finds it."""
+        ensemble.compile_ahead(*self._inputs, **self._how)
+
+    @property
+    def _inputs(self) -> tuple[Callable, Any, Any]:
+        return self.one, jax.tree.map(jnp.asarray, self.shared), self.members
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"width": self.width, "mode": self.job.mode, "mesh": self.job.mesh}
+
+
+def training(job: Job, phase: str, indices: Any, n_models: int) -> Phase:
+    """The phase that trains models on some rows, to parameters, statistics and logits."""
+    one = training_of_one(job.model, job.settings.training)
+    members = keys_of(job.settings.seed, phase, n_models)
+    return Phase(job, one, members, _read(job, indices=indices), _width(job))
+
+
 def train_phase(
     job: Job, phase: str, indices: Any, store: BlockStore, progress: Progress, n_models: int
 ) -> dict[str, Any]:
     """Trains the models of a phase on some rows; returns parameters, statistics and logits."""
-    one = training_of_one(job.model, job.settings.training)
-    members = keys_of(job.settings.seed, phase, n_models)
-    return run_lanes(job, phase, one, members, progress, _width(job), store, indices=indices)
+    return training(job, phase, indices, n_models).run(phase, store, progress)
+
+
+def forgetting(
+    job: Job,
+    name: str,
+    full: dict[str, Any],
+    problem: Problem | None = None,
+    by_model: dict[str, np.ndarray] | None = None,
+) -> Phase:
+    """The phase in which full models forget, see `forget_phase`."""
+    method, settings = job.methods[name]
+    seeds = keys_of(job.settings.seed, name.partition("@")[0], job.settings.n_models)
+    members = (full["params"], full.get("stats", {}), seeds, by_model or {})
+    one = _forgetting_of_one(job.model, method, settings, name in job.saved)
+    return Phase(job, one, members, _read(job, problem=problem or job.problem), _width(job))
 
 
 def forget_phase(
@@ -119,18 +181,13 @@ def forget_phase(
         problem: with estimates, for a method that needs them; by default the job's.
         by_model: fields of the problem that differ by model, leading axis the models.
     """
-    (method, settings), n_models = job.methods[name], job.settings.n_models
+    n_models = job.settings.n_models
     store = job.folder.method_lanes(name, recorded(job.methods, job.plugins)[name])
-    if method is baselines.retrain:  # the program of the oracles, which is compiled already
+    if job.methods[name][0] is baselines.retrain:  # the oracles' program, which is compiled already
         return train_phase(job, name, job.problem.retain, store, progress, n_models)
-    seeds = keys_of(job.settings.seed, name.partition("@")[0], n_models)
-    members = (full["params"], full.get("stats", {}), seeds, by_model or {})
-    is_saved = name in job.saved
-    if is_saved:
+    if name in job.saved:
         _drop_without_weights(store, -(-n_models // _width(job)))
-    one = _forgetting_of_one(job.model, method, settings, is_saved)
-    problem = problem or job.problem
-    return run_lanes(job, name, one, members, progress, _width(job), store, problem=problem)
+    return forgetting(job, name, full, problem, by_model).run(name, store, progress)
 
 
 def recorded(methods: Methods, plugins: Sequence[Plugin]) -> dict[str, dict[str, Any]]:
@@ -211,6 +268,11 @@ def _width(job: Job) -> int:
     return min(job.settings.lane_width, job.settings.n_models)
 
 
+def _read(job: ModelsJob[Any], **more: Any) -> dict[str, Any]:
+    """What all models of a phase read: the data, and more by name."""
+    return {"problem": job.problem, "x_val": job.dataset.x_val} | more
+
+
 def run_lanes(
     job: ModelsJob[Any],
     phase: str,
@@ -222,19 +284,7 @@ def run_lanes(
     **shared: Any,
 ) -> dict[str, Any]:
     """Computes the models of a phase in lanes; `shared` is what `one` reads beside the data."""
-    shared = {"problem": job.problem, "x_val": job.dataset.x_val} | shared
-    n_models = len(jax.tree.leaves(members)[0])
-    return ensemble.run(
-        one,
-        jax.tree.map(jnp.asarray, shared),
-        members,
-        width=width,
-        mode=job.mode,
-        mesh=job.mesh,
-        store=store,
-        check=functools.partial(_check_finite, phase),
-        callback=ticking(job.folder, phase, n_models, progress),
-    )
+    return Phase(job, one, members, _read(job, **shared), width).run(phase, store, progress)
 
 
 def all_logits(model: Model, shared: dict[str, Any], result: Unlearned) -> jax.Array:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxunlearn import data as datasets
-from jaxunlearn.comparison import checking, estimates, forgetting, judging, weights
+from jaxunlearn.comparison import ahead, checking, estimates, forgetting, judging, weights
 from jaxunlearn.comparison.estimates import Estimated
 from jaxunlearn.comparison.models import (
     Job,
@@ -223,6 +223,11 @@ def execute(job: Job, progress: Progress = study.quiet) -> dict[str, Any]:
         NonFiniteError: a method diverged; the methods before it are in `results.json`.
         ConnectionError: another process of the run died.
     """
+    with ahead.compiling(job):
+        return _execute(job, progress)
+
+
+def _execute(job: Job, progress: Progress) -> dict[str, Any]:
     store, everything = job.folder.lanes, np.arange(len(job.dataset.x_train))
     n_models = job.settings.n_models
     full = train_phase(job, "full", everything, store("full"), progress, n_models)

@@ -7,7 +7,9 @@ one device or eight, interrupted or not. They do depend on W, which belongs into
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any, Literal, Protocol
 
 import jax
@@ -92,20 +94,30 @@ class Program:
     """A jitted function whose compilation is a call of its own, so that it can be timed.
 
     With `alike` its bits on a CPU are those of the same function for another number of devices.
+    Threads may share it: each program is compiled once, and who comes later waits.
     """
 
     def __init__(self, function: Callable, *, alike: bool):
         on_cpu = jax.default_backend() == "cpu"
         self._jitted = jax.jit(function, compiler_options=_ALIKE if alike and on_cpu else None)
-        self._compiled: dict[Any, Callable] = {}
+        self._compiled: dict[Any, Future[Callable]] = {}
+        self._lock = threading.Lock()
 
     def compiled(self, *args: Any) -> Callable:
         """The executable for arguments of these shapes; compiles at most once for each."""
         leaves, structure = jax.tree.flatten(args)
         signature = (structure, tuple((x.shape, x.dtype, x.sharding) for x in leaves))
-        if signature not in self._compiled:
-            self._compiled[signature] = self._jitted.lower(*args).compile()
-        return self._compiled[signature]
+        with self._lock:
+            is_mine = signature not in self._compiled
+            program = self._compiled.setdefault(signature, Future())
+        if is_mine:
+            try:
+                program.set_result(self._jitted.lower(*args).compile())
+            except BaseException as error:
+                with self._lock:  # an interruption is no reason to fail the next time
+                    del self._compiled[signature]
+                program.set_exception(error)
+        return program.result()
 
 
 def run(
@@ -180,6 +192,24 @@ def _check(fn: Any, mode: str, mesh: Mesh | None, store: Any, sink: Any) -> None
         raise ValueError("store and sink are given; one of them is needed")
 
 
+def compile_ahead(
+    fn: Callable[[Any, Any], Tree],
+    shared: Any,
+    members: Any,
+    *,
+    width: int,
+    mode: Mode = "vmap",
+    mesh: Mesh,
+) -> None:
+    """Compiles the program that `run` needs for such arguments, for instance in another thread.
+
+    Arguments are those of `run`; the values of `members` do not matter.
+    """
+    members = jax.tree.map(np.asarray, _pack_keys(members))
+    inputs = _placed_lanes(members, [0] * mesh.shape["models"], width, mesh)
+    lanes(fn, mesh, mode).compiled(placed(shared, mesh), inputs)
+
+
 def _n_members(members: Any) -> int:
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(members)]
     sizes = {shape[0] for shape in shapes if shape}
@@ -201,11 +231,9 @@ def _calls(
     compiled: Callable[[], None],
 ) -> Iterator[tuple[list[int], Tree]]:
     """The results of each group of lanes, [lanes, width, ...]; tells when the program is there."""
-    n_members, shared = _n_members(members), placed(shared, mesh)
-    by_lane = jax.NamedSharding(mesh, PartitionSpec("models"))
-    members = jax.tree.map(np.asarray, _pack_keys(members))
+    shared, members = placed(shared, mesh), jax.tree.map(np.asarray, _pack_keys(members))
     for number, group in enumerate(groups):
-        inputs = meshes.place(_take_lanes(members, group, width, n_members), by_lane)
+        inputs = _placed_lanes(members, group, width, mesh)
         program = lanes(fn, mesh, mode).compiled(shared, inputs)
         if number == 0:
             compiled()
@@ -259,8 +287,9 @@ def _groups(missing: list[int], n_devices: int) -> list[list[int]]:
     return [group + group[-1:] * (n_devices - len(group)) for group in groups]
 
 
-def _take_lanes(members: Any, group: list[int], width: int, n_members: int) -> Any:
-    """Members of some lanes, leading axes [lanes, width]; the last member pads the last lane."""
+def _placed_lanes(members: Any, group: list[int], width: int, mesh: Mesh) -> Any:
+    """Members of some lanes on their devices, leading axes [lanes, width]; the last member pads."""
     index = np.array([np.arange(i * width, (i + 1) * width) for i in group])
-    index = np.minimum(index, n_members - 1)
-    return tree.take(members, index)
+    index = np.minimum(index, _n_members(members) - 1)
+    by_lane = jax.NamedSharding(mesh, PartitionSpec("models"))
+    return meshes.place(tree.take(members, index), by_lane)
