@@ -109,7 +109,7 @@ ledger.fcntl = types.SimpleNamespace(flock=lambda *_: None, LOCK_EX=0, LOCK_SH=0
         """
 @contextlib.contextmanager
 def replacing(path):
-    with path.open("wb") as file:
+    with path.open("w+b") as file:
         yield file
         file.flush()
 disk.replacing = replacing
