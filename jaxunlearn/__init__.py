@@ -17,6 +17,8 @@ Systems, each a job with a verb of the command line:
 - `paths`: language models trained in stages in different orders;
 - `exact`: exact unlearning by sharded, sliced training (S3T);
 - `compact`: networks of 15,000 parameters.
+
+`load` reads the weights that `jaxunlearn unlearn --save` wrote.
 """
 
 from jaxunlearn.lazy import exports
@@ -38,4 +40,5 @@ __getattr__, __dir__ = exports(
         "theory",
         "unlearn",
     ),
+    {"load": "comparison.weights"},
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import jaxunlearn
-from jaxunlearn.cli import attribute, compact, exact_verbs, paths, study, unlearn
+from jaxunlearn.cli import attribute, compact, compare, exact_verbs, paths, study, unlearn
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxunlearn"
@@ -140,5 +140,6 @@ def test_commands_in_readmes_are_understood(readme):
                 "attribute": attribute.Attribute,
                 "paths": paths.Paths,
                 "compact": compact.Compact,
+                "compare": compare.Compare,
             }
             study.parse(options[verb], verb, argv)

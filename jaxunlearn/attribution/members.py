@@ -176,7 +176,7 @@ class Outputs:
         if not (self.path / "checksums.npy").exists():  # of an earlier version
             self._sign(outputs, flags)
         checksums = self._mapped("checksums", (32,), np.dtype(np.uint8))
-        is_there = np.asarray(checksums.any(1))
+        is_there = np.any(checksums, axis=1)
         for member in np.flatnonzero(is_there):
             if not np.array_equal(_checksum(outputs[member]), checksums[member]):
                 raise DamagedError(
@@ -184,7 +184,7 @@ class Outputs:
                     f"another hash than checksums.npy says; delete {self.path} and resume"
                 )
         if not np.array_equal(flags, is_there):  # a kill came between the two
-            self._put("completed", 0, is_there)
+            self._put("completed", 0, np.asarray(is_there))
 
     def _sign(self, outputs: np.ndarray, flags: np.ndarray) -> None:
         checksums = np.zeros((len(flags), 32), np.uint8)

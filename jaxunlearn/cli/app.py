@@ -3,6 +3,7 @@
 usage: jaxunlearn VERB [options]
 
   unlearn    many models forget by several methods, and retrained oracles judge them
+  compare    several runs of `unlearn` in one table, and on one page
   attribute  which training points a model's answers depend on: datamodels and TRAK
   paths      language models trained in stages in different orders forget differently
   compact    a network of 15,000 parameters: two branches, fused, unfrozen, exported
@@ -21,7 +22,7 @@ from jaxunlearn.cli.console import FAILED, INTERRUPTED, OK, USAGE, command_line,
 __all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "main"]
 
 # Each has a file of this package, with `main(argv) -> exit code`, that is imported when called.
-VERBS = ("unlearn", "attribute", "paths", "compact", "exact")
+VERBS = ("unlearn", "compare", "attribute", "paths", "compact", "exact")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,6 +42,8 @@ def _run(argv: list[str]) -> int:
     if argv[:1] == ["--version"]:
         print(__version__)
         return OK
+    if not argv:  # help is of use, and yet nothing was done
+        print(__doc__)
     if not argv or argv[0] not in VERBS:
         known = ", ".join(VERBS)
         return error(f"verb is {argv[0] if argv else ''!r}; known verbs: {known}")

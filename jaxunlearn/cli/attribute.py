@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxunlearn.cli import drawing, study
+from jaxunlearn.cli.console import found
 from jaxunlearn.comparison.settings import AttributeSettings
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def prepare(options: Attribute, where: "Where") -> "attribute.Job":
     """Checks everything that can be wrong."""
     from jaxunlearn.comparison import attribute
 
-    return attribute.prepare(options.settings, where)
+    job = attribute.prepare(options.settings, where)
+    study.say(found(job.dataset))
+    return job
 
 
 def show(job: "attribute.Job", results: dict[str, Any], console: Console) -> str:

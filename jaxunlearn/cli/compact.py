@@ -12,7 +12,7 @@ from rich.table import Table
 
 from jaxunlearn import compact
 from jaxunlearn.cli import drawing, study
-from jaxunlearn.cli.console import check_json, guarded, printer, write_json
+from jaxunlearn.cli.console import check_json, found, guarded, printer, write_json
 from jaxunlearn.compact.study import Job, Settings
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ def prepare(options: Compact, where: "Where") -> Job:
 
     if jax.process_count() > 1:
         raise ValueError("processes: `compact` runs in one process, on as many devices as it has")
-    return compact.study.prepare(options.settings, where)
+    job = compact.study.prepare(options.settings, where)
+    study.say(found(job.dataset))
+    return job
 
 
 def show(job: Job, results: dict[str, Any], console: Console) -> str:
@@ -136,15 +138,16 @@ def draw(results: dict[str, Any], path: str | os.PathLike) -> None:
         results: `results.json` of `compact.study.run`.
         path: where the PNG goes.
     """
-    with drawing.figure(path, (13, 5)) as figure:
-        curves, matrix = figure.subplots(1, 2, width_ratios=[3, 2])
+    counts = np.array(results["confusion"])
+    side = float(np.clip(0.3 * len(counts), 5, 30))  # inches, so that every cell has its number
+    with drawing.figure(path, (8 + side, side + 0.5)) as figure:
+        curves, matrix = figure.subplots(1, 2, width_ratios=[7.5, side])
         _draw_folds(curves, results, _draw_stages(curves, results))
         curves.axhline(
             results["test_accuracy"], color="0.4", linestyle=":", label="test, in the end"
         )
         curves.set(xlabel="epoch", ylabel="validation accuracy")
         curves.legend(fontsize="small")
-        counts = np.array(results["confusion"])
         _draw_confusion(
             matrix, counts, results.get("classes") or list(map(str, range(len(counts))))
         )
@@ -185,7 +188,8 @@ def _draw_confusion(axes: Any, counts: np.ndarray, names: list[str]) -> None:
     axes.set(xlabel="answer", ylabel="class", title="test images", xticks=range(len(counts)))
     axes.set_xticks(range(len(counts)), names, rotation=90 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(range(len(counts)), names)
-    if len(counts) <= 12:
-        for (i, j), count in np.ndenumerate(counts):
-            color = "white" if count > counts.max() / 20 else "black"
+    shade = np.log1p(counts) / max(np.log1p(counts.max()), 1)
+    for (i, j), count in np.ndenumerate(counts):
+        if count or len(counts) <= 12:  # zeros of many classes would hide the others
+            color = "white" if shade[i, j] > 0.6 else "black"
             axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=color)

@@ -120,14 +120,15 @@ def notices(*, quiet: bool = False) -> "Console":
     return PlainConsole(sys.stderr, quiet=quiet)
 
 
-def check_json(path: Path | None, made: Path | None = None) -> None:
+def check_json(path: Path | None, made: Path | None = None, *, option: str = "json") -> None:
     """Raises a ValueError if the results cannot be written there.
 
     Nothing in the folder of a run or a store is replaced.
 
     Args:
-        path: the option `--json`.
+        path: the option `--json`, or another one.
         made: a folder that the verb makes.
+        option: name of the option.
     """
     if path is None:
         return
@@ -139,16 +140,20 @@ def check_json(path: Path | None, made: Path | None = None) -> None:
         folder = place.parent
         can_be_written = (folder.is_dir() and os.access(folder, os.W_OK)) or folder == ours
     if path.is_dir() or not can_be_written:
-        raise ValueError(f"json is {str(path)!r}; a file in a folder that can be written is needed")
+        raise ValueError(
+            f"{option} is {str(path)!r}; a file in a folder that can be written is needed"
+        )
     for folder in place.parents:
         if (folder / "ledger.jsonl").exists() and (folder / "plan.json").exists():
-            raise ValueError(f"json is {str(path)!r}, in the store {str(folder)!r}; name another")
+            raise ValueError(
+                f"{option} is {str(path)!r}, in the store {str(folder)!r}; name another"
+            )
         is_new = place.parent == folder and place.suffix == ".json" and not place.exists()
         is_new = is_new and place.name not in _OF_A_RUN
         if not is_new and (folder == ours or _holds_run(folder)):
             raise ValueError(
-                f"json is {str(path)!r}, in the folder of a run; a file elsewhere is needed, or a "
-                "new .json file there"
+                f"{option} is {str(path)!r}, in the folder of a run; a file elsewhere is needed, "
+                "or a new .json file there"
             )
 
 
@@ -199,6 +204,18 @@ def _standard_stream(path: Path) -> int | None:
             if os.path.samestat(os.stat(path), os.fstat(number)):
                 return number
     return None
+
+
+def found(dataset: Any) -> str:
+    """How many examples a data set has, and what becomes of them."""
+    what = "images" if dataset.x_train.ndim == 4 else "examples"
+    n, m = len(dataset.x_train), len(dataset.x_val)
+    total = sum(dataset.sizes.values()) or n + m
+    names = f" ({', '.join(dataset.classes)})" if 0 < len(dataset.classes) <= 10 else ""
+    return (
+        f"{dataset.name}: {total:,} {what} of {dataset.n_classes} classes{names} are there; "
+        f"{n:,} train, {m:,} validate"
+    )
 
 
 def guarded(work: Callable[[], Any], again: str, *, bad_input: int = USAGE) -> int:

@@ -30,6 +30,8 @@ def main(argv: list[str]) -> int:
     if argv[:1] in (["--help"], ["-h"]):
         print(__doc__)
         return OK
+    if not argv:
+        print(__doc__)
     if not argv or argv[0] not in VERBS:
         known = ", ".join(VERBS)
         return error(f"exact: verb is {argv[0] if argv else ''!r}; known verbs: {known}")

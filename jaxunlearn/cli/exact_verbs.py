@@ -9,12 +9,14 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from jaxunlearn.cli.console import Bar, notices
-from jaxunlearn.exact.settings import Moved, Settings, Sizes
+from jaxunlearn.cli.exact_output import cost_in_words, costs, print_plainly, show_status, stored
+from jaxunlearn.exact.settings import Moved, Settings, Sizes, classes_of
 from jaxunlearn.exact.store import Store
 
 if TYPE_CHECKING:
@@ -130,9 +132,11 @@ class TrainOptions:
             service, ids, examples = opening.open_or_create(
                 self.store, self.settings, self.data_dir, who=self.who, progress=bar.update
             )
+            for line in stored(service.status()):
+                bar.progress.console.print(line, markup=False, highlight=False)
             progress = functools.partial(_level, bar)
             service.train(examples, ids, who=self.who, mesh=mesh, progress=progress)
-        return _show_status(service, console)
+        return show_status(service, console)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,17 +160,24 @@ class DeleteOptions:
     def run(self, console: Console) -> Any:
         """Deletes."""
         store = Store(self.store)
+        before = store.surviving()
         outcomes = store.delete([*self.ids, *store.members(self.group)], who=self.who)
         for outcome in outcomes:
             state = "had been deleted before" if outcome.repeated else "is deleted"
-            _print_plainly(
+            print_plainly(
                 console,
                 f"{outcome.example} {state}: slice {outcome.slice} of shard {outcome.shard}, "
                 f"entry {outcome.entry}",
             )
+        of_shards = costs(store, outcomes, before)
+        for shard, cost in of_shards.items():
+            print_plainly(console, cost_in_words(shard, cost))
         if store.needs_retraining():
             console.print("no shard is alive: run `jaxunlearn exact repair`")
-        return [dataclasses.asdict(outcome) for outcome in outcomes]
+        return [
+            dataclasses.asdict(outcome) | {"cost": of_shards.get(outcome.shard)}
+            for outcome in outcomes
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,12 +207,14 @@ class PredictOptions:
             return self._questions(service, console)
         if self.files:
             logits = service.predict(material.read_images(service, self.files))
+            classes = classes_of(service) or list(map(str, range(logits.shape[1])))
+            best = logits.argmax(-1).tolist()
             answers = [
-                {"file": str(file), "class": int(row.argmax()), "logits": row.tolist()}
-                for file, row in zip(self.files, logits, strict=True)
+                {"file": str(file), "class": at, "name": classes[at], "logits": row.tolist()}
+                for file, at, row in zip(self.files, best, logits, strict=True)
             ]
             for answer in answers:
-                _print_plainly(console, f"{answer['file']}: class {answer['class']}")
+                print_plainly(console, f"{answer['file']}: class {answer['name']}")
             return answers
         x, y = material.test_of(service, self.moved)
         accuracy = float((service.predict(x).argmax(-1) == y).mean())
@@ -209,8 +222,6 @@ class PredictOptions:
         return {"accuracy": accuracy, "n": len(y)}
 
     def _questions(self, service: "Service", console: Console) -> Any:
-        import numpy as np
-
         from jaxunlearn.exact import material
 
         if not self.files:
@@ -227,7 +238,7 @@ class PredictOptions:
         for answer in answers:
             each = math.exp(answer["log_probability"] / answer["tokens"])
             line = f"{answer['id']}: {each:.4f} per token, {answer['tokens']} tokens"
-            _print_plainly(console, line)
+            print_plainly(console, line)
         return answers
 
 
@@ -251,7 +262,7 @@ class StatusOptions:
         """Prints it."""
         store = Store(self.store)
         needed = store.needs_retraining(trigger=self.trigger, depth=self.depth)
-        status = _show_status(store, console) | {"needs_retraining": needed}
+        status = show_status(store, console) | {"needs_retraining": needed}
         if needed and status["living_shards"]:
             console.print("it is time to train again: run `jaxunlearn exact repair`")
         return status
@@ -331,7 +342,7 @@ class RepairOptions:
             options: dict[str, Any] = {"who": self.who, "mesh": mesh, "progress": progress}
             trained = service.repair(examples, ids, below=self.below, **options)
         console.print(f"{len(trained)} orders were trained")
-        return _show_status(service, console)
+        return show_status(service, console)
 
 
 VERBS: dict[str, Any] = {
@@ -374,31 +385,3 @@ def _bar(n_levels: int, *, base: bool) -> Bar:
 
 def _level(bar: Bar, level: int, done: int, total: int) -> None:
     bar.update(f"stage {level}", done, total)
-
-
-def _print_plainly(console: Console, line: str) -> None:
-    """Prints a line with names of the user's, whatever brackets and numbers they hold."""
-    console.print(line, markup=False, highlight=False)
-
-
-def _show_status(store: Store, console: Console) -> dict[str, Any]:
-    status = store.status()
-    console.print(
-        f"{status['examples']} examples, {status['deleted']} of them deleted; "
-        f"{status['living_shards']} of {status['shards']} shards are alive; "
-        f"{status['bytes'] / 1e6:.1f} MB",
-        highlight=False,
-    )
-    table = Table("shard", *(f"order {b}" for b in range(status["budget"])), "serves")
-    depth, order = status["serves"]["depth"], status["serves"]["order"]
-    for shard, left in enumerate(status["stages_left"]):
-        serves = f"order {order[shard]}, {depth[shard]} stages" if depth[shard] else "nothing"
-        table.add_row(str(shard), *map(str, left), serves)
-    console.print(table, "stages left of every order", sep="")
-    if status["empty_slices"]:
-        console.print(
-            f"{status['empty_slices']} slices hold no example: what reads them learns none"
-        )
-    if status["needs_retraining"]:
-        console.print("no shard is alive: run `jaxunlearn exact repair`")
-    return status

@@ -70,33 +70,64 @@ def prepare_theory(options: Paths, where: "Where") -> "Job[None]":
     from jaxunlearn.core.run_folder import RunFolder, versions
     from jaxunlearn.core.study import Job, begins
 
+    class Theory(Job[None]):
+        """The work, whose parts take about as long as this."""
+
+        @property
+        def phases(self) -> dict[str, float]:
+            return {"divergence": 5.0, "recency": 2.0, "phases": 3.0}
+
     if options.settings != Settings():
         raise ValueError("theory is given with settings of a study; it has none")
     record = {"theory": "linear", "versions": versions()}
     folder = RunFolder(where.out, record, {}, where.resume)
     mesh = where.mesh or study.one_axis(options, 1)
-    return begins(lambda: Job(None, record, folder, mesh))()
+    return begins(lambda: Theory(None, record, folder, mesh))()
 
 
 def execute_theory(job: "Job[None]", progress: "Progress") -> dict[str, Any]:
     """Computes the theory."""
     from jaxunlearn import theory
 
-    results = theory.linear_study.report()
+    results = theory.linear_study.report(progress=progress)
     job.folder.write_json("results.json", results)
-    progress("evaluation", 1, 1)
     return results
 
 
 def show_theory(job: "Job[None]", results: dict[str, Any], console: Console) -> str:
-    """Draws the figure; returns what the folder holds."""
-    del console
+    """Draws the figure and prints the table; returns what the folder holds."""
     draw_theory(results, job.folder.path / "figure.png")
+    console.print(theory_table(results))
     return "results.json, figure.png and settings.json"
 
 
+def theory_table(results: dict[str, Any]) -> Table:
+    """What the linear theory comes to."""
+    course, recency, phases = (results[part] for part in ("divergence", "recency", "phases"))
+    scores = np.median(np.array(recency["forget_score"]), axis=0)
+    n, low_high = course["problems"], "{:.3g} to {:.3g}"
+    apart = f"{n - course['midpoint_within_eps']} of {n}"
+    rows = {
+        "problems on which the bound was checked": n,
+        "steps at which the distance of two orders lay below it": course["violations"],
+        "least distance over the bound": f"{course['least_slack']:.3g}",
+        "step from which the bound holds": low_high.format(*course["holds_from_step"]),
+        "growth of the distance over the guaranteed one": low_high.format(*course["slope_ratio"]),
+        "problems where no retrained model is near both orders": apart,
+        "the last of four stages is forgotten least": (
+            f"{recency['last_is_slowest']} of {len(recency['forget_score'])}"
+        ),
+        "error that unlearning adds, by position (medians)": ", ".join(f"{s:.3g}" for s in scores),
+        "retain weight at which divergence stops": f"{phases['overlap']['stops_at']:.3g}",
+    }
+    out = Table("linear theory", "measured", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for name, value in rows.items():
+        out.add_row(name, str(value))
+    return out
+
+
 def table(results: dict[str, Any]) -> Table:
-    """The results as a table, one row per path and loss; means over seeds."""
+    """The results as a table, one row per path and loss; means over seeds, ± standard errors."""
     kept = [name for name in results["orders"][0] if name != results["forget"]]
     out = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
     out.title = f"unlearning {results['forget']}, {results['checks'][-1]} steps"
@@ -112,13 +143,19 @@ def table(results: dict[str, Any]) -> Table:
             out.add_row(
                 loss,
                 " > ".join(order),
-                f"{np.mean(row['forget_score'][i]):.3f}",
-                *(f"{np.mean(row['utility'][name][i]):.3f}" for name in kept),
+                _over_seeds(row["forget_score"][i]),
+                *(_over_seeds(row["utility"][name][i]) for name in kept),
                 f"{jeffreys[i].sum() / (len(jeffreys) - 1):.4f}",
                 f"{retrained[i]:.1f}",
             )
         out.add_section()
     return out
+
+
+def _over_seeds(values: list[float]) -> str:
+    """A mean, and of several seeds its standard error."""
+    mean, n = f"{np.mean(values):.3f}", len(values)
+    return mean if n < 2 else f"{mean}±{np.std(values, ddof=1) / np.sqrt(n):.3f}"
 
 
 def draw(results: dict[str, Any], path: str | os.PathLike) -> None:

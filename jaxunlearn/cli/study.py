@@ -218,6 +218,14 @@ def _devices(place: Place, mesh_of: "Callable[[int], Mesh]") -> "Mesh":
     return mesh_of(jax.device_count() if wanted is None else wanted * jax.process_count())
 
 
+def say(*lines: str) -> None:
+    """Tells, before the work starts, what was found; in the first process alone."""
+    from jaxunlearn.core import mesh
+
+    for line in lines:
+        notices(quiet=not mesh.is_first()).print(line, soft_wrap=True)
+
+
 def _publish(place: Place, job: Any, show: Callable[..., str]) -> None:
     """Shows the results and writes the requested JSON."""
     from jaxunlearn.core import mesh

@@ -1,20 +1,23 @@
 """`jaxunlearn unlearn`: many models forget by several methods, and retrained oracles judge them."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
 import tyro
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from jaxunlearn import comparison
-from jaxunlearn.cli import drawing, study
+from jaxunlearn.cli import columns, drawing, study
+from jaxunlearn.cli.columns import GROUPS as GROUPS
+from jaxunlearn.cli.columns import table as table
+from jaxunlearn.cli.console import found, guarded
 from jaxunlearn.cli.drawing import COLORS
 from jaxunlearn.comparison.settings import Settings
 from jaxunlearn.unlearn.method_settings import DEFAULTS
@@ -22,24 +25,27 @@ from jaxunlearn.unlearn.method_settings import DEFAULTS
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from jaxunlearn.comparison.plugins import Plugin
     from jaxunlearn.core.study import Where
     from jaxunlearn.evaluate import Trajectory
 
-GROUPS = ("forget", "retain", "val")  # of points, in the order of the table
 # What runs unless others are named: the methods that need no estimates.
 _BASELINES = tuple(name for name, settings in DEFAULTS.items() if not hasattr(settings, "needs"))
 _COST = "cost in retrainings (hollow: with what all models share)"
 
-# One group of options per method that has settings: --scrub.learning-rate and so on.
-MethodSettings = dataclasses.make_dataclass(
-    "MethodSettings",
-    [
+
+def settings_class(plugins: "Sequence[Plugin]" = ()) -> type:
+    """One group of options per method that has settings: --scrub.learning-rate and so on."""
+    every = DEFAULTS | {plugin.name: plugin.settings for plugin in plugins}
+    fields = [
         (name, type(settings), dataclasses.field(default=settings))
-        for name, settings in DEFAULTS.items()
+        for name, settings in every.items()
         if name != "retrain" and dataclasses.fields(settings)
-    ],
-    frozen=True,
-)
+    ]
+    return dataclasses.make_dataclass("MethodSettings", fields, frozen=True)
+
+
+MethodSettings = settings_class()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,22 +54,74 @@ class Unlearn:
 
     Attributes:
         settings: what is compared.
-        methods: which methods run, `none` and `retrain` always do; also known: oracle_matching,
-            dm_direct and dmm, for which more models are trained (see `estimates`).
+        methods: which methods run, `none`, `retrain` and those of plugins always do; also known:
+            oracle_matching, dm_direct and dmm, for which more models are trained (see
+            `estimates`).
+        plugin: Python files with a method of your own each: a function and a dataclass of settings,
+            which become options, too.
+        save: methods whose weights are written into the folder `weights` of the run, beside those
+            of the original models and the oracles; `jaxunlearn.load` reads them.
+        columns: further columns of the table, or "all" of them: ulira, mia_confidence, ks_forget,
+            renyi_forget, klom_p95_forget, compile and others.
         of_methods: each method's settings.
         place: where.
     """
 
     settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()
     methods: tuple[str, ...] = _BASELINES
+    plugin: tuple[Path, ...] = ()
+    save: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     of_methods: Annotated[MethodSettings, tyro.conf.arg(name="")] = MethodSettings()  # type: ignore[valid-type]
     place: Annotated[study.Place, tyro.conf.arg(name="")] = study.Place()
 
 
 def main(argv: list[str]) -> int:
     """Runs `jaxunlearn unlearn`; returns the exit code."""
-    options = study.parse(Unlearn, "unlearn", argv)
-    return study.run(["unlearn", *argv], options, prepare, comparison.execute, show, devices)
+    command, loaded = ["unlearn", *argv], []
+    if files := _plugin_files(argv):
+        code = guarded(lambda: loaded.extend(_loaded(files)), study.shell(command))
+        if code:
+            return code
+    options = study.parse(_options(loaded), "unlearn", argv)
+    check = functools.partial(prepare, plugins=loaded)
+    showing = functools.partial(show, further=options.columns)
+    return study.run(command, options, check, comparison.execute, showing, devices)
+
+
+def _plugin_files(argv: list[str]) -> list[str]:
+    """The files of `--plugin`, whose methods have options that the parser is to know."""
+    files: list[str] = []
+    takes = False
+    for word in argv:
+        if word.startswith("-"):
+            takes = word.partition("=")[0] == "--plugin"
+            files += [word.partition("=")[2]] if takes and "=" in word else []
+        elif takes:
+            files.append(word)
+    return files
+
+
+def _loaded(files: list[str]) -> "list[Plugin]":
+    """Their methods."""
+    from jaxunlearn.comparison import plugins
+
+    found = [plugins.load(Path(file).expanduser()) for file in dict.fromkeys(files)]
+    for i, plugin in enumerate(found):
+        if plugin.name in (other.name for other in found[:i]):
+            raise ValueError(f"plugin has two methods of the name {plugin.name!r}")
+    return found
+
+
+def _options(plugins: "Sequence[Plugin]") -> type[Unlearn]:
+    """The options of the verb, with those of plugins."""
+    if not plugins:
+        return Unlearn
+    settings = settings_class(plugins)
+    field = dataclasses.field(default=settings())
+    own = [("of_methods", Annotated[settings, tyro.conf.arg(name="")], field)]
+    more: dict[str, Any] = {"bases": (Unlearn,), "namespace": {"__doc__": Unlearn.__doc__}}
+    return cast(type[Unlearn], dataclasses.make_dataclass("Unlearn", own, frozen=True, **more))
 
 
 def devices(options: Unlearn, n_devices: int) -> "Mesh":
@@ -71,58 +129,52 @@ def devices(options: Unlearn, n_devices: int) -> "Mesh":
     return comparison.devices(options.settings, n_devices)
 
 
-def prepare(options: Unlearn, where: "Where") -> "comparison.Job":
+def prepare(options: Unlearn, where: "Where", plugins: "Sequence[Plugin]" = ()) -> "comparison.Job":
     """Checks everything that can be wrong."""
-    return comparison.prepare(options.settings, where, _chosen(options))
+    columns.check(options.columns)
+    methods = _chosen(options, plugins)
+    more: dict[str, Any] = {"plugins": plugins, "save": options.save}
+    job = comparison.prepare(options.settings, where, methods, **more)
+    study.say(found(job.dataset), _forgotten(job.settings))
+    return job
 
 
-def _chosen(options: Unlearn) -> "comparison.Methods":
+def _forgotten(settings: Settings) -> str:
+    """What is to be forgotten, with what defaults came to."""
+    of_class = (
+        f" of class {settings.forget_class}" if settings.forget in ("class", "cluster") else ""
+    )
+    return f"to be forgotten: {settings.forget_size}{of_class} ({settings.forget})"
+
+
+def _chosen(options: Unlearn, plugins: "Sequence[Plugin]") -> "comparison.Methods":
     """The methods that run, with their settings."""
     from jaxunlearn.unlearn import METHODS
 
-    unknown = [name for name in options.methods if name not in METHODS]
+    own = {plugin.name: (plugin.function, plugin.settings) for plugin in plugins}
+    known = METHODS | own
+    unknown = [name for name in options.methods if name not in known]
     if unknown:
-        raise ValueError(f"method is {unknown[0]!r}; known methods: {', '.join(METHODS)}")
-    chosen = {"none", "retrain", *options.methods}
-    for field in dataclasses.fields(MethodSettings):
+        raise ValueError(f"method is {unknown[0]!r}; known methods: {', '.join(known)}")
+    chosen = {"none", "retrain", *options.methods, *own}
+    for field in dataclasses.fields(options.of_methods):
         if field.name not in chosen and getattr(options.of_methods, field.name) != field.default:
             raise ValueError(f"settings of {field.name} are given, but it is not among the methods")
     return {
         name: (method, getattr(options.of_methods, name, default))
-        for name, (method, default) in METHODS.items()
+        for name, (method, default) in known.items()
         if name in chosen
     }
 
 
-def show(job: "comparison.Job", results: dict[str, Any], console: Console) -> str:
-    """Draws the figure and prints the table; returns what the folder holds."""
+def show(
+    job: "comparison.Job", results: dict[str, Any], console: Console, further: Sequence[str] = ()
+) -> str:
+    """Draws the figure and prints the tables; returns what the folder holds."""
     draw(job.folder.path, job.folder.path / "figure.png")
-    console.print(table(results))
-    return "results.json, figure.png, margins.npz and settings.json"
-
-
-def table(results: dict[str, Any]) -> Table:
-    """The results as a table, one row per method and one for the floor."""
-    title = f"{results['n_models']} models a side, means over points and models"
-    out = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
-    out.add_column("method", no_wrap=True)
-    headers = [f"KLOM\n{group}" for group in GROUPS] + [f"acc %\n{group}" for group in GROUPS]
-    for header in [*headers, "MIA", "epsilon", "seconds", "cost", "shared"]:
-        out.add_column(header, justify="right", no_wrap=True)
-    for name, row in results["methods"].items():
-        out.add_row(
-            name,
-            *(f"{row['klom'][group]['mean']:.2f}" for group in GROUPS),
-            *(f"{100 * row['accuracy'][group]:.1f}" for group in GROUPS),
-            "-" if row["mia"] is None else f"{row['mia']:.3f}",
-            f"{row['epsilon']:.2f}",
-            f"{row['seconds']:.2f}",
-            f"{row['cost']:.3f}",
-            f"{row['cost_shared']:.1f}",
-        )
-    out.add_section()
-    out.add_row("floor", *(f"{results['floor'][group]['mean']:.2f}" for group in GROUPS))
-    return out
+    columns.show(console, results, further)
+    saved = "weights, " if job.saved else ""
+    return f"results.json, figure.png, margins.npz, {saved}and settings.json"
 
 
 def draw(folder: str | os.PathLike, path: str | os.PathLike) -> None:

@@ -332,4 +332,5 @@ def _mixed(dataset: Dataset, settings: Settings, data_dir: str | os.PathLike | N
         x_train=dataset.x_train[rows],
         y_train=dataset.y_train[rows],
         files_train=tuple(dataset.files_train[i] for i in rows) if dataset.files_train else (),
+        rows_train=None if dataset.rows_train is None else dataset.rows_train[rows],
     )

@@ -8,19 +8,30 @@ from typing import TYPE_CHECKING
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
+    from jaxunlearn.comparison.forgetting import forget_set as forget_set
     from jaxunlearn.comparison.models import Job as Job
     from jaxunlearn.comparison.models import Methods as Methods
     from jaxunlearn.comparison.settings import Estimates as Estimates
     from jaxunlearn.comparison.settings import Settings as Settings
     from jaxunlearn.comparison.study import devices as devices
     from jaxunlearn.comparison.study import execute as execute
-    from jaxunlearn.comparison.study import forget_set as forget_set
     from jaxunlearn.comparison.study import prepare as prepare
     from jaxunlearn.comparison.study import run as run
 
 __getattr__, __dir__ = exports(
     __name__,
-    ("attribute", "estimates", "judging", "models", "settings", "study"),
+    (
+        "attribute",
+        "checking",
+        "estimates",
+        "forgetting",
+        "judging",
+        "models",
+        "plugins",
+        "settings",
+        "study",
+        "weights",
+    ),
     {
         "Estimates": "settings",
         "Job": "models",
@@ -28,7 +39,7 @@ __getattr__, __dir__ = exports(
         "Settings": "settings",
         "devices": "study",
         "execute": "study",
-        "forget_set": "study",
+        "forget_set": "forgetting",
         "prepare": "study",
         "run": "study",
     },

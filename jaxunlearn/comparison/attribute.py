@@ -15,10 +15,16 @@ from jaxunlearn import data as datasets
 from jaxunlearn import evaluate
 from jaxunlearn.attribution import datamodels, members, trak
 from jaxunlearn.comparison import estimates
-from jaxunlearn.comparison.models import ModelsJob, keys_of, run_lanes, training_of_one
+from jaxunlearn.comparison.models import (
+    ModelsJob,
+    keys_of,
+    rows_of,
+    run_lanes,
+    training_of_one,
+)
 from jaxunlearn.comparison.settings import ATTRIBUTE_RENAMED, check_run
 from jaxunlearn.comparison.settings import AttributeSettings as Settings
-from jaxunlearn.comparison.study import network_for
+from jaxunlearn.comparison.weights import network_for
 from jaxunlearn.core import checks, losses, records, study
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.run_folder import Progress, RunFolder, run_record
@@ -57,9 +63,8 @@ def prepare(settings: Settings, where: Where) -> Job:
         ValueError: bad settings or a folder that does not fit; nothing has been written then.
     """
     _check(settings)
-    dataset = datasets.load(
-        settings.data, settings.n_train, settings.n_val, data_dir=where.data_dir
-    )
+    sizes = settings.n_train, settings.n_val
+    dataset = datasets.load(settings.data, *sizes, size=settings.size, data_dir=where.data_dir)
     n, m = len(dataset.x_train), len(dataset.x_val)
     settings = dataclasses.replace(settings, n_train=n, n_val=m)
     estimates.check_members(settings.members, settings.subset_fraction, n, settings.training)
@@ -70,7 +75,7 @@ def prepare(settings: Settings, where: Where) -> Job:
         raise ValueError(f"targets has {outside[0]}; there are validation points 0 to {m - 1}")
     if not 1 <= settings.shown <= n // 2:
         raise ValueError(f"shown is {settings.shown}; it must lie in 1 to {n // 2}")
-    model = network_for(settings.model, settings.multiply_adds, dataset)
+    model = network_for(settings, dataset)
     record = run_record(settings, data=dataset.arrays)
     for name in _READ_OFF:
         del record["settings"][name]
@@ -153,6 +158,7 @@ def _conclude(
         "lds": {name: _lds(weights, *held_out) for name, weights in kinds.items()},
         "targets": [_extremes(job, at, datamodel.weights[:, at]) for at in settings.targets],
         "seconds": job.folder.seconds,
+        **rows_of(job.dataset),
         **job.record,
     }
     results["settings"] = results["settings"] | {

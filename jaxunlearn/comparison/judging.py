@@ -70,6 +70,13 @@ class Judge:
     ) -> dict[str, Any]:
         scores = evaluate.klom(margins, oracle)
         forget = self.groups["forget"]
+        values = {  # of each model, or of each forget point
+            "mia": self._attack(margins),  # the loss is log(1 + exp(-margin)): the same order
+            "mia_confidence": self._attack(logits.max(-1) - logsumexp(logits, axis=-1)),
+            "epsilon": evaluate.forgetting_epsilon(margins[:, forget], oracle[:, forget]),
+            "ulira": self._ulira(margins[:, forget], oracle[:, forget]),
+        }
+        hits = {group: self._hits(logits, at) for group, at in self.groups.items()}
         return {
             "klom": {group: evaluate.summary(scores[at]) for group, at in self.groups.items()},
             "tests": self._two_sample(margins, oracle),
@@ -78,13 +85,23 @@ class Judge:
                 for group, at in self.groups.items()
             },
             "mia_points": int(self._attacked().sum()),
-            "mia": self._attack(margins),  # the loss is log(1 + exp(-margin)): the same order
-            "mia_confidence": self._attack(logits.max(-1) - logsumexp(logits, axis=-1)),
-            "epsilon": float(
-                evaluate.forgetting_epsilon(margins[:, forget], oracle[:, forget]).mean()
-            ),
-            "ulira": self._ulira(margins[:, forget], oracle[:, forget]),
+            **{name: None if v is None else float(v.mean()) for name, v in values.items()},
+            "stderr": {
+                "klom": self._klom_errors(margins, oracle),
+                "accuracy": {group: _error(of_models) for group, of_models in hits.items()},
+                **{name: None if v is None else _error(v) for name, v in values.items()},
+            },
         }
+
+    def _hits(self, logits: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """The accuracy of each model on some points, [N]."""
+        return (logits[:, at].argmax(-1) == self.labels[at]).mean(1)
+
+    def _klom_errors(self, margins: np.ndarray, oracle: np.ndarray) -> dict[str, float]:
+        """The standard error of KLOM's mean over each group, by the choice of oracles."""
+        means = lambda scores: np.array([scores[at].mean() for at in self.groups.values()])  # noqa: E731
+        errors = evaluate.standard_error(margins, oracle, means)
+        return dict(zip(self.groups, errors.tolist(), strict=True))
 
     def _two_sample(self, margins: np.ndarray, oracle: np.ndarray) -> dict[str, dict[str, float]]:
         """Beside KLOM: mean KS distance and Renyi-2, and how many points a test tells apart."""
@@ -101,32 +118,34 @@ class Judge:
             for group, at in self.groups.items()
         }
 
-    def _ulira(self, margins: np.ndarray, oracle: np.ndarray) -> float | None:
-        """Accuracy of the strong attack, mean over the forget set; of few models it is biased."""
-        if len(margins) < 20:
-            return None
-        return float(evaluate.ulira_strong(margins, oracle).mean())
+    def _ulira(self, margins: np.ndarray, oracle: np.ndarray) -> np.ndarray | None:
+        """Accuracy of the strong attack on each forget point; of few models it is biased."""
+        return None if len(margins) < 20 else evaluate.ulira_strong(margins, oracle)
 
     def _attacked(self) -> np.ndarray:
         """Which forget points have validation points of their class to be compared with."""
         return np.isin(self.labels[self.groups["forget"]], self.labels[self.groups["val"]])
 
-    def _attack(self, scores: np.ndarray) -> float | None:
-        """AUC of forget points against validation points of their class, mean over models."""
+    def _attack(self, scores: np.ndarray) -> np.ndarray | None:
+        """AUC of forget points against validation points of their class, of each model."""
         if not self._attacked().any():
             return None
         groups = self.groups["forget"], self.groups["val"]
         members, others = (scores[:, at] for at in groups)
         classes = self.labels[groups[0]], self.labels[groups[1]]
-        return float(evaluate.membership_auc(members, others, classes=classes).mean())
+        return evaluate.membership_auc(members, others, classes=classes)
 
     def _floor(self, fresh: np.ndarray, oracle: np.ndarray) -> dict[str, dict[str, float]]:
         splits = evaluate.noise_floor(fresh, oracle)
-        means = lambda scores: np.array([scores[at].mean() for at in self.groups.values()])  # noqa: E731
-        errors = evaluate.standard_error(fresh, oracle, means)
+        errors = self._klom_errors(fresh, oracle)
         floor = {}
-        for (group, at), error in zip(self.groups.items(), errors, strict=True):
+        for group, at in self.groups.items():
             rows = [evaluate.summary(split[at]) for split in splits]
             floor[group] = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-            floor[group]["stderr"] = float(error)
+            floor[group]["stderr"] = errors[group]
         return floor
+
+
+def _error(values: np.ndarray) -> float:
+    """The standard error of a mean."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0

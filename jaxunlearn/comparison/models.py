@@ -2,15 +2,16 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.comparison.plugins import Plugin
 from jaxunlearn.comparison.settings import AttributeSettings, Settings
-from jaxunlearn.core import ensemble, finite, keys, study
+from jaxunlearn.core import ensemble, finite, keys, mesh, study
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.checks import NonFiniteError
 from jaxunlearn.core.model import Model, predict
@@ -24,6 +25,9 @@ from jaxunlearn.unlearn.scratch import train
 # {name: (method, its settings)}, see `unlearn.METHODS`.
 Methods: TypeAlias = Mapping[str, tuple[Callable[..., Unlearned], Any]]
 
+
+_MOST_LOGIT = 1e6  # models that answer with more have diverged, though no number overflowed
+_ADVICE = "a smaller learning rate, or a network with BatchNorm, may help"
 
 S = TypeVar("S", bound=Settings | AttributeSettings)
 
@@ -50,9 +54,19 @@ class ModelsJob(study.Job[S]):
 
 @dataclasses.dataclass(frozen=True)
 class Job(ModelsJob[Settings]):
-    """A comparison whose settings have been checked and whose folder is ready; see `prepare`."""
+    """A comparison whose settings have been checked and whose folder is ready; see `prepare`.
+
+    Attributes:
+        methods: what runs.
+        plugins: those of the methods that come from files.
+        saved: methods whose weights are saved.
+        is_own: whether the network is one of the caller's own.
+    """
 
     methods: Methods
+    plugins: tuple[Plugin, ...] = ()
+    saved: tuple[str, ...] = ()
+    is_own: bool = False
 
     @property
     def needs(self) -> set[str]:
@@ -95,7 +109,7 @@ def forget_phase(
     problem: Problem | None = None,
     by_model: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Lets all full models forget; returns logits, and the gradients it took.
+    """Lets all full models forget; returns logits, the gradients it took, and weights to be saved.
 
     Args:
         job: the job.
@@ -106,14 +120,42 @@ def forget_phase(
         by_model: fields of the problem that differ by model, leading axis the models.
     """
     (method, settings), n_models = job.methods[name], job.settings.n_models
-    store = job.folder.method_lanes(name, dataclasses.asdict(settings))
+    store = job.folder.method_lanes(name, recorded(job.methods, job.plugins)[name])
     if method is baselines.retrain:  # the program of the oracles, which is compiled already
         return train_phase(job, name, job.problem.retain, store, progress, n_models)
     seeds = keys_of(job.settings.seed, name.partition("@")[0], n_models)
     members = (full["params"], full.get("stats", {}), seeds, by_model or {})
-    one = _forgetting_of_one(job.model, method, settings)
+    is_saved = name in job.saved
+    if is_saved:
+        _drop_without_weights(store, -(-n_models // _width(job)))
+    one = _forgetting_of_one(job.model, method, settings, is_saved)
     problem = problem or job.problem
     return run_lanes(job, name, one, members, progress, _width(job), store, problem=problem)
+
+
+def recorded(methods: Methods, plugins: Sequence[Plugin]) -> dict[str, dict[str, Any]]:
+    """The settings of methods by name, with the files that methods come from; JSON-like."""
+    origins = {plugin.name: {"plugin": plugin.origin} for plugin in plugins}
+    return {
+        name: dataclasses.asdict(config) | origins.get(name, {})
+        for name, (_, config) in methods.items()
+    }
+
+
+def rows_of(dataset: Dataset) -> dict[str, Any]:
+    """What rows and classes are in a folder of images, for results; empty for other data."""
+    if not dataset.files_train:
+        return {}
+    files = {"train": list(dataset.files_train), "val": list(dataset.files_val)}
+    return {"files": files, "classes": list(dataset.classes)}
+
+
+def _drop_without_weights(store: BlockStore, n_lanes: int) -> None:
+    """Removes the lanes of a run whose weights were not wanted: they are computed again."""
+    with mesh.together():
+        for lane in range(n_lanes) if mesh.is_first() else ():
+            if lane in store and "params" not in store.read(lane):
+                store.file(lane).unlink()
 
 
 # The same model and settings give the same function, so that a second comparison in this process
@@ -134,13 +176,17 @@ def training_of_one(model: Model, training: Training) -> Callable:
 
 
 @functools.lru_cache(maxsize=64)
-def _forgetting_of_one(model: Model, method: Callable, settings: Any) -> Callable:
+def _forgetting_of_one(
+    model: Model, method: Callable, settings: Any, with_weights: bool
+) -> Callable:
     forget = bind(method, settings)
 
     def one(shared, member):
         params, stats, key, fields = member
         problem = dataclasses.replace(shared["problem"], **fields)
-        return _outputs(model, shared, forget(model, params, stats, problem, key))
+        result = forget(model, params, stats, problem, key)
+        weights = {"params": result.params, "stats": result.stats} if with_weights else {}
+        return weights | _outputs(model, shared, result)
 
     return one
 
@@ -200,10 +246,15 @@ def all_logits(model: Model, shared: dict[str, Any], result: Unlearned) -> jax.A
 def _check_finite(phase: str, lane: dict[str, np.ndarray], first: int) -> None:
     """Raises a NonFiniteError for a model of a lane whose loss or outputs are not finite."""
     losses = lane["losses"]
-    finite.check_members(lambda i: f"{phase}: the loss of member {i}", losses, first)
+    try:
+        finite.check_members(lambda i: f"{phase}: the loss of member {i}", losses, first)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}; {_ADVICE}") from error
     for member, logits in enumerate(lane.get("logits", ()), first):
-        if not np.isfinite(logits).all():
+        most = np.abs(logits).max()
+        if not most < _MOST_LOGIT:
+            how = "not finite" if not np.isfinite(most) else f"as large as {most:.2g}"
             raise NonFiniteError(
-                f"{phase}: member {member} gives outputs that are not finite after step "
-                f"{losses.shape[1]}, its last"
+                f"{phase}: member {member} gives outputs that are {how} after step "
+                f"{losses.shape[1]}, its last; {_ADVICE}"
             )

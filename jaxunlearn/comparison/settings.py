@@ -47,14 +47,24 @@ class Settings:
             residual networks; see `nn.by_name`. Images of integers are normalised by the
             training set's mean and deviation.
         multiply_adds: most multiply-adds per image of a "small_cnn".
-        n_train: training examples; by default 1,200 of "digits" and all of another set.
-        n_val: validation examples; by default all.
+        size: height and width that images are scaled to; those of a folder may then be of several
+            sizes. By default as they are.
+        n_train: training examples; by default 1,200 of "digits", four fifths of other data in one
+            piece, and all of a set that is split.
+        n_val: validation examples; by default all that are left.
         forget: "random", "class" (random within a class), "cluster" (an outlying example of a class
             and its nearest neighbours within it), "pc" (the top of the first principal component),
-            or "file" (indices from a file).
-        forget_size: size of the forget set, unless it comes from a file.
-        forget_class: class of a "class" or "cluster" forget set.
-        forget_file: `.npy` or text file of training indices, for "file".
+            or "file" (from a file of indices, or a mask); "files" and "classes" where
+            `forget_files` and `forget_classes` say so.
+        forget_size: size of a forget set that is drawn; by default 30, and at most half of what it
+            is drawn from.
+        forget_class: class of a "class" or "cluster" forget set, by its name, or by its number
+            where names are no numbers; by default the first (8 of "digits").
+        forget_file: for "file": a text file of training indices, or an `.npy` file of them or of a
+            mask over the training examples, or over all examples of data in one piece.
+        forget_files: images of a folder that are to be forgotten, as paths or as CLASS/NAME; a
+            .txt file lists them, one a line. They train, however the data is split.
+        forget_classes: classes that are to be forgotten whole, see `forget_class`.
         n_models: models a side, at least 2; below about 100 the noise of KLOM hides differences.
         lane_width: models computed together; part of what decides the bits.
         batch_shards: devices that share each batch (of those that they divide); part of what
@@ -67,12 +77,15 @@ class Settings:
     data: str = "digits"
     model: str = "mlp"
     multiply_adds: int = 1_000_000
+    size: int | None = None
     n_train: int | None = None
     n_val: int | None = None
-    forget: Literal["random", "class", "cluster", "pc", "file"] = "cluster"
-    forget_size: int = 30
-    forget_class: int = 8
+    forget: Literal["random", "class", "cluster", "pc", "file", "files", "classes"] = "cluster"
+    forget_size: int | None = None
+    forget_class: str | int | None = None
     forget_file: str | None = None
+    forget_files: tuple[str, ...] = ()
+    forget_classes: tuple[str, ...] = ()
     n_models: int = 100
     lane_width: int = 25
     batch_shards: int = 1
@@ -89,6 +102,7 @@ class AttributeSettings:
         data: the data set, see the settings of a comparison, as `model` to `n_val`.
         model: the network.
         multiply_adds: most multiply-adds per image of a "small_cnn".
+        size: height and width that images are scaled to.
         n_train: training examples.
         n_val: validation examples; their margins are what is attributed.
         members: models on random subsets that datamodels are regressed on.
@@ -109,6 +123,7 @@ class AttributeSettings:
     data: str = "digits"
     model: str = "mlp"
     multiply_adds: int = 1_000_000
+    size: int | None = None
     n_train: int | None = None
     n_val: int | None = None
     members: int = 2000

@@ -9,8 +9,7 @@ unlearning would score.
 import dataclasses
 import json
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -19,10 +18,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxunlearn import data as datasets
-from jaxunlearn import nn
-from jaxunlearn.comparison import estimates, judging
+from jaxunlearn.comparison import checking, estimates, forgetting, judging, weights
 from jaxunlearn.comparison.estimates import Estimated
-from jaxunlearn.comparison.models import Job, Methods, forget_phase, train_phase
+from jaxunlearn.comparison.models import (
+    Job,
+    Methods,
+    forget_phase,
+    recorded,
+    rows_of,
+    train_phase,
+)
+from jaxunlearn.comparison.plugins import Plugin
 from jaxunlearn.comparison.settings import RENAMED, Settings, check_run
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core import study
@@ -30,12 +36,9 @@ from jaxunlearn.core.checks import NonFiniteError
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.run_folder import Progress, RunFolder, run_record
 from jaxunlearn.core.study import Where
-from jaxunlearn.data import Dataset, augment, forget_sets
+from jaxunlearn.data import Dataset
 from jaxunlearn.unlearn import Problem, matching
-from jaxunlearn.unlearn.methods import BASELINES, METHODS, check_settings
-
-# These are no names of methods.
-_PHASES = ("full", "oracle", "targets", "members", "effect", "evaluation")
+from jaxunlearn.unlearn.methods import BASELINES, METHODS
 
 
 def devices(settings: Settings, n_devices: int) -> Mesh:
@@ -54,6 +57,9 @@ def prepare(
     where: Where,
     methods: Methods = BASELINES,
     networks: Mapping[str, Model] = MappingProxyType({}),
+    *,
+    plugins: Sequence[Plugin] = (),
+    save: Sequence[str] = (),
 ) -> Job:
     """Checks everything that can be wrong before work starts.
 
@@ -68,28 +74,31 @@ def prepare(
             epochs are one course of unlearning, looked at twice. `none` and
             `retrain` are always among the results, and `retrain` takes the training of `settings`.
         networks: the caller's own, `{name: model}`, which the model of the settings may name.
+        plugins: those of the methods that come from files, see `plugins.load`; they run with the
+            settings that `methods` has for them, else with their own. The record names the files.
+        save: methods whose weights are written, beside the full models' and the oracles', see
+            `weights.load`. A resumed run computes methods anew that were not saved before.
 
     Raises:
         ValueError: bad settings or a folder that does not fit; nothing has been written then.
     """
-    methods = {name: METHODS[name] for name in ("none", "retrain")} | dict(methods)
-    methods["retrain"] = (METHODS["retrain"][0], settings.training)
-    for name, (_, config) in methods.items():
-        _check_method(name, config)
+    methods = _checked_methods(settings, methods, plugins, save)
     if settings.n_models < 2:
         raise ValueError(f"n_models is {settings.n_models}; at least 2 are needed for a comparison")
     check_run(settings.seed, settings.lane_width)
     mesh = _checked_mesh(settings, where.mesh)
-    dataset = datasets.load(
-        settings.data, settings.n_train, settings.n_val, data_dir=where.data_dir
-    )
+    sizes = settings.n_train, settings.n_val
+    dataset = datasets.load(settings.data, *sizes, size=settings.size, data_dir=where.data_dir)
     settings = dataclasses.replace(settings, n_train=len(dataset.x_train), n_val=len(dataset.x_val))
-    forget = forget_set(settings, dataset)
+    settings, dataset, forget = forgetting.chosen(settings, dataset)
     problem = Problem.of(dataset, forget)
     _check_needs(settings, methods, dataset, problem, where.out)
     model, layout = _network(settings, dataset, networks)
+    _check_traces(methods, plugins, save, model, problem, len(dataset.x_val))
     record = run_record(settings, data=dataset.arrays, forget=forget, **layout)
-    configs = {name: dataclasses.asdict(config) for name, (_, config) in methods.items()}
+    for name in ("forget_files", "forget_classes"):  # the hash of the forget set says it all
+        del record["settings"][name]
+    configs = recorded(methods, plugins)
     return Job(
         settings=settings,
         record=record,
@@ -99,21 +108,41 @@ def prepare(
         dataset=dataset,
         problem=problem,
         model=model,
+        plugins=tuple(plugins),
+        saved=tuple(save),
+        is_own=settings.model in networks,
     )
 
 
-def _check_method(name: str, config: Any) -> None:
-    """Raises a ValueError for a name or settings that a method cannot have."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*(@[\w.=+-]+)?", name) or name in _PHASES:
-        raise ValueError(
-            f"method name is {name!r}; it needs letters, digits and any of _ . = + -, perhaps "
-            f"@ and a label, and must not be one of {', '.join(_PHASES)}"
-        )
-    if not dataclasses.is_dataclass(config) or type(config).__hash__ is None:
-        raise ValueError(
-            f"the settings of {name} are {config!r}; an instance of a frozen dataclass is needed"
-        )
-    check_settings("training" if name == "retrain" else name, config)
+def _checked_methods(
+    settings: Settings, methods: Methods, plugins: Sequence[Plugin], save: Sequence[str]
+) -> Methods:
+    """All methods that run, `none` and `retrain` first."""
+    every = {name: METHODS[name] for name in ("none", "retrain")} | dict(methods)
+    every["retrain"] = (METHODS["retrain"][0], settings.training)
+    every |= {one.name: every.get(one.name, (one.function, one.settings)) for one in plugins}
+    for name, (method, config) in every.items():
+        checking.check_method(name, method, config)
+    checking.check_saved(save, every)
+    return every
+
+
+def _check_traces(
+    methods: Methods,
+    plugins: Sequence[Plugin],
+    save: Sequence[str],
+    model: Model,
+    problem: Problem,
+    n_val: int,
+) -> None:
+    """Raises a ValueError for a method that fails, or whose weights cannot be saved."""
+    files = {plugin.name: plugin.file for plugin in plugins}
+    for name, (method, config) in methods.items():
+        if name in save or not checking.is_ours(method):
+            n_points, file = len(problem.x) + n_val, files.get(name, "")
+            result = checking.check_trace(name, method, config, model, problem, n_points, file)
+            if name in save:
+                checking.check_weights(name, result)
 
 
 def _check_needs(
@@ -140,12 +169,12 @@ def _network(
 ) -> tuple[Model, dict[str, np.ndarray]]:
     """The network; of one of the caller's also its layout, for the record knows only its name."""
     if settings.model not in networks:
-        return network_for(settings.model, settings.multiply_adds, dataset), {}
+        return weights.network_for(settings, dataset), {}
     model, inputs = networks[settings.model], dataset.x_train
     x = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
-    weights = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     try:
-        logits, _ = jax.eval_shape(model.apply, *weights, x)
+        logits, _ = jax.eval_shape(model.apply, *shapes, x)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"model is {settings.model!r}, which cannot read {x.dtype} inputs of {x.shape}: {error}"
@@ -155,17 +184,8 @@ def _network(
             f"model is {settings.model!r}, which gives {jax.tree.map(np.shape, logits)} for one "
             f"input; logits (1, {dataset.n_classes}) are needed"
         )
-    layout = repr(jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), weights))
+    layout = repr(jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), shapes))
     return model, {"network": np.frombuffer(layout.encode(), np.uint8)}
-
-
-def network_for(name: str, multiply_adds: int, dataset: Dataset) -> Model:
-    """A network by its name, see `nn.by_name`; images of integers are normalised."""
-    x = dataset.x_train
-    statistics = augment.channel_statistics(x) if x.dtype == np.uint8 else None
-    return nn.by_name(
-        name, x.shape[1:], dataset.n_classes, multiply_adds=multiply_adds, statistics=statistics
-    )
 
 
 def _checked_mesh(settings: Settings, mesh: Mesh | None) -> Mesh:
@@ -207,12 +227,17 @@ def execute(job: Job, progress: Progress = study.quiet) -> dict[str, Any]:
     n_models = job.settings.n_models
     full = train_phase(job, "full", everything, store("full"), progress, n_models)
     oracle = train_phase(job, "oracle", job.problem.retain, store("oracle"), progress, n_models)
+    if job.saved:
+        _keep_weights(job, "original", full)
+        _keep_weights(job, "oracle", oracle)
     estimated = estimates.estimate(job, full, progress)
     results, failure = _described(job), None
     unlearned: dict[str, dict[str, np.ndarray]] = {}
     for name in job.methods:
         try:
             unlearned[name] = _forget(job, name, full, estimated, progress)
+            if name in job.saved:
+                _keep_weights(job, name, unlearned[name])
         except NonFiniteError as error:  # the methods before it are still reported
             failure = error
             results["failed"] = str(error)
@@ -227,18 +252,28 @@ def execute(job: Job, progress: Progress = study.quiet) -> dict[str, Any]:
 run = study.runner(prepare, execute)
 
 
+def _keep_weights(job: Job, name: str, outputs: dict[str, Any]) -> None:
+    """Writes the weights of some models, which what comes after does not read."""
+    of = None if job.is_own else weights.described(job.settings, job.dataset)
+    with meshes.together():
+        if meshes.is_first():
+            weights.save(job.folder.path / "weights" / f"{name}.safetensors", outputs, of)
+
+
 def _described(job: Job) -> dict[str, Any]:
     """The results so far: what was done, and no numbers yet."""
     forget = np.asarray(job.problem.forget).tolist()
-    methods = {name: dataclasses.asdict(config) for name, (_, config) in job.methods.items()}
+    plugins = {plugin.name: plugin.origin for plugin in job.plugins}
     return {
         "schema": 1,
         "n_models": job.settings.n_models,
         "methods": {},
         "floor": {},
         "forget_set": {"kind": job.settings.forget, "size": len(forget), "indices": forget},
-        "settings": job.record["settings"] | {"methods": methods},
+        "settings": job.record["settings"] | {"methods": recorded(job.methods, job.plugins)},
         "versions": job.record["versions"],
+        **({"plugins": plugins} if plugins else {}),
+        **rows_of(job.dataset),
     }
 
 
@@ -276,28 +311,3 @@ def _judge(
     job.folder.write_json("results.json", results)
     job.folder.write_arrays("margins.npz", margins)
     progress("evaluation", 1, 1)
-
-
-def forget_set(settings: Settings, dataset: Dataset) -> np.ndarray:
-    """The forget set of the settings, sorted training indices."""
-    x, y, size = dataset.x_train, dataset.y_train, settings.forget_size
-    if settings.forget_file is not None and settings.forget != "file":
-        raise ValueError(
-            f"forget_file is {settings.forget_file!r}, but forget is {settings.forget!r}; "
-            "set forget to 'file'"
-        )
-    if settings.forget == "random":
-        return forget_sets.random(len(x), size)
-    if settings.forget == "class":
-        return forget_sets.class_restricted(y, settings.forget_class, size)
-    if settings.forget == "cluster":
-        return forget_sets.cluster(x, y, settings.forget_class, size)
-    if settings.forget == "pc":
-        return forget_sets.principal_component(x, size)
-    if settings.forget == "file":
-        if settings.forget_file is None:
-            raise ValueError("forget is 'file', but forget_file is not given")
-        return forget_sets.from_file(settings.forget_file, len(x))
-    raise ValueError(
-        f"forget is {settings.forget!r}; it must be random, class, cluster, pc or file"
-    )

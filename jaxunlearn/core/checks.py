@@ -5,8 +5,6 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 
 class NonFiniteError(ArithmeticError):
     """A training diverged: a loss, a weight or an output is infinite or not a number."""
@@ -15,7 +13,9 @@ class NonFiniteError(ArithmeticError):
 def whole(name: str, value: Any, least: int = 1) -> int:
     """A whole number that is large enough; True and False are none."""
     try:
-        number = operator.index(None if isinstance(value, bool) else value)
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
     except TypeError:
         raise ValueError(f"{name} is {value!r}; a whole number is needed") from None
     return at_least(name, number, least)
@@ -42,6 +42,7 @@ def temperature(name: str, value: Any, *, zero: bool = False) -> Any:
 
     A traced value passes, so that temperatures can be swept.
     """
+    import numpy as np
     from jax.core import Tracer
 
     if not isinstance(value, Tracer):

@@ -97,6 +97,7 @@ def runner(prepare: Callable[..., Any], execute: Run) -> Run:
         mesh: Mesh | None = None,
         data_dir: str | os.PathLike | None = None,
         progress: Progress = quiet,
+        **options: Any,
     ) -> dict[str, Any]:
         """Prepares and executes a study in one call; a run that was stopped goes on by `resume`.
 
@@ -108,6 +109,7 @@ def runner(prepare: Callable[..., Any], execute: Run) -> Run:
             mesh: devices; by default as few as the settings allow.
             data_dir: folder of prepared data sets.
             progress: called as `progress(phase, done, total)` while work is finished.
+            **options: further named arguments of `prepare`.
 
         Returns:
             The contents of `results.json`.
@@ -118,7 +120,8 @@ def runner(prepare: Callable[..., Any], execute: Run) -> Run:
             ConnectionError: another process of the run died.
         """
         data_dir = None if data_dir is None else Path(data_dir)
-        job = prepare(settings, Where(Path(out), resume, mesh, data_dir), *more)
+        where = Where(Path(out), resume, mesh, data_dir)
+        job = prepare(settings, where, *more, **options)
         try:
             return execute(job, progress)
         finally:

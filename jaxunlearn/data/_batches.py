@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxunlearn.core import checks
 from jaxunlearn.core.keys import Key, fold
@@ -163,12 +164,12 @@ def batches(
         ValueError: arrays of different lengths, no indices, rows that are not there, or a batch
             size below 1.
     """
-    lengths = {np.shape(array)[:1] for array in jax.tree.leaves(arrays)}
-    if len(lengths) != 1 or () in lengths:
-        raise ValueError(f"batches: arrays have lengths {sorted(lengths)}; one is needed")
+    shapes = [np.shape(array) for array in jax.tree.leaves(arrays)]
+    if () in shapes or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(f"batches: arrays have lengths {shapes}; one leading axis is needed")
     if not isinstance(indices, jax.Array) or _is_here(indices):
         lowest = 0 if least is None else -1
-        indices = checks.rows("batches: row", indices, *lengths.pop(), lowest).astype(np.int32)
+        indices = checks.rows("batches: row", indices, shapes[0][0], lowest).astype(np.int32)
     n = np.shape(indices)[0] if least is None else checks.whole("batches: least", least)
     checks.whole("batches: batch_size", batch_size)
     if n < 1:
@@ -181,4 +182,4 @@ def batches(
 
 def _is_here(array: jax.Array) -> bool:
     """Whether the values are known now, in this process."""
-    return not isinstance(array, jax.core.Tracer) and array.is_fully_addressable
+    return not isinstance(array, Tracer) and array.is_fully_addressable

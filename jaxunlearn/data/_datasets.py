@@ -30,6 +30,9 @@ class Dataset:
             otherwise empty.
         files_val: likewise.
         classes: for a folder of images, the names of its classes; otherwise empty.
+        sizes: examples of each part of the source: `train` and `val`, or `all` in one piece.
+        rows_train: the place of every row of `x_train` in its part of the source, int [n].
+        rows_val: likewise.
     """
 
     name: str
@@ -41,6 +44,9 @@ class Dataset:
     files_train: tuple[str, ...] = ()
     files_val: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    rows_train: np.ndarray | None = None
+    rows_val: np.ndarray | None = None
 
     @property
     def arrays(self) -> list[np.ndarray]:
@@ -73,8 +79,8 @@ def load(
               say, and have an alpha channel where pixels may be transparent.
 
             A string that names a prepared set and a path means the set.
-        n_train: training examples, the first of a fixed permutation. None: all; 1200 for digits.
-            Needed where the source is not split.
+        n_train: training examples, the first of a fixed permutation. None: all; of a source in one
+            piece four fifths, and 1200 of digits.
         n_val: validation examples, likewise. None: all that are no training examples.
         size: height and width that images are scaled to, bilinearly; those of a folder may then be
             of several sizes. None: as they are.
@@ -169,13 +175,26 @@ def _chosen(
         wanted = {"train": n_train, "val": n_val}
         parts = [(split, _first(sizes[split], n)) for split, n in wanted.items()]
     (x, y), (x_val, y_val) = (
-        (arrays[f"x_{split}"][rows], arrays[f"y_{split}"][rows]) for split, rows in parts
+        (arrays[f"x_{split}"][chosen], arrays[f"y_{split}"][chosen]) for split, chosen in parts
     )
+    rows, rows_val = (np.arange(sizes[split])[chosen] for split, chosen in parts)
     names, names_val = (
-        tuple(files[split][i] for i in np.arange(sizes[split])[rows]) if files else ()
-        for split, rows in parts
+        tuple(files[split][i] for i in at) if files else ()
+        for (split, _), at in zip(parts, (rows, rows_val), strict=True)
     )
-    return Dataset(name, x, y, x_val, y_val, n_classes, names, names_val)
+    return Dataset(
+        name,
+        x,
+        y,
+        x_val,
+        y_val,
+        n_classes,
+        names,
+        names_val,
+        sizes=sizes,
+        rows_train=rows,
+        rows_val=rows_val,
+    )
 
 
 def _first(size: int, n: int) -> Any:
@@ -187,7 +206,7 @@ def _sizes(
     name: str, sizes: dict[str, int], n_train: int | None, n_val: int | None
 ) -> tuple[int, int]:
     if "all" in sizes and n_train is None:
-        raise ValueError(f"n_train is None; {name} is not split, so it must be given")
+        n_train = max(1, min(sizes["all"] * 4 // 5, sizes["all"] - (n_val or 1)))
     most = sizes["all"] - 1 if "all" in sizes else sizes["train"]
     n_train = _in_range("n_train", n_train, name, most)
     most = sizes["all"] - n_train if "all" in sizes else sizes["val"]

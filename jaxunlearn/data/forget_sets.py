@@ -71,22 +71,35 @@ def principal_component(
 def from_file(path: str | os.PathLike, n: int) -> np.ndarray:
     """Indices from a `.npy` file or a text file with whitespace or commas between integers.
 
-    They must lie in [0, n), n being the number of training examples.
+    They must lie in [0, n), n being the number of training examples. A `.npy` file may hold a mask
+    instead, bool [n].
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not integers, out of range, duplicate, none, or all of them.
+        ValueError: not integers, out of range, duplicate, none, or all of them; or a mask of
+            another length.
     """
+    indices = read(path)
+    if indices.dtype == bool and indices.ndim == 1:
+        if len(indices) != n:
+            raise ValueError(
+                f"forget_file {path} holds a mask of {len(indices)}; there are {n} training "
+                "examples"
+            )
+        indices = np.flatnonzero(indices)
+    with reading(f"forget_file {path}"):
+        return check(indices, n)
+
+
+def read(path: str | os.PathLike) -> np.ndarray:
+    """The array that a file of indices or of a mask holds, see `from_file`; unchecked."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"forget_file is {str(path)!r}; there is no such file")
     with reading(f"forget_file {path} does not hold integers"):
         if path.suffix == ".npy":
-            indices = read_npy(path)
-        else:
-            indices = np.array([int(word) for word in path.read_text().replace(",", " ").split()])
-    with reading(f"forget_file {path}"):
-        return check(indices, n)
+            return read_npy(path)
+        return np.array([int(word) for word in path.read_text().replace(",", " ").split()])
 
 
 def check(indices: np.ndarray, n: int) -> np.ndarray:

@@ -97,7 +97,7 @@ def renyi(
         # In logarithms, which large orders need.
         log_p = np.log(p, out=np.full_like(p, -np.inf), where=p > 0)
         logs = np.where(p > 0, order * log_p + (1 - order) * np.log(np.maximum(q, eps)), -np.inf)
-        return logsumexp(logs, axis=1) / (order - 1)
+        return np.asarray(logsumexp(logs, axis=1)) / (order - 1)
 
     return _by_block(divergence, unlearned, oracle)
 

@@ -65,6 +65,7 @@ def read(settings: Settings, data_dir: Path | None = None) -> Material:
     names, images = _images(settings, reading, data_dir)
     x, y, n_classes = images.x_train, images.y_train, images.n_classes
     rows, public, base = np.arange(len(names)), None, None
+    drawn = rows[:0]
     if settings.base is None:
         config = small_vit(settings, x.shape[1:], n_classes)
         drawn, rows = _split(settings, len(names))
@@ -77,7 +78,13 @@ def read(settings: Settings, data_dir: Path | None = None) -> Material:
                 f"{list(x.shape[1:])}"
             )
     ids, examples = [names[row] for row in rows], {"x": x[rows], "y": y[rows]}
-    reading |= {"classes": list(images.classes), "test": list(images.files_val)}
+    is_public = set(drawn.tolist())
+    reading |= {
+        "classes": list(images.classes),
+        "test": list(images.files_val),
+        "validation": len(images.x_val),
+        "public": [name for row, name in enumerate(names) if row in is_public],
+    }
     return Material(ids, ids, examples, public, base, config, reading)
 
 
@@ -124,7 +131,8 @@ def read_images(store: Predictor, files: Sequence[Path]) -> np.ndarray:
     """
     if not isinstance(store.config, vit.Config):
         raise ValueError(f"the store {store.folder} reads texts; it has no use for images")
-    return scaled(data.images(files, store.config.image), reading_of(store))
+    resize = settings_of(store).size is not None
+    return scaled(data.images(files, store.config.image, resize=resize), reading_of(store))
 
 
 def questions_of(
@@ -188,9 +196,8 @@ def _images(
     sizes = settings.n_train, settings.n_val
     # Decoded images that outlived the user's files would keep what was deleted: on no disk at all.
     cached = data.local_path(settings.data, data_dir) is None
-    loaded = data.load(
-        settings.data, *sizes, data_dir=data_dir, cache_dir=None if cached else False
-    )
+    where: dict[str, Any] = {"data_dir": data_dir, "cache_dir": None if cached else False}
+    loaded = data.load(settings.data, *sizes, size=settings.size, **where)
     x, x_val = (scaled(images, reading) for images in (loaded.x_train, loaded.x_val))
     ids = list(loaded.files_train) or [f"train-{row}" for row in range(len(x))]
     return ids, dataclasses.replace(loaded, x_train=x, x_val=x_val)

@@ -39,6 +39,11 @@ def plan_of(settings: Settings, config: Config, n: int, largest_group: int = 1) 
     slices = settings.shards * settings.slices
     if min(settings.shards, settings.slices) < 1:
         raise ValueError(f"shards and slices are {settings.shards} and {settings.slices}; >= 1")
+    if slices > n:
+        raise ValueError(
+            f"shards and slices are {settings.shards} and {settings.slices}: {slices} slices of "
+            f"{n} examples; there must be an example for each"
+        )
     per_slice = settings.layers_per_slice
     if per_slice is None:
         per_slice = config.n_layers // settings.slices

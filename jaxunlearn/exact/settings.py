@@ -38,7 +38,10 @@ class Settings:
         data: an image set, see `data.load`; or texts: `tofu:SPLIT`, whose authors are groups, or a
             JSON-lines file with `question`, `answer` and perhaps `id` and `group`. Images of a
             folder are known by their files.
-        n_train: number of examples, the first of the set's fixed order; None: all (1,200 digits).
+        size: height and width that images are scaled to, those of `predict` as well; None: as they
+            are.
+        n_train: number of examples, the first of the set's fixed order; None: all (1,200 digits,
+            four fifths of other images in one piece).
         n_val: number of validation images; None: all.
         base: folder of a Hugging Face ViT, or a language model (folder or .gguf); None: a small ViT
             is trained on `public` images.
@@ -60,6 +63,7 @@ class Settings:
     """
 
     data: str = "digits"
+    size: int | None = None
     n_train: int | None = None
     n_val: int | None = None
     base: Path | None = None
@@ -130,6 +134,12 @@ def reading_of(store: Store) -> dict[str, Any]:
     """
     with reading(store.folder / "plan.json", DamagedError):
         return _source(store)["reading"]
+
+
+def classes_of(store: Store) -> list[str]:
+    """Names of a store's classes; empty where they have only numbers."""
+    source = store.files.source or {}
+    return source.get("reading", {}).get("classes", [])
 
 
 def check_same(store: Store, settings: Settings) -> None:

@@ -194,12 +194,14 @@ class Store:
         self.refresh()
         left = self.surviving()
         served = deletion.served(left)
-        plan = self.plan
+        plan, reading = self.plan, (self.files.source or {}).get("reading", {})
         return {
             "shards": plan.n_shards,
             "slices": plan.n_slices,
             "budget": plan.budget,
             "examples": len(self.files.ids),
+            "public": len(reading["public"]) if "public" in reading else None,
+            "validation": reading.get("validation"),
             "deleted": len(self.deleted),
             "empty_slices": self.state.empty_slices,
             "entries": len(self.ledger.entries),
@@ -213,7 +215,13 @@ class Store:
         }
 
     def needs_retraining(self, *, trigger: Literal["all", "any"] = "all", depth: int = 1) -> bool:
-        """Whether it is time to train again; see `deletion.needs_retraining`."""
+        """Whether it is time to train again; see `deletion.needs_retraining`.
+
+        Raises:
+            ValueError: a depth that no order has, or another trigger.
+        """
+        if depth > self.plan.n_slices:
+            raise ValueError(f"depth is {depth}; orders have {self.plan.n_slices} stages")
         return deletion.needs_retraining(self.surviving(), trigger=trigger, depth=depth)
 
     def members(self, groups: Iterable[str]) -> list[str]:
@@ -229,6 +237,17 @@ class Store:
                 raise ValueError(f"group {group!r} is unknown: no example of this store is in it")
             ids += names
         return ids
+
+    def _why_unknown(self, name: str) -> str:
+        """Why an id is none of this store's."""
+        reading = (self.files.source or {}).get("reading", {})
+        if name in reading.get("public", ()):
+            return "it is public, one of those that trained the base, which are not in the store"
+        if name in reading.get("test", ()):
+            return "it only validates, and was never in the store"
+        if name in self.files.groups:
+            return "it is a group; delete its members by the group"
+        return "it is no example of this store, and never was one (those deleted stay known)"
 
     def delete(self, ids: Iterable[str], *, who: str = "") -> list[Outcome]:
         """Deletes examples; returns once that is on disk and no reader can serve their slices.
@@ -252,7 +271,7 @@ class Store:
         for name in requests:
             check_id(name)
             if name not in self.files.ids:
-                raise ValueError(f"id {name!r} is unknown: it is no example of this store")
+                raise ValueError(f"id {name!r} is unknown: {self._why_unknown(name)}")
         if not requests:
             raise ValueError("ids is empty; at least one is needed")
         n_slices = self.plan.n_slices

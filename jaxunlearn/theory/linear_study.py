@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.core import checks
+from jaxunlearn.core.run_folder import Progress
+from jaxunlearn.core.study import quiet
 from jaxunlearn.theory import linear
 
 # Steps after t0 over which the bound is compared, and the last ones that give the slope.
@@ -260,24 +262,33 @@ def phases(seed: int, *, d: int = 200, n: int = 30, k: int = 20, m: int = 40) ->
     }
 
 
-def report(n_problems: int = 200, n_recency: int = 50, seed: int = 0) -> dict[str, Any]:
+def report(
+    n_problems: int = 200, n_recency: int = 50, seed: int = 0, progress: Progress = quiet
+) -> dict[str, Any]:
     """Everything: `divergence`, `recency` and `phases`, as plain numbers.
 
     Args:
         n_problems: problems on which the bound is checked.
         n_recency: draws of four stages.
         seed: seed of the first of each; the others follow it.
+        progress: called as `progress(part, 0, 1)` and `progress(part, 1, 1)` around each of these.
 
     Raises:
         ValueError: a number of problems or draws below 1.
     """
     checks.at_least("n_problems", n_problems, 1)
     checks.at_least("n_recency", n_recency, 1)
-    return {
-        "divergence": divergence(range(seed, seed + n_problems)),
-        "recency": recency(range(seed, seed + n_recency)),
-        "phases": phases(seed),
+    parts = {
+        "divergence": lambda: divergence(range(seed, seed + n_problems)),
+        "recency": lambda: recency(range(seed, seed + n_recency)),
+        "phases": lambda: phases(seed),
     }
+    results = {}
+    for name, compute in parts.items():
+        progress(name, 0, 1)
+        results[name] = compute()
+        progress(name, 1, 1)
+    return results
 
 
 def _explicit(theta, x, y, lr: float, n: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """The unlearning methods by name: each a low-level function and its settings."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -69,8 +70,9 @@ def check_settings(name: str, settings: Any) -> None:
 
 def bind(method: Callable[..., Unlearned], settings: Any) -> Callable[..., Unlearned]:
     """Closes a low-level method over a frozen dataclass of settings."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
 
     def run(model, params, stats, problem, key) -> Unlearned:
-        return method(model, params, stats, problem, key, **vars(settings))
+        return method(model, params, stats, problem, key, **values)
 
     return run

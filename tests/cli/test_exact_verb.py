@@ -50,9 +50,20 @@ def test_a_life_of_a_store(trained, tmp_path, capsys):
     accuracy = read(tmp_path, "predict", trained)
     assert accuracy["n"] == 50 and 0 <= accuracy["accuracy"] <= 1
     victim = json.loads((trained / "examples.json").read_text())["ids"][0]
+    assert (status["public"], status["validation"]) == (60, 50)
+    assert "140 examples are stored; 60 are public, the base learns them; 50 validate" in (
+        capsys.readouterr().out
+    )
     (outcome,) = read(tmp_path, "delete", trained, victim, "--who", "someone")
     assert outcome["example"] == victim and not outcome["repeated"]
-    assert read(tmp_path, "delete", trained, victim)[0]["repeated"]
+    cost = outcome["cost"]
+    assert cost["slices"] == [outcome["slice"]] and 1 <= cost["examples_given_up"] < 140
+    assert (cost["stages_lost"], cost["stages_left"], cost["serves"]) == (3, 1, [2, 1])
+    assert f"cost in shard {outcome['shard']}: slice {outcome['slice']} with" in (
+        capsys.readouterr().out
+    )
+    again = read(tmp_path, "delete", trained, victim)[0]
+    assert again["repeated"] and again["cost"] is None
     left = read(tmp_path, "status", trained)["stages_left"]
     assert sorted(left[outcome["shard"]]) == [0, 1] and left[1 - outcome["shard"]] == [2, 2]
     assert not read(tmp_path, "status", trained)["needs_retraining"]
@@ -136,6 +147,8 @@ def test_the_planner_reads_no_weights(tmp_path):
         (["delete", "NEW", "train-1"], "holds no store"),
         (["status", "NEW"], "holds no store"),
         (["status", "STORE", "--depth", "0"], "depth 0"),
+        (["status", "STORE", "--depth", "3"], "depth is 3; orders have 2 stages"),
+        (["train", "NEW", "--shards", "300"], "300 and 4: 1200 slices of 840 examples; there must"),
         (["train", "STORE", "--seed", "1"], "has n_train = 200"),
         (["train", "NEW", "--data", "nothing"], "data is 'nothing'"),
         (["train", "NEW", "--budget", "25"], "budget is 25; 4 slices have 1 to 4! orders"),
@@ -266,6 +279,19 @@ def test_images_of_a_folder_are_known_by_their_files_and_can_be_erased(
     victim = ids[0]
     assert (folder / victim).is_file() and victim.startswith("train/cat/")
     before = read(tmp_path, "predict", store)
+    (answer,) = read(tmp_path, "predict", store, folder / victim)
+    assert answer["name"] == ("cat", "dog")[answer["class"]]
+    assert f"class {answer['name']}" in capsys.readouterr().out
+    public = next(
+        name for i in range(40) if (name := f"train/cat/{i}.png") not in ids
+    )  # which trained the base
+    for name, why in (
+        (public, "it is public"),
+        ("test/cat/0.png", "it only validates"),
+        ("train/cat/99.png", "it is no example of this store, and never was one"),
+    ):
+        run("delete", store, name, code=2)
+        assert f"id '{name}' is unknown: {why}" in capsys.readouterr().err
     (outcome,) = read(tmp_path, "delete", store, victim)
     (folder / victim).unlink()
     for kept in set(p.name for p in (folder / "train" / "dog").iterdir()) - {

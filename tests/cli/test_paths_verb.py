@@ -56,8 +56,11 @@ def test_bad_input_ends_with_2_and_writes_nothing(model, more, message, tmp_path
 
 
 @pytest.mark.slow
-def test_the_theory_needs_no_model(tmp_path):
+def test_the_theory_needs_no_model(tmp_path, capsys):
     assert app.main(["paths", "--theory", "--out", str(tmp_path / "out")]) == app.OK
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["divergence"]["violations"] == 0
+    out, err = capsys.readouterr()
+    assert "linear theory" in out and "200 of 200" in out
+    assert "phases 1/1" in err
     assert (tmp_path / "out" / "figure.png").exists()

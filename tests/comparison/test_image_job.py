@@ -53,7 +53,6 @@ def test_a_small_network_learns_images_of_integers(images, tmp_path):
         ({"multiply_adds": 10}, "multiply_adds is 10"),
         ({"model": "vgg"}, "model is 'vgg'.*small_cnn, resnet9 or wrn-DEPTH-WIDTH"),
         ({"model": "wrn-11-1"}, "depth is 11"),
-        ({"n_train": None}, "n_train is None; .* is not split"),
         ({"n_val": 41}, "n_val is 41; .* 1 to 40"),
         ({"training": Training(augment=("flip", "rotate"))}, "augment has 'rotate'; known"),
         ({"data": "no/such/place"}, "data is 'no/such/place'; known data sets: digits"),

@@ -35,8 +35,14 @@ def test_a_whole_npz_is_split_by_a_fixed_permutation(tmp_path):
     np.testing.assert_array_equal(found.y_train, Y[order[:5]])
     np.testing.assert_array_equal(found.y_val, Y[order[5:]])
     np.testing.assert_array_equal(data.load(path, 5, 2).y_val, Y[order[5:7]])
-    with pytest.raises(ValueError, match="n_train is None; .* is not split"):
-        data.load(path)
+    for n_val, n_train in ((None, 6), (1, 6), (3, 5), (7, 1)):  # four fifths, or what is left
+        assert len(data.load(path, None, n_val).x_train) == n_train
+    whole = data.load(path)
+    np.testing.assert_array_equal(whole.rows_train, order[:6])
+    np.testing.assert_array_equal(whole.rows_val, order[6:])
+    assert whole.sizes == {"all": 8}
+    with pytest.raises(ValueError, match="n_val is 8; .* 1 to 7"):
+        data.load(path, None, 8)
     for sizes, message in (((8,), "n_train is 8; .* 1 to 7"), ((5, 4), "n_val is 4; .* 1 to 3")):
         with pytest.raises(ValueError, match=message):
             data.load(path, *sizes)
@@ -106,8 +112,11 @@ def test_a_whole_folder_of_grey_images(make_folder):
     stored = np.concatenate([images["", "cat"], images["", "dog"]])
     np.testing.assert_array_equal(found.x_train, stored[order[:4]])
     np.testing.assert_array_equal(found.x_val, stored[order[4:]])
-    with pytest.raises(ValueError, match="n_train is None; .* is not split"):
-        data.load(folder)
+    whole = data.load(folder)
+    assert len(whole.x_train) == 4 and whole.sizes == {"all": 6}
+    assert whole.rows_train is not None
+    files = [f"{('cat', 'dog')[row // 3]}/{row % 3:03d}.png" for row in whole.rows_train]
+    assert list(whole.files_train) == files
 
 
 def test_jpeg_and_palettes(make_folder):
