@@ -30,7 +30,8 @@ def kolmogorov_smirnov(unlearned: np.ndarray, oracle: np.ndarray) -> tuple[np.nd
     is_last = np.ones_like(ranked, bool)  # of equal values: both functions have jumped only there
     is_last[:-1] = ranked[1:] != ranked[:-1]
     distance = np.abs(np.where(is_last, difference, 0)).max(0)
-    p_value = scipy.stats.kstwo.sf(distance, max(1, round(n * m / (n + m))))
+    several, at = np.unique(distance, return_inverse=True)  # few, and each takes a millisecond
+    p_value = scipy.stats.kstwo.sf(several, max(1, round(n * m / (n + m))))[at]
     return distance, np.clip(p_value, 0, 1)
 
 
