@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxunlearn.cli import programs
 
 TINY = (
-    *("unlearn", "--n-models", "2", "--n-train", "100", "--n-val", "20", "--forget-size", "10"),
+    *("unlearn", "--n-models", "2", "--n-train", "100", "--n-val", "20", "--forget-size", "5"),
     *("--methods", "none", "--training.epochs", "1"),
 )
 

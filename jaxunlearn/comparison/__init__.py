@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = exports(
     __name__,
     (
+        "ahead",
         "attribute",
         "checking",
         "estimates",

@@ -24,7 +24,7 @@ from jaxunlearn.comparison.models import (
 )
 from jaxunlearn.comparison.settings import ATTRIBUTE_RENAMED, check_run
 from jaxunlearn.comparison.settings import AttributeSettings as Settings
-from jaxunlearn.comparison.weights import network_for
+from jaxunlearn.comparison.weights import default_network, network_for
 from jaxunlearn.core import checks, losses, records, study
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.run_folder import Progress, RunFolder, run_record
@@ -66,7 +66,8 @@ def prepare(settings: Settings, where: Where) -> Job:
     sizes = settings.n_train, settings.n_val
     dataset = datasets.load(settings.data, *sizes, size=settings.size, data_dir=where.data_dir)
     n, m = len(dataset.x_train), len(dataset.x_val)
-    settings = dataclasses.replace(settings, n_train=n, n_val=m)
+    name = settings.model or default_network(dataset)
+    settings = dataclasses.replace(settings, model=name, n_train=n, n_val=m)
     estimates.check_members(settings.members, settings.subset_fraction, n, settings.training)
     n_members = settings.members + settings.held_out
     estimates.check_space(where.out, n_members, n + m, dataset.n_classes)
@@ -75,7 +76,7 @@ def prepare(settings: Settings, where: Where) -> Job:
         raise ValueError(f"targets has {outside[0]}; there are validation points 0 to {m - 1}")
     if not 1 <= settings.shown <= n // 2:
         raise ValueError(f"shown is {settings.shown}; it must lie in 1 to {n // 2}")
-    model = network_for(settings, dataset)
+    model = network_for(name, settings.multiply_adds, dataset)
     record = run_record(settings, data=dataset.arrays)
     for name in _READ_OFF:
         del record["settings"][name]

@@ -70,9 +70,8 @@ class Judge:
     ) -> dict[str, Any]:
         scores = evaluate.klom(margins, oracle)
         forget = self.groups["forget"]
-        values = {  # of each model, or of each forget point
-            "mia": self._attack(margins),  # the loss is log(1 + exp(-margin)): the same order
-            "mia_confidence": self._attack(logits.max(-1) - logsumexp(logits, axis=-1)),
+        confidence = logits.max(-1) - logsumexp(logits, axis=-1)
+        values = {  # of each forget point
             "epsilon": evaluate.forgetting_epsilon(margins[:, forget], oracle[:, forget]),
             "ulira": self._ulira(margins[:, forget], oracle[:, forget]),
         }
@@ -85,10 +84,14 @@ class Judge:
                 for group, at in self.groups.items()
             },
             "mia_points": int(self._attacked().sum()),
+            "mia": _known(self._attack(margins)),  # the loss is log(1 + exp(-margin)): same order
+            "mia_confidence": _known(self._attack(confidence)),
             **{name: None if v is None else float(v.mean()) for name, v in values.items()},
             "stderr": {
                 "klom": self._klom_errors(margins, oracle),
                 "accuracy": {group: _error(of_models) for group, of_models in hits.items()},
+                "mia": _known(_error(self._aucs(margins))),
+                "mia_confidence": _known(_error(self._aucs(confidence))),
                 **{name: None if v is None else _error(v) for name, v in values.items()},
             },
         }
@@ -126,10 +129,12 @@ class Judge:
         """Which forget points have validation points of their class to be compared with."""
         return np.isin(self.labels[self.groups["forget"]], self.labels[self.groups["val"]])
 
-    def _attack(self, scores: np.ndarray) -> np.ndarray | None:
-        """AUC of forget points against validation points of their class, of each model."""
-        if not self._attacked().any():
-            return None
+    def _attack(self, scores: np.ndarray) -> float:
+        """The mean of `_aucs` over models."""
+        return float(self._aucs(scores).mean())
+
+    def _aucs(self, scores: np.ndarray) -> np.ndarray:
+        """AUC of forget points against validation points of their class, [N]; NaN without any."""
         groups = self.groups["forget"], self.groups["val"]
         members, others = (scores[:, at] for at in groups)
         classes = self.labels[groups[0]], self.labels[groups[1]]
@@ -149,3 +154,8 @@ class Judge:
 def _error(values: np.ndarray) -> float:
     """The standard error of a mean."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def _known(value: float) -> float | None:
+    """What JSON has in place of NaN."""
+    return None if np.isnan(value) else value

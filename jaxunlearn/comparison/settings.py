@@ -45,7 +45,8 @@ class Settings:
             "cifar10", an `.npz` file or a folder of images; see `data.load`.
         model: "mlp", "cnn", "cnn_bn", "small_cnn", "resnet9", or "wrn-16-1" and other wide
             residual networks; see `nn.by_name`. Images of integers are normalised by the
-            training set's mean and deviation.
+            training set's mean and deviation. By default "small_cnn" for images of integers with
+            sides of at least 16 pixels, "mlp" for everything else.
         multiply_adds: most multiply-adds per image of a "small_cnn".
         size: height and width that images are scaled to; those of a folder may then be of several
             sizes. By default as they are.
@@ -75,7 +76,7 @@ class Settings:
     """
 
     data: str = "digits"
-    model: str = "mlp"
+    model: str | None = None
     multiply_adds: int = 1_000_000
     size: int | None = None
     n_train: int | None = None
@@ -100,7 +101,7 @@ class AttributeSettings:
 
     Attributes:
         data: the data set, see the settings of a comparison, as `model` to `n_val`.
-        model: the network.
+        model: the network, with the same default.
         multiply_adds: most multiply-adds per image of a "small_cnn".
         size: height and width that images are scaled to.
         n_train: training examples.
@@ -121,7 +122,7 @@ class AttributeSettings:
     """
 
     data: str = "digits"
-    model: str = "mlp"
+    model: str | None = None
     multiply_adds: int = 1_000_000
     size: int | None = None
     n_train: int | None = None

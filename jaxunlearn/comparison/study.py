@@ -30,6 +30,7 @@ from jaxunlearn.comparison.models import (
 )
 from jaxunlearn.comparison.plugins import Plugin
 from jaxunlearn.comparison.settings import RENAMED, Settings, check_run
+from jaxunlearn.comparison.weights import network_for
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core import study
 from jaxunlearn.core.checks import NonFiniteError
@@ -89,20 +90,21 @@ def prepare(
     mesh = _checked_mesh(settings, where.mesh)
     sizes = settings.n_train, settings.n_val
     dataset = datasets.load(settings.data, *sizes, size=settings.size, data_dir=where.data_dir)
-    settings = dataclasses.replace(settings, n_train=len(dataset.x_train), n_val=len(dataset.x_val))
+    network = settings.model or weights.default_network(dataset)
+    n, m = len(dataset.x_train), len(dataset.x_val)
+    settings = dataclasses.replace(settings, model=network, n_train=n, n_val=m)
     settings, dataset, forget = forgetting.chosen(settings, dataset)
     problem = Problem.of(dataset, forget)
     _check_needs(settings, methods, dataset, problem, where.out)
-    model, layout = _network(settings, dataset, networks)
-    _check_traces(methods, plugins, save, model, problem, len(dataset.x_val))
+    model, layout = _network(network, settings.multiply_adds, dataset, networks)
+    _check_traces(methods, plugins, save, model, problem, m)
     record = run_record(settings, data=dataset.arrays, forget=forget, **layout)
     for name in ("forget_files", "forget_classes"):  # the hash of the forget set says it all
         del record["settings"][name]
-    configs = recorded(methods, plugins)
     return Job(
         settings=settings,
         record=record,
-        folder=RunFolder(where.out, record, configs, where.resume, RENAMED),
+        folder=RunFolder(where.out, record, recorded(methods, plugins), where.resume, RENAMED),
         mesh=mesh,
         methods=methods,
         dataset=dataset,
@@ -110,7 +112,7 @@ def prepare(
         model=model,
         plugins=tuple(plugins),
         saved=tuple(save),
-        is_own=settings.model in networks,
+        is_own=network in networks,
     )
 
 
@@ -165,23 +167,23 @@ def _check_needs(
 
 
 def _network(
-    settings: Settings, dataset: Dataset, networks: Mapping[str, Model]
+    name: str, multiply_adds: int, dataset: Dataset, networks: Mapping[str, Model]
 ) -> tuple[Model, dict[str, np.ndarray]]:
     """The network; of one of the caller's also its layout, for the record knows only its name."""
-    if settings.model not in networks:
-        return weights.network_for(settings, dataset), {}
-    model, inputs = networks[settings.model], dataset.x_train
+    if name not in networks:
+        return network_for(name, multiply_adds, dataset), {}
+    model, inputs = networks[name], dataset.x_train
     x = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     try:
         logits, _ = jax.eval_shape(model.apply, *shapes, x)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"model is {settings.model!r}, which cannot read {x.dtype} inputs of {x.shape}: {error}"
+            f"model is {name!r}, which cannot read {x.dtype} inputs of {x.shape}: {error}"
         ) from error
     if jax.tree.map(np.shape, logits) != (1, dataset.n_classes):
         raise ValueError(
-            f"model is {settings.model!r}, which gives {jax.tree.map(np.shape, logits)} for one "
+            f"model is {name!r}, which gives {jax.tree.map(np.shape, logits)} for one "
             f"input; logits (1, {dataset.n_classes}) are needed"
         )
     layout = repr(jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), shapes))
@@ -259,7 +261,8 @@ run = study.runner(prepare, execute)
 
 def _keep_weights(job: Job, name: str, outputs: dict[str, Any]) -> None:
     """Writes the weights of some models, which what comes after does not read."""
-    of = None if job.is_own else weights.described(job.settings, job.dataset)
+    made = (str(job.settings.model), job.settings.multiply_adds, job.dataset)
+    of = None if job.is_own else weights.described(*made)
     with meshes.together():
         if meshes.is_first():
             weights.save(job.folder.path / "weights" / f"{name}.safetensors", outputs, of)

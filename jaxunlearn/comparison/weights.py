@@ -34,19 +34,26 @@ class Loaded(NamedTuple):
     stats: Tree
 
 
-def network_for(settings: Any, dataset: Dataset) -> Model:
-    """The network that settings name, see `nn.by_name`; images of integers are normalised."""
-    return _network(described(settings, dataset))
+def network_for(name: str, multiply_adds: int, dataset: Dataset) -> Model:
+    """A network by its name, see `nn.by_name`; images of integers are normalised."""
+    return _network(described(name, multiply_adds, dataset))
 
 
-def described(settings: Any, dataset: Dataset) -> dict[str, Any]:
+def default_network(dataset: Dataset) -> str:
+    """The name of a network that learns such data as its settings are: photographs, or digits."""
+    shape = dataset.x_train.shape[1:]
+    is_picture = dataset.x_train.dtype == np.uint8 and len(shape) == 3 and min(shape[:2]) >= 16
+    return "small_cnn" if is_picture else "mlp"
+
+
+def described(name: str, multiply_adds: int, dataset: Dataset) -> dict[str, Any]:
     """All that a network of `nn.by_name` is made of, JSON-like; files of weights keep it."""
     x = dataset.x_train
     return {
-        "model": settings.model,
+        "model": name,
         "shape": list(x.shape[1:]),
         "n_classes": dataset.n_classes,
-        "multiply_adds": settings.multiply_adds,
+        "multiply_adds": multiply_adds,
         "statistics": augment.channel_statistics(x) if x.dtype == np.uint8 else None,
         "classes": list(dataset.classes),
     }

@@ -244,7 +244,7 @@ def test_another_seed_compiles_nothing_again(finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ensemble.Program, "compiled", counted)
     comparison.run(dataclasses.replace(TINY, seed=5), FEW, out=tmp_path / "run")
-    assert len(compiled) == 18 and sum(compiled) == 0
+    assert len(compiled) >= 18 and sum(compiled) == 0  # some of them ahead
 
 
 def test_damaged_settings_are_named(finished, tmp_path):

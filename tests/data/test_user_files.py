@@ -8,7 +8,6 @@ import pytest
 from PIL import Image, ImageOps
 
 from jaxunlearn import data
-from jaxunlearn.comparison.settings import Settings
 from jaxunlearn.comparison.weights import network_for
 
 X = np.random.default_rng(0).integers(0, 256, (8, 4, 5, 3), dtype=np.uint8)
@@ -283,7 +282,7 @@ def test_an_opaque_alpha_changes_nothing(make_folder, tmp_path):
     found = data.load(folder)  # the first image has one, so all do
     np.testing.assert_array_equal(found.x_train[..., :3], plain.x_train)
     assert (found.x_train[..., 3] == 255).all()
-    assert network_for(Settings(model="mlp"), found) is not None
+    assert network_for("mlp", 0, found) is not None
     mean, std = data.augment.channel_statistics(found.x_train)
     assert mean[3] == 1 and std[3] == 1
 
