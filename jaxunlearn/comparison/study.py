@@ -99,8 +99,7 @@ def prepare(
     model, layout = _network(network, settings.multiply_adds, dataset, networks)
     _check_traces(methods, plugins, save, model, problem, m)
     record = run_record(settings, data=dataset.arrays, forget=forget, **layout)
-    for name in ("forget_files", "forget_classes"):  # the hash of the forget set says it all
-        del record["settings"][name]
+    del record["settings"]["forget_files"], record["settings"]["forget_classes"]  # hashed above
     return Job(
         settings=settings,
         record=record,
