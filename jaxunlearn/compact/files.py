@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 from collections.abc import Iterator
@@ -94,6 +95,28 @@ def export(model: Model, params: Tree, input_shape: tuple[int, int, int]) -> byt
     with plain_convolutions(depthwise=False), _without_places():
         program = jax.jit(lambda x: model.apply(params, {}, x)[0])
         return bytes(jax.export.export(program, platforms=PLATFORMS)(shape).serialize())
+
+
+def readers(program: bytes) -> dict[str, Any]:
+    """What made an exported program, and which versions read it.
+
+    Returns:
+        `jax` and `jaxlib`, `platforms`, the `calling_convention` that it follows, those
+        `calling_conventions_read` by this version (first and last), and `months`, for how long
+        later releases read it, as `jax.export` guarantees.
+    """
+    exported = jax.export.deserialize(bytearray(program))
+    return {
+        "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "platforms": list(exported.platforms),
+        "calling_convention": exported.calling_convention_version,
+        "calling_conventions_read": [
+            jax.export.minimum_supported_calling_convention_version,
+            jax.export.maximum_supported_calling_convention_version,
+        ],
+        "months": 6,
+    }
 
 
 @contextlib.contextmanager

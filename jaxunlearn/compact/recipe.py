@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from jaxunlearn.compact import schedules
-from jaxunlearn.core import checks
+from jaxunlearn.core import checks, typed
 from jaxunlearn.nn.images.dual_cnn import BRANCHES
 
 
@@ -77,12 +77,14 @@ class Recipe:
     fold_epochs: int = 10
 
     def __post_init__(self):
+        typed.check("recipe", self, Recipe)
         counts = ("batch_size", "dual_epochs", "unfreeze_epochs", "last_epochs", "fold_epochs")
         for name in counts:
             if getattr(self, name) is not None:
                 checks.whole(name, getattr(self, name))
         for name in ("learning_rate", "sgd_learning_rate"):
             checks.positive(name, getattr(self, name))
+        checks.whole("last_k", self.last_k)
         checks.at_least("weight_decay", self.weight_decay, 0)
         checks.one_of("heads", self.heads, _HEADS)
         checks.one_of("fold_mode", self.fold_mode, ("independent", "continued", "none"))

@@ -314,6 +314,7 @@ def _written(job: Job, params: Tree) -> dict[str, Any]:
     return size | {
         "training_bytes": 4 * n_trained * (1 + n_slots),
         "file_bytes": {name: (folder / name).stat().st_size for name in names},
+        "program": files.readers(program),
         "int8_test_accuracy": float((logits.argmax(-1) == test.y_val).mean()),
         "speed": measure.speed(program, architecture.input_shape),
     }

@@ -119,6 +119,11 @@ def _checked_methods(
     settings: Settings, methods: Methods, plugins: Sequence[Plugin], save: Sequence[str]
 ) -> Methods:
     """All methods that run, `none` and `retrain` first."""
+    for name, pair in methods.items() if isinstance(methods, Mapping) else {"": methods}.items():
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise ValueError(
+                f"methods has {name!r}: {pair!r:.80}; {{name: (method, settings)}} is needed"
+            )
     every = {name: METHODS[name] for name in ("none", "retrain")} | dict(methods)
     every["retrain"] = (METHODS["retrain"][0], settings.training)
     every |= {one.name: every.get(one.name, (one.function, one.settings)) for one in plugins}
@@ -169,6 +174,10 @@ def _network(
     name: str, multiply_adds: int, dataset: Dataset, networks: Mapping[str, Model]
 ) -> tuple[Model, dict[str, np.ndarray]]:
     """The network; of one of the caller's also its layout, for the record knows only its name."""
+    if not isinstance(networks, Mapping) or not all(
+        isinstance(model, Model) for model in networks.values()
+    ):
+        raise ValueError(f"networks is {networks!r:.80}; {{name: Model}} is needed")
     if name not in networks:
         return network_for(name, multiply_adds, dataset), {}
     model, inputs = networks[name], dataset.x_train

@@ -10,6 +10,7 @@ Every study has its settings (a frozen dataclass) and two functions:
 
 import dataclasses
 import functools
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 from jax.sharding import Mesh
 
 from jaxunlearn.core import mesh as meshes
+from jaxunlearn.core import typed
 from jaxunlearn.core.run_folder import Progress, RunFolder
 
 S = TypeVar("S")
@@ -72,12 +74,16 @@ def quiet(phase: str, done: int, total: int) -> None:
 def begins(check: Callable[P, J]) -> Callable[P, J]:
     """Makes `prepare` of a function that checks everything and returns the job.
 
+    Its first argument, the settings, is held against its declaration before that.
+
     The job's folder is begun afterwards. Of several processes all go on, or none.
     """
+    first = next(iter(inspect.signature(check).parameters.values()))
 
     @functools.wraps(check)
     def prepare(*args: P.args, **kwargs: P.kwargs) -> J:
         with meshes.together():
+            typed.check(first.name, [*args, *kwargs.values()][0], first.annotation)
             job = check(*args, **kwargs)
         with meshes.together():
             job.folder.begin()

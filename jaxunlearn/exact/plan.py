@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxunlearn.core import checks
+from jaxunlearn.core import checks, typed
 from jaxunlearn.exact import orders as orders_
 
 Prefix = tuple[int, tuple[int, ...]]  # a shard, and the first slices of one of its orders
@@ -42,6 +42,7 @@ class StageRecipe:
     augment: tuple[Literal["crop", "flip"], ...] = ()
 
     def __post_init__(self):
+        typed.check("recipe", self, StageRecipe)
         for name in ("rank", "epochs", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:

@@ -58,6 +58,10 @@ def test_the_program_runs_without_this_package(params, images, tmp_path):
     logits = measure.logits_of(ARCHITECTURE.model, params, images)
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), logits, atol=1e-5)
     assert jax.export.deserialize(bytearray(program)).platforms == files.PLATFORMS
+    readers = files.readers(program)
+    assert readers["jax"] == jax.__version__ and readers["months"] == 6
+    least, most = readers["calling_conventions_read"]
+    assert least <= readers["calling_convention"] <= most
 
 
 def test_bad_files(params, tmp_path):
