@@ -21,6 +21,8 @@ TINY = [
 
 
 def start(folder, *arguments):
+    # A shell's background jobs ignore Ctrl-C, and with them what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", "jaxunlearn", *map(str, arguments)],
         cwd=folder,

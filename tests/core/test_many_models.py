@@ -1,5 +1,6 @@
 """Several models through one stage, each with its own data and early stopping."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,9 +141,11 @@ def test_models_of_another_stage_are_refused(tmp_path):
 
 
 def test_stretches_of_equal_length_are_needed():
-    for change in ({"check_start": True}, {"n_steps": 9}, {"block": 6}):
+    for change in ({"check_start": True}, {"n_steps": 9}):
         with pytest.raises(ValueError, match="Stage train: n_steps is .* or `members.whole`"):
             trained(stage=Stage(**{**vars(the_stage()), **change}))
+    with pytest.raises(ValueError, match="block is 6; block must be n_steps or a multiple of"):
+        Stage(**{**vars(the_stage()), "block": 6})
 
 
 def test_blocks_of_several_checks_and_none_at_all_take_the_same_steps(result):
@@ -155,7 +158,10 @@ def test_blocks_of_several_checks_and_none_at_all_take_the_same_steps(result):
     unchecked = trained(
         stage=Stage(**{**vars(endless), **blind}), callback=lambda done, _: seen.append(done)
     )
-    assert_same(unchecked.state.params, trained(stage=endless).state.params)
+    # Without checks it is another program, which newer versions of XLA round otherwise.
+    chex.assert_trees_all_close(
+        unchecked.state.params, trained(stage=endless).state.params, rtol=1e-5, atol=1e-6
+    )
     assert unchecked.metrics["loss"].shape == (N, EPOCHS * PER_EPOCH) and unchecked.checks == {}
     assert seen == [PER_EPOCH * (i + 1) for i in range(EPOCHS)]
 

@@ -171,7 +171,7 @@ def test_scrub_schedule_and_cost(trained, problem):
     assert [plan.first_step(epoch) for epoch in range(4)] == [0, 5, 10, 13]
     after = apply("scrub", trained, problem, epochs=2, ascent_epochs=1)
     assert after.losses.shape == (1 + 2 * 4,) and int(after.n_gradients) == 12 + 2 * 4 * 60
-    assert after.losses[0] == 0.0  # the student starts at its teacher
+    assert abs(after.losses[0]) < 2e-6  # the student starts at its teacher, but for rounding
     without = apply("scrub", trained, problem, epochs=2, ascent_epochs=0)
     assert int(without.n_gradients) == 2 * 4 * 60
 
