@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
+
 
 def check(name: str, settings: Any, kind: type) -> None:
     """Whether a dataclass of settings is one, and each field of the type it is declared with.
@@ -30,7 +32,7 @@ def check(name: str, settings: Any, kind: type) -> None:
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             check(field.name, value, hint)
         elif not _fits(value, hint):
-            wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            wanted = _WORDS.get(hint, str(hint).replace("typing.", ""))
             raise ValueError(f"{field.name} is {value!r}; {wanted} is needed")
 
 

@@ -37,10 +37,10 @@ GOOD = [
     dict(kind="c", limit=4, flag=True, file="a", inner=Inner(np.float32(1))),
 ]
 BAD = [
-    (dict(count=1.0), "count is 1.0; int is needed"),
+    (dict(count=1.0), "count is 1.0; a whole number is needed"),
     (dict(count=True), "count is True"),
     (dict(count="1"), "count is '1'"),
-    (dict(rate="0.5"), "rate is '0.5'; float"),
+    (dict(rate="0.5"), "rate is '0.5'; a number"),
     (dict(rate=False), "rate is False"),
     (dict(rate=np.ones(2)), "rate is"),
     (dict(names="ab"), "names is 'ab'"),
@@ -48,7 +48,7 @@ BAD = [
     (dict(pair=(1,)), "pair is"),
     (dict(kind=1), "kind is 1"),
     (dict(limit=2.5), "limit is 2.5; int . None"),
-    (dict(flag=1), "flag is 1; bool"),
+    (dict(flag=1), "flag is 1; True or False"),
     (dict(inner={"rate": 1.0}), "inner is .*; an instance of Inner"),
     (dict(inner=Inner("x")), "rate is 'x'"),  # type: ignore[arg-type]
 ]
@@ -84,7 +84,7 @@ def test_wrong_arguments_are_named_before_anything_is_written(tmp_path):
     tiny = comparison.Settings(n_train=200, n_val=50, n_models=2)
     for arguments, message in (
         (({"n_models": 2},), "settings is .*; an instance of Settings"),
-        ((dataclasses.replace(tiny, seed=0.5), {}), "seed is 0.5; int"),
+        ((dataclasses.replace(tiny, seed=0.5), {}), "seed is 0.5; a whole number"),
         ((dataclasses.replace(tiny, n_models="2"), {}), "n_models is '2'"),
         ((tiny, "scrub"), "methods has"),
         ((tiny, {"mine": print}), "methods has 'mine'"),
