@@ -1,3 +1,5 @@
+import threading
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -124,6 +126,29 @@ def test_traced_and_compiled_once():
     for offset in (1.0, 2.0):
         out = ensemble.run(one, jnp.float32(offset), np.arange(7.0), width=2)
         np.testing.assert_array_equal(out["y"], np.arange(7.0) + offset)
+
+
+def test_what_was_compiled_ahead_is_not_compiled_again():
+    """By several threads at once, of which one compiles and the others wait."""
+    traced = []
+
+    def one(shared, x):
+        traced.append(0)
+        return {"y": x * shared}
+
+    devices, members = mesh.make({"models": 1}), np.arange(5.0)
+    how = {"width": 2, "mesh": devices}
+    ahead = lambda: ensemble.compile_ahead(one, jnp.float32(3), members * 0, **how)  # noqa: E731
+    threads = [threading.Thread(target=ahead) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    n_traces = len(traced)
+    assert n_traces >= 1
+    out = ensemble.run(one, jnp.float32(3), members, **how)
+    assert len(traced) == n_traces
+    np.testing.assert_array_equal(out["y"], 3 * members)
 
 
 def test_the_padding_is_dropped():
