@@ -85,6 +85,15 @@ def lanes(fn: Callable[[Any, Any], Tree], mesh: Mesh, mode: Mode = "vmap") -> "P
     )
 
 
+_MAKING = threading.Lock()
+
+
+def _shared_lanes(fn: Callable[[Any, Any], Tree], mesh: Mesh, mode: Mode) -> "Program":
+    """`lanes`, of which threads that ask at once get the same one."""
+    with _MAKING:
+        return lanes(fn, mesh, mode)
+
+
 # XLA cleans up a program for several devices before it simplifies it, but not one for a single
 # device: written-out layers then come out of the simplifier in other forms, with other roundings.
 _ALIKE = {"xla_disable_hlo_passes": "spmd-cleanup"}
@@ -207,7 +216,7 @@ def compile_ahead(
     """
     members = jax.tree.map(np.asarray, _pack_keys(members))
     inputs = _placed_lanes(members, [0] * mesh.shape["models"], width, mesh)
-    lanes(fn, mesh, mode).compiled(placed(shared, mesh), inputs)
+    _shared_lanes(fn, mesh, mode).compiled(placed(shared, mesh), inputs)
 
 
 def _n_members(members: Any) -> int:
@@ -234,7 +243,7 @@ def _calls(
     shared, members = placed(shared, mesh), jax.tree.map(np.asarray, _pack_keys(members))
     for number, group in enumerate(groups):
         inputs = _placed_lanes(members, group, width, mesh)
-        program = lanes(fn, mesh, mode).compiled(shared, inputs)
+        program = _shared_lanes(fn, mesh, mode).compiled(shared, inputs)
         if number == 0:
             compiled()
         with meshes.exchange():
