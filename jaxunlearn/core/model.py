@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from flax import nnx
@@ -18,34 +18,63 @@ class Model(NamedTuple):
     `apply` has three static switches, which `train` sets where they are None:
 
     - `statistics`: what normalisation layers (BatchNorm) divide by: "running" (False) or "batch"
-      (True), or a mixture, see `Statistics`.
+      (True), a number or a `Mixture`, see `Statistics`.
     - `update_statistics`: whether those of the batch enter the running ones, in the `stats` that
       come back: False, or True (True, unless `statistics` is "running").
     - `random`: whether layers draw random numbers (dropout) from `key`: False or True.
 
-    A network without such layers ignores them.
+    and one that may be traced: `mask`, bool [B], the examples that statistics of the batch are
+    taken of (all by default). A network without such layers ignores them.
 
     Attributes:
         init: `init(key) -> (params, stats)`, plain nested dicts with string keys.
         apply: `apply(params, stats, *inputs, train=False, key=None, statistics=None,
-            update_statistics=None, random=None, **static) -> (outputs, stats)`.
+            update_statistics=None, random=None, mask=None, **static) -> (outputs, stats)`.
     """
 
     init: Callable[[Key], tuple[Tree, Tree]]
     apply: Callable[..., tuple[Any, Tree]]
 
 
+class Mixture(NamedTuple):
+    """Statistics between the running ones and the batch's: share * batch + (1 - share) * running.
+
+    Attributes:
+        share: from 0 to 1.
+        unbiased: whether the variance of the batch divides by n - 1, and not by n.
+        moving: whether an update keeps the mixture as the running statistics; else it goes by the
+            layer's momentum.
+    """
+
+    share: float
+    unbiased: bool = False
+    moving: bool = False
+
+
+Source: TypeAlias = str | float | Mixture
+
+
 class Statistics(NamedTuple):
     """How a normalisation layer gets its statistics and keeps them.
 
     Attributes:
-        source: "running"; "batch"; or a number alpha from 0 to 1, with which mean and (biased)
-            variance are each `alpha * batch + (1 - alpha) * running` (Schneider et al. 2020).
+        source: "running"; "batch"; a `Mixture`; or a number, the share of one (Schneider et al.
+            2020).
         update: whether the running statistics move towards the batch's, by the layer's momentum.
+        mask: examples that statistics of the batch are taken of, bool [B]; by default all. Without
+            any they are 0 and 0.
     """
 
-    source: str | float = "running"
+    source: Source = "running"
     update: bool = False
+    mask: jax.Array | None = None
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """The mixture, of a source that is one."""
+        if isinstance(self.source, str):
+            return None
+        return self.source if isinstance(self.source, Mixture) else Mixture(self.source)
 
 
 RUNNING = Statistics()
@@ -61,9 +90,10 @@ class Switches(NamedTuple):
 
 def switches(
     train: bool = False,
-    statistics: str | float | None = None,
+    statistics: Source | None = None,
     update_statistics: bool | None = None,
     random: bool | None = None,
+    mask: jax.Array | None = None,
 ) -> Switches:
     """The switches, those that are None set by `train`.
 
@@ -71,8 +101,9 @@ def switches(
         ValueError: a value that is none of a switch, or an update without statistics of the batch.
     """
     source = ("batch" if train else "running") if statistics is None else statistics
-    is_name = isinstance(source, str) and source in ("running", "batch")
-    is_share = isinstance(source, int | float) and not isinstance(source, bool) and 0 <= source <= 1
+    share = source.share if isinstance(source, Mixture) else source
+    is_name = isinstance(share, str) and share in ("running", "batch")
+    is_share = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1
     if not (is_name or is_share):
         raise ValueError(
             f"statistics is {statistics!r}; 'running', 'batch' or a number from 0 to 1 (the share "
@@ -90,7 +121,7 @@ def switches(
     if update_statistics is None:
         update_statistics = train and source != "running"
     draws = train if random is None else random
-    return Switches(train, Statistics(source, update_statistics), draws)
+    return Switches(train, Statistics(source, update_statistics, mask), draws)
 
 
 def stateless(
@@ -209,8 +240,9 @@ class _Border(NamedTuple):
         """The `train` that says the same as the switches that the module does not name."""
         meant = {}
         if self.has_statistics and "statistics" not in self.accepted:
-            usual = {Statistics("batch", True): True, RUNNING: False}
-            meant["statistics"] = usual.get(asked.statistics)
+            source, update, mask = asked.statistics
+            usual = {("batch", True): True, RUNNING[:2]: False}
+            meant["statistics"] = usual.get((source, update)) if mask is None else None
         if "key" in self.accepted and "random" not in self.accepted:
             meant["random"] = asked.random
         values = set(meant.values())

@@ -15,7 +15,8 @@ class BatchNorm(nnx.Module):
     """BatchNorm over all axes but one (Ioffe & Szegedy 2015), as PyTorch's `BatchNorm2d`.
 
     In training the *biased* variance of the batch normalises and the *unbiased* one enters the
-    running variance; Flax's layer keeps the biased one. Everything is float32.
+    running variance; Flax's layer keeps the biased one. Statistics and arithmetic are float32 for
+    inputs of half precision too, whose type comes out.
 
     Args:
         n: number of channels.
@@ -55,48 +56,69 @@ class BatchNorm(nnx.Module):
             train: whether to use statistics of the batch and update the running ones; else these.
             statistics: finer choice, in place of `train`.
         """
-        asked = (None, None) if statistics is None else statistics
-        mean, var = self._statistics(x, switches(train, *asked).statistics)
+        asked = (None, None) if statistics is None else statistics[:2]
+        mask = None if statistics is None else statistics.mask
+        kind = switches(train, *asked, mask=mask).statistics
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean, var = self._statistics(wide, kind)
         factor = self.scale[...] * jax.lax.rsqrt(var + EPSILON)
         # One multiplication and one addition per value.
-        return x * _along(factor, x, self.axis) + _along(
+        y = wide * _along(factor, x, self.axis) + _along(
             self.bias[...] - mean * factor, x, self.axis
         )
+        return y.astype(x.dtype)
 
     def _statistics(self, x: jax.Array, kind: Statistics) -> tuple[jax.Array, jax.Array]:
         """Mean and variance to normalise with; the running ones are updated."""
         running = self.mean[...], self.var[...]
-        if kind == RUNNING:
+        if kind.source == "running":
             return running
         n = x.size // x.shape[self.axis]
-        if n == 1 and (kind.update or kind.source == "batch"):
+        mixture = kind.mixture
+        if n == 1 and (kind.update or mixture is None):
             raise ValueError(
                 "BatchNorm: x has 1 value per channel; training needs at least 2 for a variance"
             )
-        batch = _moments(x, self.axis)
-        if kind.update:
-            self._remember(*batch, n)
-        if isinstance(kind.source, str):  # "batch"
-            return batch
-        mean, var = (_between(kind.source, *both) for both in zip(batch, running, strict=True))
-        return mean, var
+        mean, var, n = _moments(x, self.axis, kind.mask)
+        unbiased = var * (n / (max(n - 1, 1) if kind.mask is None else jnp.maximum(n - 1, 1)))
+        used = (mean, var)
+        if mixture is not None:
+            batch = mean, unbiased if mixture.unbiased else var
+            of_both = (_between(mixture.share, *both) for both in zip(batch, running, strict=True))
+            used = tuple(of_both)
+        if kind.update and mixture is not None and mixture.moving:
+            self._keep(*used)
+        elif kind.update:
+            pairs = zip((mean, unbiased), running, strict=True)
+            self._keep(*(_between(self.momentum, *pair) for pair in pairs))
+        return used
 
-    def _remember(self, mean: jax.Array, var: jax.Array, n: int) -> None:
-        unbiased = var * (n / (n - 1))
-        for kept, value in ((self.mean, mean), (self.var, unbiased)):
-            kept.set_value(jax.lax.stop_gradient(_between(self.momentum, value, kept[...])))
+    def _keep(self, mean: jax.Array, var: jax.Array) -> None:
+        self.mean.set_value(jax.lax.stop_gradient(mean))
+        self.var.set_value(jax.lax.stop_gradient(var))
 
 
 def _between(share: float, batch: jax.Array, running: jax.Array) -> jax.Array:
     return (1 - share) * running + share * batch
 
 
-def _moments(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of each channel, [C] each."""
+def _moments(
+    x: jax.Array, axis: int, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array, float | jax.Array]:
+    """Mean and biased variance of each channel, [C] each, and how many values they are of."""
     axes = tuple(range(x.ndim - 1) if axis == -1 else range(1, x.ndim))
-    mean = jnp.mean(x, axes)
-    # Two passes: E[x^2] - E[x]^2 loses the digits of a variance that is small beside the mean.
-    return mean, jnp.mean(jnp.square(x - _along(mean, x, axis)), axes)
+    n = x.size // x.shape[axis]
+    if mask is None:
+        mean = jnp.mean(x, axes)
+        # Two passes: E[x^2] - E[x]^2 loses the digits of a variance that is small beside the mean.
+        return mean, jnp.mean(jnp.square(x - _along(mean, x, axis)), axes), n
+    # The examples are the first axis behind channels that are the last, and the other way round.
+    weights = mask.astype(x.dtype)
+    weights = weights.reshape(-1, *[1] * (x.ndim - 1)) if axis == -1 else weights
+    count = jnp.sum(weights) * (n // len(mask))
+    share = weights / jnp.maximum(count, 1)
+    mean = jnp.sum(x * share, axes)
+    return mean, jnp.sum(jnp.square(x - _along(mean, x, axis)) * share, axes), count
 
 
 def _along(values: jax.Array, x: jax.Array, axis: int) -> jax.Array:

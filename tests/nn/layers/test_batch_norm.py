@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from jaxunlearn import nn
-from jaxunlearn.core.model import RUNNING, Statistics
+from jaxunlearn.core.model import RUNNING, Mixture, Statistics
 
 X = np.random.default_rng(0).normal(3.0, 2.0, (4, 3, 2, 5)).astype(np.float32)
 MEAN, VAR = X.mean((0, 1, 2)), X.var((0, 1, 2))
@@ -95,3 +95,43 @@ def test_one_value_per_channel_has_no_variance():
 def test_bad_statistics_of_a_layer_are_named(statistics):
     with pytest.raises(ValueError, match="statistics"):
         nn.BatchNorm(3)(np.ones((4, 3), np.float32), statistics=statistics)
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize("source", ["batch", 0.3, Mixture(0.3, unbiased=True)])
+def test_a_mask_leaves_examples_out_of_the_statistics(axis, source):
+    """Of masked examples the statistics are those of the rest alone, running ones too."""
+    rng = np.random.default_rng(0)
+    x, mask = rng.normal(2, 3, (6, 4, 4, 3)).astype("float32"), np.arange(6) < 4
+    turn = (lambda x: x) if axis == -1 else (lambda x: x.transpose(3, 1, 2, 0))
+    masked, alone = nn.BatchNorm(3, axis=axis), nn.BatchNorm(3, axis=axis)
+    y = masked(turn(x), statistics=Statistics(source, True, jnp.asarray(mask)))
+    expected = alone(turn(x[:4]), statistics=Statistics(source, True))
+    np.testing.assert_allclose(y[:4] if axis == -1 else y[..., :4], expected, atol=1e-5)
+    for name in ("mean", "var"):
+        kept, wanted = (getattr(layer, name)[...] for layer in (masked, alone))
+        np.testing.assert_allclose(kept, wanted, rtol=1e-5)
+    empty = nn.BatchNorm(3, axis=axis)
+    y = empty(turn(x), statistics=Statistics(source, True, jnp.zeros(6, bool)))
+    assert np.isfinite(y).all() and np.isfinite(empty.var[...]).all()
+
+
+def test_mixtures_are_of_biased_or_unbiased_variances_and_may_be_kept():
+    """Moving statistics (RoTTA's) are those normalised with, not the layer's momentum's."""
+    mean, var, unbiased = X.mean((0, 1, 2)), X.var((0, 1, 2)), X.var((0, 1, 2), ddof=1)
+    for kind, of_batch in ((Mixture(0.2), var), (Mixture(0.2, unbiased=True), unbiased)):
+        y = nn.BatchNorm(X.shape[-1])(jnp.asarray(X), statistics=Statistics(kind))
+        expected = (X - 0.2 * mean) / np.sqrt(0.2 * of_batch + 0.8 + 1e-5)
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+    layer = nn.BatchNorm(X.shape[-1])
+    layer(jnp.asarray(X), statistics=Statistics(Mixture(0.2, moving=True), True))
+    np.testing.assert_allclose(layer.mean[...], 0.2 * mean, rtol=1e-5)
+    np.testing.assert_allclose(layer.var[...], 0.2 * var + 0.8, rtol=1e-5)
+
+
+def test_half_precision_comes_out_with_statistics_in_float32():
+    x = jnp.asarray(X + 100, jnp.bfloat16)
+    y = nn.BatchNorm(X.shape[-1])(x, train=True)
+    wide = nn.BatchNorm(X.shape[-1])(x.astype(jnp.float32), train=True)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), wide, rtol=0.01, atol=0.01)
