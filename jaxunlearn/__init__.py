@@ -16,7 +16,8 @@ Systems, each a job with a verb of the command line:
 - `comparison`: unlearning methods compared with retraining, and data attribution;
 - `paths`: language models trained in stages in different orders;
 - `exact`: exact unlearning by sharded, sliced training (S3T);
-- `compact`: networks of 15,000 parameters.
+- `compact`: networks of 15,000 parameters;
+- `tta`: networks that adapt to a stream of images while they predict it.
 
 `load` reads the weights that `jaxunlearn unlearn --save` wrote.
 """
@@ -38,6 +39,7 @@ __getattr__, __dir__ = exports(
         "nn",
         "paths",
         "theory",
+        "tta",
         "unlearn",
     ),
     {"load": "comparison.weights"},

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "jaxunlearn"
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"compact", "comparison", "exact", "paths"},
+    {"compact", "comparison", "exact", "paths", "tta"},
     {"unlearn"},
     {"attribution", "evaluate"},
     {"nn", "data", "theory"},

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxunlearn.core.model import RUNNING, Statistics, switches
+from jaxunlearn.core.model import Statistics, switches
 
 EPSILON = 1e-5
 
@@ -81,11 +81,13 @@ class BatchNorm(nnx.Module):
             )
         mean, var, n = _moments(x, self.axis, kind.mask)
         unbiased = var * (n / (max(n - 1, 1) if kind.mask is None else jnp.maximum(n - 1, 1)))
-        used = (mean, var)
+        used = mean, var
         if mixture is not None:
-            batch = mean, unbiased if mixture.unbiased else var
-            of_both = (_between(mixture.share, *both) for both in zip(batch, running, strict=True))
-            used = tuple(of_both)
+            of_batch = unbiased if mixture.unbiased else var
+            used = (
+                _between(mixture.share, mean, running[0]),
+                _between(mixture.share, of_batch, running[1]),
+            )
         if kind.update and mixture is not None and mixture.moving:
             self._keep(*used)
         elif kind.update:

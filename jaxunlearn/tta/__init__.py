@@ -1,0 +1,11 @@
+"""Test-time adaptation: a network adapts to a stream of images while it predicts them.
+
+.. include:: README.md
+"""
+
+from jaxunlearn.tta import adaptation, feed, losses, masked, method, methods, network, replay
+from jaxunlearn.tta._run import Adapted, run
+from jaxunlearn.tta.methods import METHODS
+
+__all__ = ["METHODS", "Adapted", "adaptation", "feed", "losses", "masked", "method", "methods"]
+__all__ += ["network", "replay", "run"]
