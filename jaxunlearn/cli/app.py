@@ -7,6 +7,7 @@ usage: jaxunlearn VERB [options]
   attribute  which training points a model's answers depend on: datamodels and TRAK
   paths      language models trained in stages in different orders forget differently
   compact    a network of 15,000 parameters: two branches, fused, unfrozen, exported
+  adapt      a network adapts to a stream of corrupted images while it predicts them
   exact      a store that serves a model, deletes examples from it exactly, and proves it
 
 `jaxunlearn VERB --help` lists a verb's options. Compiled programs are kept in
@@ -25,7 +26,7 @@ __all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "main"]
 
 _UNCACHED = "--no-compilation-cache"  # of every verb
 # Each has a file of this package, with `main(argv) -> exit code`, that is imported when called.
-VERBS = ("unlearn", "compare", "attribute", "paths", "compact", "exact")
+VERBS = ("unlearn", "compare", "attribute", "paths", "compact", "adapt", "exact")
 
 
 def main(argv: list[str] | None = None) -> int:

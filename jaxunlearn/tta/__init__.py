@@ -3,9 +3,19 @@
 .. include:: README.md
 """
 
-from jaxunlearn.tta import adaptation, feed, losses, masked, method, methods, network, replay
-from jaxunlearn.tta._run import Adapted, run
-from jaxunlearn.tta.methods import METHODS
+from typing import TYPE_CHECKING
 
-__all__ = ["METHODS", "Adapted", "adaptation", "feed", "losses", "masked", "method", "methods"]
-__all__ += ["network", "replay", "run"]
+from jaxunlearn.lazy import exports
+
+if TYPE_CHECKING:
+    from jaxunlearn.tta._run import Adapted as Adapted
+    from jaxunlearn.tta._run import run as run
+    from jaxunlearn.tta.methods import METHODS as METHODS
+    from jaxunlearn.tta.streams import domains as domains
+
+__getattr__, __dir__ = exports(
+    __name__,
+    "adaptation choice feed kept_runs lanes losses masked material measures method methods network"
+    " replay settings source_network streams study".split(),
+    {"METHODS": "methods", "Adapted": "_run", "domains": "streams", "run": "_run"},
+)

@@ -5,6 +5,7 @@ follow. The key of a step depends on that count alone, so a run that is cut into
 resumed has the same bits.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -74,8 +75,13 @@ def _warm_up(
     return state
 
 
-@functools.partial(jax.jit, static_argnames=("method", "network", "n_steps"), donate_argnums=0)
-def advance(
+def with_tables(data: Joined, tables: Shared) -> Joined:
+    """The same images in another order."""
+    test = dataclasses.replace(data.sources["test"], tables=tables)
+    return Joined(data.sources | {"test": test})
+
+
+def steps(
     state: TrainState,
     shared: Shared,
     data: Joined,
@@ -86,10 +92,10 @@ def advance(
     network: Network,
     n_steps: int,
 ) -> tuple[TrainState, jax.Array]:
-    """Some batches of a stream as one program.
+    """Some batches of a stream; pure, to be compiled: `advance` is.
 
     Args:
-        state: donated.
+        state: the state.
         shared: see `begin`.
         data: see `data`.
         key: the run's key.
@@ -105,6 +111,9 @@ def advance(
     start = first + data.sources["test"].first
     state, metrics = loop.scan(step, state, shared, data, key, n_steps, first=start)
     return state, metrics["logits"]
+
+
+advance = jax.jit(steps, static_argnames=("method", "network", "n_steps"), donate_argnums=0)
 
 
 def stream_step(method: Method, network: Network) -> Step:

@@ -77,8 +77,8 @@ class Network(NamedTuple):
 class Samples(NamedTuple):
     """Labelled images of the source domain: x [n, H, W, C] in [0, 1] (or uint8), y int [n]."""
 
-    x: jax.Array
-    y: jax.Array
+    x: Any
+    y: Any
 
 
 class Deployment(NamedTuple):

@@ -263,10 +263,10 @@ def drifting(names: Sequence[str], length: int, seed: int, severity: float = 5) 
     if len(set(names)) < 2:
         raise ValueError(f"names is {list(names)}; at least two corruptions are needed")
     rng = np.random.default_rng(seed)
-    now = names[rng.integers(len(names))]
+    now = names[int(rng.integers(len(names)))]
     while True:
         others = [name for name in names if name != now]
-        after = others[rng.integers(len(others))]
+        after = others[int(rng.integers(len(others)))]
         for step in range(length):
             share = step / length
             yield Drift(_faded(now, severity * (1 - share)), _faded(after, severity * share))

@@ -1,0 +1,173 @@
+"""`jaxunlearn adapt`: a network adapts to a stream of corrupted images."""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jaxunlearn.cli import drawing, study
+from jaxunlearn.cli.console import found
+from jaxunlearn.tta.settings import Settings
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from jaxunlearn.core.study import Where
+    from jaxunlearn.tta.study import Job
+
+_MOST_COLUMNS = 20  # visits with a column of their own; of more the table has means by corruption
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapt:
+    """A trained network meets corrupted images, and methods adapt it while it predicts them.
+
+    Attributes:
+        settings: which network meets which stream.
+        methods: which methods run beside source: bn, bn_alpha, bn_ema, tent, eta, eata, sar, deyo,
+            rpl, cotta, rotta, roid, cmf, santa, lame, adacontrast, rmt.
+        set: their settings where they are not the published ones, as METHOD.SETTING=VALUE.
+        place: where.
+    """
+
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()
+    methods: tuple[str, ...] = ("bn", "tent", "rmt")
+    set: tuple[str, ...] = ()
+    place: Annotated[study.Place, tyro.conf.arg(name="")] = study.Place()
+
+
+def main(argv: list[str]) -> int:
+    """Runs `jaxunlearn adapt`; returns the exit code."""
+    options = study.parse(Adapt, "adapt", argv)
+    return study.run(["adapt", *argv], options, prepare, execute, show, devices)
+
+
+def devices(options: Adapt, n_devices: int) -> "Mesh":
+    """A mesh for the options."""
+    from jaxunlearn.core import mesh
+
+    shards = options.settings.batch_shards
+    if shards > n_devices:
+        raise ValueError(f"batch_shards is {shards}, but there are {n_devices} devices")
+    return mesh.make({"data": max(1, shards)})
+
+
+def prepare(options: Adapt, where: "Where") -> "Job":
+    """Checks everything that can be wrong."""
+    import jax
+
+    from jaxunlearn import tta
+
+    if jax.process_count() > 1:
+        raise ValueError("processes: `adapt` runs in one process, on as many devices as it has")
+    methods = tta.choice.chosen(options.methods, options.set)
+    job = tta.study.prepare(options.settings, where, methods)
+    study.say(found(job.dataset), _stream(job))
+    return job
+
+
+def execute(job: "Job", progress: Any) -> dict[str, Any]:
+    """Does the work."""
+    from jaxunlearn import tta
+
+    return tta.study.execute(job, progress)
+
+
+def _stream(job: "Job") -> str:
+    plan = job.material
+    n = len(plan.streams[0].rows)
+    return f"Stream: {len(plan.visits)} visits of {len(plan.domains)} domains, {n:,} images."
+
+
+def show(job: "Job", results: dict[str, Any], console: Console) -> str:
+    """Draws the figure, writes the CSV and prints the table; returns what the folder holds."""
+    folder = job.folder.path
+    job.folder.write_text("results.csv", as_csv(results))
+    console.print(table(results))
+    console.print(legend(results), highlight=False)
+    files = "results.json, results.csv"
+    if "curve" in results or "entropy" in results:
+        draw(results, folder / "figure.png")
+        files += ", figure.png"
+    return files
+
+
+def legend(results: dict[str, Any]) -> str:
+    """What the numbers of the table are."""
+    n_seeds = results["settings"]["n_seeds"]
+    kind = "errors in %" if "errors" in results else "entropy in nats; there are no labels"
+    runs = f", means over {n_seeds} runs" if n_seeds > 1 else ""
+    clean = f" The source network errs on {100 * results['clean_error']:.1f} % of clean images."
+    diverged = [name for name, of in results["finite"].items() if not all(of)]
+    warning = f" Not finite on the way: {', '.join(diverged)}." if diverged else ""
+    return f"{kind}{runs}; agreement is with the source's answers.{clean}{warning}"
+
+
+def table(results: dict[str, Any]) -> Table:
+    """Methods by domains."""
+    kind, factor = ("errors", 100) if "errors" in results else ("entropy", 1)
+    names = _columns(results["domains"])
+    out = Table("", *names, "mean", "±", "agreement", "drift")
+    for method, of_seeds in results[kind].items():
+        means = np.mean(of_seeds, axis=0)
+        cells = [f"{factor * means[at].mean():.1f}" for at in names.values()]
+        over_seeds = np.mean(of_seeds, axis=1)
+        spread = over_seeds.std(ddof=1) / np.sqrt(len(over_seeds)) if len(over_seeds) > 1 else None
+        out.add_row(
+            method,
+            *cells,
+            f"{factor * means.mean():.2f}",
+            "-" if spread is None else f"{factor * spread:.2f}",
+            f"{100 * np.mean(results['agreement'][method]):.1f}",
+            f"{np.mean(results['drift'][method], axis=0)[-1]:.3f}",
+        )
+    return out
+
+
+def _columns(domains: list[Any]) -> dict[str, list[int]]:
+    """The visits of each column: each its own, or of many those of a corruption together."""
+    names = [name for name, _ in domains]
+    if len(domains) > _MOST_COLUMNS or len(set(names)) < len(names):
+        return {
+            name: [i for i, other in enumerate(names) if other == name]
+            for name in dict.fromkeys(names)
+        }
+    return {name: [i] for i, name in enumerate(names)}
+
+
+def as_csv(results: dict[str, Any]) -> str:
+    """A row for each method, seed and visit."""
+    out = io.StringIO()
+    kinds = [kind for kind in ("errors", "entropy", "agreement") if kind in results]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["method", "seed", "visit", "domain", "severity", *kinds])
+    for method in results["entropy"]:
+        for seed in range(results["settings"]["n_seeds"]):
+            for visit, (name, severity) in enumerate(results["domains"]):
+                values = [results[kind][method][seed][visit] for kind in kinds]
+                first = results["settings"]["seed"] + seed
+                writer.writerow([method, first, visit, name, severity, *values])
+    return out.getvalue()
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draws the error over the stream, and the drift of the parameters."""
+    with drawing.figure(path, (11, 4)) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=[2, 1])
+        kind = "curve" if "curve" in results else "entropy"
+        for i, (method, of_seeds) in enumerate(results[kind].items()):
+            curve = np.mean(of_seeds, axis=0)
+            at = (np.arange(len(curve)) + 0.5) / len(curve)
+            color = f"C{i % 10}"
+            left.plot(at, curve, label=method, color=color, linewidth=1.2)
+            drift = np.mean(results["drift"][method], axis=0)
+            right.plot(np.linspace(0, 1, len(drift) + 1), [0, *drift], color=color)
+        left.set(xlabel="position in the stream", ylabel="error" if kind == "curve" else kind)
+        left.legend(fontsize="small", ncols=2)
+        right.set(xlabel="position in the stream", ylabel="relative change of trained parameters")
