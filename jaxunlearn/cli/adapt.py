@@ -33,12 +33,15 @@ class Adapt:
         methods: which methods run beside source: bn, bn_alpha, bn_ema, tent, eta, eata, sar, deyo,
             rpl, cotta, rotta, roid, cmf, santa, lame, adacontrast, rmt.
         set: their settings where they are not the published ones, as METHOD.SETTING=VALUE.
+        plugin: Python files with methods of your own, or with a network, see
+            `jaxunlearn.tta.plugins`; their methods run beside the others.
         place: where.
     """
 
     settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()
     methods: tuple[str, ...] = ("bn", "tent", "rmt")
     set: tuple[str, ...] = ()
+    plugin: tuple[Path, ...] = ()
     place: Annotated[study.Place, tyro.conf.arg(name="")] = study.Place()
 
 
@@ -66,8 +69,10 @@ def prepare(options: Adapt, where: "Where") -> "Job":
 
     if jax.process_count() > 1:
         raise ValueError("processes: `adapt` runs in one process, on as many devices as it has")
-    methods = tta.choice.chosen(options.methods, options.set)
-    job = tta.study.prepare(options.settings, where, methods)
+    plugins = [tta.plugins.load(file) for file in dict.fromkeys(options.plugin)]
+    own = {name: kind for plugin in plugins for name, kind in plugin.methods.items()}
+    methods = tta.choice.chosen(options.methods, options.set, own)
+    job = tta.study.prepare(options.settings, where, methods, plugins=plugins)
     study.say(found(job.dataset), _stream(job))
     return job
 

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.comparison import plugins
-from jaxunlearn.core import tree
+from jaxunlearn.core import tree, user_code
 from jaxunlearn.core.model import Model
 from jaxunlearn.nn.files import safetensors
 from jaxunlearn.unlearn import Problem, Unlearned
@@ -82,7 +81,7 @@ def check_trace(
     try:
         result = jax.eval_shape(lambda *args: _plain(run(model, *args)), params, stats, given, key)
     except Exception as error:  # whatever the user's function does
-        raise ValueError(f"{name} fails: {plugins.where(error, file)}") from error
+        raise ValueError(f"{name} fails: {user_code.where(error, file)}") from error
     for field, got, wanted in (("params", result.params, params), ("stats", result.stats, stats)):
         if _layout(got) != _layout(wanted):
             raise ValueError(f"{name} gives {field} of other names, shapes or types than it got")

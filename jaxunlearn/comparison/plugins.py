@@ -1,17 +1,13 @@
 """A method of the user's own, from a Python file: one function, and one dataclass of settings."""
 
 import dataclasses
-import hashlib
 import inspect
 import os
-import sys
-import traceback
-import types
 import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from jaxunlearn.core import user_code
 from jaxunlearn.unlearn.method_settings import DEFAULTS, NoSettings
 
 _GIVEN = ("model", "params", "stats", "problem", "key")  # what every method is called with
@@ -54,47 +50,11 @@ def load(path: str | os.PathLike) -> Plugin:
         ValueError: the file cannot be read or run, or does not hold just that; the message names
             the file, and the line where there is one.
     """
-    path = Path(path)
     what = f"plugin {str(path)!r}"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{what} cannot be read: {error.strerror or error}") from error
-    digest = hashlib.sha256(content).hexdigest()
-    module = _run(path, content, f"jaxunlearn_plugin_{digest[:16]}", what)
-    mine = {
-        name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
-    }
+    file = user_code.run(path, what)
+    mine = file.mine
     name, function = _method(mine, what)
-    return Plugin(name, path.name, digest, function, _settings(mine, name, function, what))
-
-
-def where(error: BaseException, file: str) -> str:
-    """What went wrong in a plugin's file, with the line."""
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).name == file
-    ]
-    if isinstance(error, SyntaxError) and error.lineno:
-        lines = [error.lineno]
-    at = f"line {lines[-1]}: " if lines else ""
-    said = error.msg if isinstance(error, SyntaxError) else str(error).split("\n\n")[0]
-    return f"{at}{type(error).__name__}: {said}"
-
-
-def _run(path: Path, content: bytes, name: str, what: str) -> types.ModuleType:
-    module = types.ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module  # where dataclasses look up the types of their fields
-    try:
-        exec(compile(content, str(path), "exec"), vars(module))  # noqa: S102
-    except (Exception, SystemExit) as error:  # whatever the user's file does
-        del sys.modules[name]
-        raise ValueError(f"{what} cannot be run: {where(error, path.name)}") from error
-    return module
+    return Plugin(name, file.name, file.sha256, function, _settings(mine, name, function, what))
 
 
 def _method(mine: dict[str, Any], what: str) -> tuple[str, Callable[..., Any]]:

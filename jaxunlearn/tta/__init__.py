@@ -16,6 +16,6 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = exports(
     __name__,
     "adaptation choice feed kept_runs lanes losses masked material measures method methods network"
-    " replay settings source_network streams study".split(),
+    " plugins replay settings source_network streams study".split(),
     {"METHODS": "methods", "Adapted": "_run", "domains": "streams", "run": "_run"},
 )

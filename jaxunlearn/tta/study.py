@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import data as datasets
-from jaxunlearn.core import checks, records, study
+from jaxunlearn.core import checks, records, study, user_code
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.keys import fold
+from jaxunlearn.core.model import Model
 from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.run_folder import Progress, RunFolder, run_record, ticking
 from jaxunlearn.core.study import Where
@@ -20,6 +21,7 @@ from jaxunlearn.tta import _run, choice, kept_runs, material, measures, source_n
 from jaxunlearn.tta.material import Material
 from jaxunlearn.tta.method import Method
 from jaxunlearn.tta.network import Deployment, Samples
+from jaxunlearn.tta.plugins import Plugin
 from jaxunlearn.tta.settings import Settings
 from jaxunlearn.tta.source_network import Trained
 
@@ -50,6 +52,7 @@ def prepare(
     methods: dict[str, Method] | Sequence[str] = choice.DEFAULTS,
     *,
     network: Trained | None = None,
+    plugins: Sequence[Plugin] = (),
 ) -> Job:
     """Checks everything that can be wrong before work starts.
 
@@ -59,6 +62,7 @@ def prepare(
         methods: methods by name, or names of `tta.METHODS` with their published settings.
         network: a network of one's own in place of the named one, `Trained(model, params, stats)`;
             without parameters it is trained.
+        plugins: files whose methods are among `methods`, and which may bring the network.
 
     Raises:
         ValueError: settings, data or a folder that do not fit, before anything is compiled.
@@ -72,9 +76,7 @@ def prepare(
     source = Samples(source_network.as_pictures(dataset.x_train), dataset.y_train)
     image = source.x.shape[1:]
     if network is None:
-        network = source_network.opened(
-            settings.network, settings.weights, image, dataset.n_classes
-        )
+        network = _network(settings, image, dataset.n_classes, plugins)
     batch = settings.window or settings.batch_size
     like = _like(network)
     _run.deploy(network.model, *like, image, batch, (source.x, source.y))
@@ -83,6 +85,8 @@ def prepare(
     if network.params is not None:
         hashed["network"] = [network.params, network.stats]
     record = run_record(settings, **hashed)
+    if plugins:
+        record["plugins"] = [plugin.origin for plugin in plugins]
     own = {name: choice.record(method) for name, method in methods.items()}
     return Job(
         settings=settings,
@@ -116,6 +120,29 @@ def _check(settings: Settings) -> None:
             f"batch_shards is {settings.batch_shards}, which does not divide the batch_size "
             f"{settings.batch_size}"
         )
+
+
+def _network(
+    settings: Settings, image: tuple[int, ...], n_classes: int, plugins: Sequence[Plugin]
+) -> Trained:
+    """The network that a plugin brings, or else that of the settings."""
+    brought = [plugin for plugin in plugins if plugin.network is not None]
+    if len(brought) > 1:
+        raise ValueError("plugin brings a network twice; one is needed")
+    if not brought or brought[0].network is None:
+        return source_network.opened(settings.network, settings.weights, image, n_classes)
+    if settings.weights is not None:
+        raise ValueError("weights are given, but the network is that of a plugin, which is trained")
+    file = brought[0].origin["file"]
+    try:
+        model = brought[0].network(image, n_classes)
+    except Exception as error:  # whatever the user's function does
+        raise ValueError(f"plugin {file!r} fails: {user_code.where(error, file)}") from error
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"plugin {file!r}: network gave {type(model).__name__}; a core.model.Model is needed"
+        )
+    return Trained(model, None, None)
 
 
 def _like(network: Trained) -> tuple[Tree, Tree]:
