@@ -4,8 +4,9 @@
 """
 
 from jaxunlearn.tta import adaptation, feed, losses, masked, method, methods, network, replay
+from jaxunlearn.tta._augment import Augmentation, Factors, augment
 from jaxunlearn.tta._run import Adapted, run
 from jaxunlearn.tta.methods import METHODS
 
-__all__ = ["METHODS", "Adapted", "adaptation", "feed", "losses", "masked", "method", "methods"]
-__all__ += ["network", "replay", "run"]
+__all__ = ["METHODS", "Adapted", "Augmentation", "Factors", "adaptation", "augment", "feed"]
+__all__ += ["losses", "masked", "method", "methods", "network", "replay", "run"]
