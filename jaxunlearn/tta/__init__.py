@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from jaxunlearn.lazy import exports
 
 if TYPE_CHECKING:
+    from jaxunlearn.tta._augment import Augmentation as Augmentation
+    from jaxunlearn.tta._augment import Factors as Factors
+    from jaxunlearn.tta._augment import augment as augment
     from jaxunlearn.tta._run import Adapted as Adapted
     from jaxunlearn.tta._run import run as run
     from jaxunlearn.tta.methods import METHODS as METHODS
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = exports(
     __name__,
     "adaptation choice feed kept_runs lanes losses masked material measures method methods network"
-    " plugins replay settings source_network streams study".split(),
-    {"METHODS": "methods", "Adapted": "_run", "domains": "streams", "run": "_run"},
+    " plugins replay settings source_network streams study views".split(),
+    dict.fromkeys(("Augmentation", "Factors", "augment"), "_augment")
+    | {"METHODS": "methods", "Adapted": "_run", "domains": "streams", "run": "_run"},
 )
