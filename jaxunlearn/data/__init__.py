@@ -3,7 +3,7 @@
 .. include:: README.md
 """
 
-from jaxunlearn.data import augment, forget_sets, text
+from jaxunlearn.data import augment, corruptions, forget_sets, text
 from jaxunlearn.data._batches import Batches, Interleaved, Joined, batches, interleaved
 from jaxunlearn.data._datasets import Dataset, load, local_path
 from jaxunlearn.data._user_files import images
@@ -15,6 +15,7 @@ __all__ = [
     "Joined",
     "augment",
     "batches",
+    "corruptions",
     "forget_sets",
     "images",
     "interleaved",

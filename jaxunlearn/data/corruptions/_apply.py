@@ -1,0 +1,124 @@
+"""One corruption of a batch: what is checked first, the constants, the compiled program."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxunlearn.core import checks
+from jaxunlearn.core.keys import Key
+from jaxunlearn.data.corruptions import _blur, _constants, _digital, _jpeg, _noise, _weather
+from jaxunlearn.data.corruptions._planes import levels
+
+# name: what is done to images in levels, and what that needs of the constants
+_CORRUPTIONS: dict[str, tuple[Callable[..., jax.Array], Callable[..., dict]]] = {
+    "gaussian_noise": (_noise.gaussian_noise, _noise.deviation),
+    "shot_noise": (_noise.shot_noise, _noise.counts),
+    "impulse_noise": (_noise.impulse_noise, _noise.share),
+    "defocus_blur": (_blur.defocus_blur, _blur.disk),
+    "glass_blur": (_blur.glass_blur, _blur.glass),
+    "motion_blur": (_blur.motion_blur, _blur.motion),
+    "zoom_blur": (_blur.zoom_blur, _blur.zooms),
+    "snow": (_weather.snow, _weather.flakes),
+    "frost": (_weather.frost, _weather.shares),
+    "fog": (_weather.fog, _weather.cloud),
+    "brightness": (_digital.brightness, _digital.added),
+    "contrast": (_digital.contrast, _digital.kept),
+    "elastic_transform": (_digital.elastic_transform, _digital.displacement),
+    "pixelate": (_digital.pixelate, _digital.boxes),
+    "jpeg_compression": (_jpeg.jpeg_compression, _jpeg.tables),
+    "speckle_noise": (_noise.speckle_noise, _noise.deviation),
+    "gaussian_blur": (_blur.gaussian_blur, _blur.gaussian_filter),
+    "saturate": (_digital.saturate, _digital.saturation),
+}
+_CHUNK = 2**21  # values that are corrupted at once
+
+
+def apply(
+    name: str,
+    images: Any,
+    severity: float,
+    key: Key,
+    family: str = "cifar",
+) -> jax.Array:
+    """Corrupts images as CIFAR-10-C or ImageNet-C are, in one compiled program on the device.
+
+    Another severity is no other program: constants, filters and counts are its arguments.
+
+    Args:
+        name: one of `NAMES`.
+        images: uint8 [N, H, H, 3].
+        severity: 1 to 5; between two whole severities their constants are interpolated linearly.
+            What must be whole (distances and rounds of glass, JPEG's quality) is rounded then.
+        key: one key, from which image i draws with `jax.random.fold_in(key, i)`; or [N] keys, one
+            for each image, whatever the batch.
+        family: constants of "cifar" (made for 32x32 images) or "imagenet" (224x224).
+
+    Returns:
+        uint8 [N, H, H, 3], fractions of levels cut off as in the published sets. The same key gives
+        the same bits.
+
+    Raises:
+        ValueError: an unknown corruption, severity or family, images of another type or shape, or
+            keys that are not one a batch or one an image. Nothing has been compiled then.
+    """
+    images = _checked(name, images, severity, family)
+    keys = _keys(key, len(images))
+    made = _made(name, family, float(severity), images.shape[1])
+    chunk = max(_CHUNK // math.prod(images.shape[1:]), 1)
+    if len(images) <= chunk or isinstance(images, Tracer):
+        return _corrupted(name, images, made, keys)
+    parts = []
+    for first in range(0, len(images), chunk):  # the last one is filled up: no other program
+        at = np.minimum(np.arange(first, first + chunk), len(images) - 1)
+        parts.append(_corrupted(name, images[at], made, keys[at])[: len(images) - first])
+    return jnp.concatenate(parts)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _corrupted(name: str, images: jax.Array, made: dict, keys: Key) -> jax.Array:
+    corrupt, _ = _CORRUPTIONS[name]
+    return levels(corrupt(images.astype(jnp.float32), made, keys)).astype(jnp.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def _made(name: str, family: str, severity: float, size: int) -> dict:
+    most = _constants.table(name, family).max(axis=0)
+    made = _CORRUPTIONS[name][1](_constants.constants(name, family, severity), most, size)
+    return {
+        part: np.asarray(value, np.int32 if np.asarray(value).dtype.kind == "i" else np.float32)
+        for part, value in made.items()
+    }
+
+
+def _keys(key: Key, n: int) -> Key:
+    """One key for every image, [n]."""
+    if jnp.issubdtype(key.dtype, jnp.uint32):  # as `jax.random.PRNGKey` makes them
+        key = jax.random.wrap_key_data(key)
+    if key.shape not in ((), (n,)):
+        raise ValueError(f"key has shape {list(key.shape)}; one key, or [{n}] keys, are needed")
+    if key.ndim:
+        return key
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(n))
+
+
+def _checked(name: str, images: Any, severity: Any, family: str) -> Any:
+    checks.one_of("corruption", name, _constants.NAMES)
+    checks.one_of("family", family, _constants.FAMILIES)
+    if isinstance(severity, Tracer):
+        raise ValueError("severity is traced; a number is needed: another is no other program")
+    if not 1 <= checks.at_least("severity", severity, 1) <= 5:
+        raise ValueError(f"severity is {severity}; 1 to 5 are allowed, and what lies between")
+    images = images if isinstance(images, jax.Array) else np.asarray(images)
+    if images.dtype != np.uint8:
+        raise ValueError(f"images are {images.dtype}; uint8 is needed")
+    if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
+        raise ValueError(f"images are {list(images.shape)}; square ones [N, H, H, 3] are needed")
+    if not images.size:
+        raise ValueError(f"images are {list(images.shape)}; at least one is needed")
+    return images

@@ -1,0 +1,120 @@
+"""Digital: brightness, contrast, saturation, elastic transform, pixelation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.core.keys import Key, fold
+from jaxunlearn.data.corruptions import _planes
+from jaxunlearn.data.corruptions._planes import WHITE, bilinear, filtered
+
+
+def brightness(x: jax.Array, made: dict, keys: Key) -> jax.Array:
+    """More of HSV's value; hue and saturation stay."""
+    value = x.max(-1, keepdims=True)
+    brighter = jnp.minimum(value + WHITE * made["added"], WHITE)
+    return jnp.where(value > 0, x * brighter / jnp.where(value > 0, value, 1), brighter)
+
+
+def saturate(x: jax.Array, made: dict, keys: Key) -> jax.Array:
+    """Another saturation of HSV; value and hue stay. Grey has the hue of red."""
+    value = x.max(-1, keepdims=True)
+    spread = value - x.min(-1, keepdims=True)
+    before = spread / jnp.where(value > 0, value, 1)
+    after = jnp.clip(before * made["factor"] + made["added"], 0, 1)
+    below = (value - x) / jnp.where(spread > 0, spread, 1)  # 0 to 1, whatever the saturation
+    below = jnp.where(spread > 0, below, jnp.array([0.0, 1.0, 1.0]))
+    return value - value * after * below
+
+
+def contrast(x: jax.Array, made: dict, keys: Key) -> jax.Array:
+    """Every channel nearer to its mean over the image."""
+    mean = x.mean((1, 2), keepdims=True)
+    return (x - mean) * made["kept"] + mean
+
+
+def elastic_transform(x: jax.Array, made: dict, keys: Key) -> jax.Array:
+    """A random affine map, then displacements that are smooth over the image."""
+    size = x.shape[1]
+
+    def draw(key: Key) -> tuple[jax.Array, jax.Array]:
+        shifts = jax.random.uniform(fold(key, "corners"), (3, 2), minval=-1, maxval=1)
+        fields = jax.random.uniform(fold(key, "fields"), (size, size, 2), minval=-1, maxval=1)
+        return shifts, fields
+
+    shifts, fields = jax.vmap(draw)(keys)
+    to_x, to_y = _affine(size, made["shift"] * shifts)
+    y, x_ = jnp.mgrid[:size, :size].astype(jnp.float32)
+    columns, rows = (a[:, 0] * x_ + a[:, 1] * y + a[:, 2] for a in (to_x, to_y))
+    x = bilinear(x, rows, columns, _planes.mirrored)
+    fields = made["height"] * filtered(fields, made["filter"])
+    return bilinear(x, y + fields[..., 1], x_ + fields[..., 0], _planes.reflected)
+
+
+def _affine(size: int, shifts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where an affine map reads that moves three corners of a square by `shifts` [N, 3, 2].
+
+    Returns coefficients [N, 3, 1, 1] of (x, y, 1) for x and for y.
+    """
+    centre, reach = size // 2, size // 3
+    corners = jnp.array([[1, 1], [1, -1], [-1, -1]], jnp.float32) * reach + centre
+    target = corners + shifts
+    # Relative to the last corner the map is linear, and a 2x2 matrix is inverted by hand.
+    (a, b), (c, d) = (
+        (target[:, i, 0] - target[:, 2, 0], target[:, i, 1] - target[:, 2, 1]) for i in (0, 1)
+    )
+    determinant = a * d - b * c
+    found = []
+    for axis in (0, 1):
+        first, second = (corners[i, axis] - corners[2, axis] for i in (0, 1))
+        of_x, of_y = (first * d - second * b) / determinant, (second * a - first * c) / determinant
+        rest = corners[2, axis] - of_x * target[:, 2, 0] - of_y * target[:, 2, 1]
+        found.append(jnp.stack([of_x, of_y, rest], 1)[..., None, None])
+    return found[0], found[1]
+
+
+def pixelate(x: jax.Array, made: dict, keys: Key) -> jax.Array:
+    """Means of boxes, along rows and then along columns, rounded each time, as Pillow does."""
+    small = jnp.floor(_planes.separable(x, jnp.eye(x.shape[1]), made["box"]) + 0.5)
+    small = jnp.floor(_planes.separable(small, made["box"], jnp.eye(x.shape[1])) + 0.5)
+    return jnp.take(jnp.take(small, made["at"], axis=1), made["at"], axis=2)
+
+
+def added(c: np.ndarray, most: np.ndarray, size: int) -> dict:
+    """Of `brightness`."""
+    return {"added": c[0]}
+
+
+def saturation(c: np.ndarray, most: np.ndarray, size: int) -> dict:
+    """Of `saturate`."""
+    return {"factor": c[0], "added": c[1]}
+
+
+def kept(c: np.ndarray, most: np.ndarray, size: int) -> dict:
+    """Of `contrast`."""
+    return {"kept": c[0]}
+
+
+def displacement(c: np.ndarray, most: np.ndarray, size: int) -> dict:
+    """Of `elastic_transform`."""
+    height, sigma, shift = size * c
+    smooth = _planes.gaussian(size, sigma, truncate=3, edge="reflect")
+    return {"height": height, "filter": smooth, "shift": shift}
+
+
+def boxes(c: np.ndarray, most: np.ndarray, size: int) -> dict:
+    """Of `pixelate`: the means [size, size] of boxes, and the box of each pixel [size].
+
+    A box has the pixels whose centres lie in it; rows that are too many are 0.
+    """
+    small = max(int(size * c[0]), 1)
+    scale = size / small
+    matrix = np.zeros((size, size))
+    for i in range(small):
+        centre = (i + 0.5) * scale
+        first, last = (int(max(centre + half + 0.5, 0)) for half in (-scale / 2, scale / 2))
+        place = np.arange(first, min(last, size)) - centre + 0.5
+        inside = first + np.flatnonzero((place / scale > -0.5) & (place / scale <= 0.5))
+        matrix[i, inside] = 1 / len(inside)
+    at = np.minimum((np.arange(size) + 0.5) * small / size, small - 1).astype(np.int32)
+    return {"box": matrix, "at": at}
