@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jaxunlearn.core.study import Where
     from jaxunlearn.tta.study import Job
 
-_MOST_COLUMNS = 20  # visits with a column of their own; of more the table has means by corruption
+_MOST_COLUMNS = 8  # methods side by side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,8 @@ def show(job: "Job", results: dict[str, Any], console: Console) -> str:
     """Draws the figure, writes the CSV and prints the table; returns what the folder holds."""
     folder = job.folder.path
     job.folder.write_text("results.csv", as_csv(results))
-    console.print(table(results))
+    for one in tables(results):
+        console.print(one)
     console.print(legend(results), highlight=False)
     files = "results.json, results.csv"
     if "curve" in results or "entropy" in results:
@@ -111,39 +112,47 @@ def legend(results: dict[str, Any]) -> str:
     clean = f" The source network errs on {100 * results['clean_error']:.1f} % of clean images."
     diverged = [name for name, of in results["finite"].items() if not all(of)]
     warning = f" Not finite on the way: {', '.join(diverged)}." if diverged else ""
-    return f"{kind}{runs}; agreement is with the source's answers.{clean}{warning}"
+    return (
+        f"{kind}{runs}. agreement: with the source's answers, in %. drift: how far the parameters that"
+        f" train have moved, relative to their norm.{clean}{warning}"
+    )
 
 
-def table(results: dict[str, Any]) -> Table:
-    """Methods by domains."""
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Domains by methods, at most eight of these in a table."""
+    methods = list(results["entropy"])
+    groups = [methods[i : i + _MOST_COLUMNS] for i in range(0, len(methods), _MOST_COLUMNS)]
+    return [_table(results, group) for group in groups]
+
+
+def _table(results: dict[str, Any], methods: list[str]) -> Table:
     kind, factor = ("errors", 100) if "errors" in results else ("entropy", 1)
-    names = _columns(results["domains"])
-    out = Table("", *names, "mean", "±", "agreement", "drift")
-    for method, of_seeds in results[kind].items():
-        means = np.mean(of_seeds, axis=0)
-        cells = [f"{factor * means[at].mean():.1f}" for at in names.values()]
-        over_seeds = np.mean(of_seeds, axis=1)
-        spread = over_seeds.std(ddof=1) / np.sqrt(len(over_seeds)) if len(over_seeds) > 1 else None
-        out.add_row(
-            method,
-            *cells,
-            f"{factor * means.mean():.2f}",
-            "-" if spread is None else f"{factor * spread:.2f}",
-            f"{100 * np.mean(results['agreement'][method]):.1f}",
-            f"{np.mean(results['drift'][method], axis=0)[-1]:.3f}",
-        )
+    means = {name: factor * np.mean(results[kind][name], axis=0) for name in methods}
+    out = Table("", *methods)
+    for label, at in _rows(results["domains"]).items():
+        out.add_row(label, *(f"{means[name][at].mean():.1f}" for name in methods))
+    out.add_section()
+    out.add_row("mean", *(f"{means[name].mean():.2f}" for name in methods))
+    if results["settings"]["n_seeds"] > 1:
+        out.add_row("±", *(f"{factor * _stderr(results[kind][name]):.2f}" for name in methods))
+    agreement = (100 * np.mean(results["agreement"][name]) for name in methods)
+    out.add_row("agreement", *(f"{value:.1f}" for value in agreement))
+    drifts = (np.mean(results["drift"][name], axis=0)[-1] for name in methods)
+    out.add_row("drift", *(f"{value:.3f}" for value in drifts))
     return out
 
 
-def _columns(domains: list[Any]) -> dict[str, list[int]]:
-    """The visits of each column: each its own, or of many those of a corruption together."""
-    names = [name for name, _ in domains]
-    if len(domains) > _MOST_COLUMNS or len(set(names)) < len(names):
-        return {
-            name: [i for i, other in enumerate(names) if other == name]
-            for name in dict.fromkeys(names)
-        }
-    return {name: [i] for i, name in enumerate(names)}
+def _stderr(of_seeds: list[list[float]]) -> float:
+    means = np.mean(of_seeds, axis=1)
+    return float(means.std(ddof=1) / np.sqrt(len(means)))
+
+
+def _rows(domains: list[Any]) -> dict[str, list[int]]:
+    """The visits of each row: those of a corruption together, and rounds as well."""
+    rows: dict[str, list[int]] = {}
+    for visit, (name, _) in enumerate(domains):
+        rows.setdefault(name, []).append(visit)
+    return rows
 
 
 def as_csv(results: dict[str, Any]) -> str:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-import jaxunlearn.data.corruptions as corruptions
+
 from jaxunlearn.core import checks
 from jaxunlearn.core.keys import Key, fold
-from jaxunlearn.data import Dataset
+from jaxunlearn.data import Dataset, corruptions
 from jaxunlearn.tta import streams
 from jaxunlearn.tta.settings import Settings
 from jaxunlearn.tta.source_network import as_pictures
