@@ -113,8 +113,8 @@ def legend(results: dict[str, Any]) -> str:
     diverged = [name for name, of in results["finite"].items() if not all(of)]
     warning = f" Not finite on the way: {', '.join(diverged)}." if diverged else ""
     return (
-        f"{kind}{runs}. agreement: with the source's answers, in %. drift: how far the parameters that"
-        f" train have moved, relative to their norm.{clean}{warning}"
+        f"{kind}{runs}. agreement: with the source's answers, in %. drift: how far the parameters "
+        f"that train have moved, relative to their norm.{clean}{warning}"
     )
 
 

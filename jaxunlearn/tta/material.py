@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-
 from jaxunlearn.core import checks
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.data import Dataset, corruptions
