@@ -37,6 +37,13 @@ def positive(name: str, value: Any) -> Any:
     return value
 
 
+def share(name: str, value: Any) -> Any:
+    """A number from 0 to 1."""
+    if not 0 <= _number(name, value) <= 1:
+        raise ValueError(f"{name} is {value}; 0 to 1 are allowed")
+    return value
+
+
 def temperature(name: str, value: Any, *, zero: bool = False) -> Any:
     """A temperature: above 0 and finite, or 0 where that takes the likeliest; likewise its inverse.
 

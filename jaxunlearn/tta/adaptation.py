@@ -131,7 +131,8 @@ def stream_step(method: Method, network: Network) -> Step:
     def whole(state, shared, batch, key):
         batch = batch["test"] | {name: part for name, part in batch.items() if name != "test"}
         if "reset" in batch:
-            state = masked.where(batch["reset"], shared["initial"], state)
+            anew = method.restored(state, shared["initial"])
+            state = masked.where(batch["reset"], anew, state)
         if "update" not in batch:
             state, logits = adapt(state, shared, batch, key)
             return state, {"logits": logits}

@@ -74,6 +74,11 @@ class Method:
         """The step over batches."""
         raise NotImplementedError
 
+    def restored(self, state: TrainState, initial: TrainState) -> TrainState:
+        """The state after a reset: that before the first batch of the stream."""
+        del state
+        return initial
+
     def predict(
         self, network: Network, state: TrainState, shared: dict[str, Any], batch: dict[str, Any]
     ) -> jax.Array:

@@ -72,8 +72,7 @@ class BNAlpha(Source):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= checks.at_least("alpha", self.alpha, 0) <= 1:
-            raise ValueError(f"alpha is {self.alpha}; 0 to 1 are allowed")
+        checks.share("alpha", self.alpha)
 
     def normalisation(self) -> StatisticsSource:
         """What BatchNorm divides by."""
