@@ -10,6 +10,7 @@ from jaxunlearn.nn.cost import multiply_adds
 from jaxunlearn.nn.images import (
     SLIM_CHANNELS,
     by_name,
+    classifiers,
     cnn,
     dual_cnn,
     fold_batch_norm,
@@ -17,6 +18,9 @@ from jaxunlearn.nn.images import (
     mlp,
     normalised,
     resnet9,
+    resnet26_gn,
+    resnet50,
+    resnext29,
     slim_cnn,
     small_cnn,
     vit,
@@ -33,6 +37,7 @@ __all__ = [
     "BatchNorm",
     "Conv",
     "by_name",
+    "classifiers",
     "cnn",
     "conv",
     "cost",
@@ -50,7 +55,10 @@ __all__ = [
     "multiply_adds",
     "normalised",
     "plain_convolutions",
+    "resnet26_gn",
+    "resnet50",
     "resnet9",
+    "resnext29",
     "slim_cnn",
     "small_cnn",
     "vit",
@@ -59,5 +67,5 @@ __all__ = [
 ]
 
 # These modules are imported by these names, wherever their files lie.
-for _module in (decoder, dual_cnn, likelihood, vit, weights):
+for _module in (classifiers, decoder, dual_cnn, likelihood, vit, weights):
     sys.modules[f"{__name__}.{_module.__name__.rpartition('.')[2]}"] = _module

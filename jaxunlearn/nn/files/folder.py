@@ -1,4 +1,7 @@
-"""The weights of a Hugging Face folder: one safetensors file, or several and their index."""
+"""The weights of a Hugging Face folder: one safetensors file, or several and their index.
+
+Or of a single file by its path.
+"""
 
 import re
 from collections.abc import Iterable
@@ -53,6 +56,32 @@ def tensors(
         raise ValueError(f"{missing}; there are {', '.join(other)}; see `variant`")
     _refuse_pickles(path, names)
     raise ValueError(missing)
+
+
+def tensors_at(path: Path, *, ignore: str = "") -> dict[str, safetensors.Stored]:
+    """The tensors of a safetensors file, or of a folder as `tensors` reads it.
+
+    Raises:
+        ValueError: neither; a pickled file; or a broken one.
+    """
+    if path.is_dir():
+        return tensors(path, ignore=ignore)
+    if not path.is_file():
+        raise ValueError(f"path is {str(path)!r}, which is neither a file nor a folder")
+    if path.suffix in _PICKLED:
+        # Checkpoints of classifiers hold their weights under one of these names, or bare.
+        raise ValueError(
+            f"{path} is pickled and could run any code when it is read. Where torch and "
+            "safetensors are installed, these lines convert it, after `import torch, "
+            "safetensors.torch`:\n"
+            f"    weights = torch.load({str(path)!r}, map_location='cpu', weights_only=True)\n"
+            "    for inner in ('state_dict', 'net', 'model'):\n"
+            "        weights = weights.get(inner, weights)\n"
+            "    weights = {name: tensor.clone().contiguous() for name, tensor in "
+            "weights.items()}\n"
+            f"    safetensors.torch.save_file(weights, {str(path.with_suffix('.safetensors'))!r})"
+        )
+    return safetensors.tensors(path, ignore=ignore)
 
 
 def _of_index(index: Path, ignore: str) -> dict[str, safetensors.Stored]:

@@ -12,8 +12,17 @@ import jax.numpy as jnp
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.pixels import as_float
 from jaxunlearn.core.tree import Tree
+from jaxunlearn.nn.images._bottleneck import resnet50, resnext29
 from jaxunlearn.nn.images._residual import resnet9, wide_resnet
+from jaxunlearn.nn.images._resnet26 import resnet26_gn
 from jaxunlearn.nn.images._small import cnn, mlp, small_cnn
+
+_RESIDUAL = {
+    "resnet9": resnet9,
+    "resnet26-gn": resnet26_gn,
+    "resnet50": resnet50,
+    "resnext29-4x32": resnext29,
+}
 
 
 def by_name(
@@ -28,8 +37,9 @@ def by_name(
 
     Args:
         name: "mlp" (one hidden layer of 64), "cnn" (two 3x3 convolutions), "cnn_bn", the same with
-            BatchNorm, "small_cnn" (the widest within `multiply_adds`), "resnet9", or "wrn-16-1" and
-            other wide residual networks by depth and width.
+            BatchNorm, "small_cnn" (the widest within `multiply_adds`), "resnet9", "resnet26-gn",
+            "resnet50", "resnext29-4x32", or "wrn-16-1" and other wide residual networks by depth
+            and width.
         shape: of one input, images (height, width, channels).
         n_classes: number of outputs.
         multiply_adds: most multiply-adds per image of a "small_cnn".
@@ -63,12 +73,13 @@ def _named(name: str, shape: tuple[Any, ...], n_classes: int, multiply_adds: int
         return cnn(shape, (16, 32), n_classes, batch_norm=name == "cnn_bn")
     if name == "small_cnn":
         return small_cnn(shape, multiply_adds, n_classes)
-    if name == "resnet9":
-        return resnet9(n_classes, n_channels=shape[-1])
+    if name in _RESIDUAL:
+        return _RESIDUAL[name](n_classes, n_channels=shape[-1])
     if residual:
         return wide_resnet(int(residual[1]), int(residual[2]), n_classes, n_channels=shape[-1])
     raise ValueError(
-        f"model is {name!r}; it must be mlp, cnn, cnn_bn, small_cnn, resnet9 or wrn-DEPTH-WIDTH"
+        f"model is {name!r}; it must be mlp, cnn, cnn_bn, small_cnn, {', '.join(_RESIDUAL)} or "
+        "wrn-DEPTH-WIDTH"
     )
 
 

@@ -72,7 +72,7 @@ def resnet9(n_classes: int = 10, n_channels: int = 3) -> Model:
     10 classes, initialised by PyTorch's default: uniform within +-1 / sqrt(fan_in). Normalised
     images [B, 32, 32, n_channels] (any size from 11 x 11 on) give logits [B, n_classes].
     """
-    return _built(ResNet9, whole("n_classes", n_classes), whole("n_channels", n_channels))
+    return built(ResNet9, whole("n_classes", n_classes), whole("n_channels", n_channels))
 
 
 class Block(nnx.Module):
@@ -141,9 +141,9 @@ def wide_resnet(depth: int, width: int, n_classes: int = 10, n_channels: int = 3
     if whole("depth", depth) < 10 or depth % 6 != 4:
         raise ValueError(f"depth is {depth}; allowed is 6n + 4 with n >= 1: 10, 16, 22, 28, ...")
     sizes = (whole("width", width), whole("n_classes", n_classes), whole("n_channels", n_channels))
-    return _built(WideResNet, (depth - 4) // 6, *sizes)
+    return built(WideResNet, (depth - 4) // 6, *sizes)
 
 
 @functools.cache  # the same network is the same `Model`, so that jit finds its programs again
-def _built(network: Callable[..., nnx.Module], *sizes: int) -> Model:
+def built(network: Callable[..., nnx.Module], *sizes: int) -> Model:
     return from_nnx(lambda rngs: network(*sizes, rngs))

@@ -79,6 +79,7 @@ def build(config: Config) -> Model:
     - `stop_at`: gives the residual stream [B, T, D] after so many layers.
     - `remat`: the backward pass computes what is inside a layer again instead of keeping it.
     - `unroll`: layers per turn of the loop over them.
+    - `return_features`: gives (logits, features before the last layer [B, D]), unless it stops.
 
     Of `params` only what runs is read; `params["layers"]` holds all layers, or those that run.
     """
@@ -122,7 +123,8 @@ class _ViT(NamedTuple):
         stop_at: int | None = None,
         remat: bool = False,
         unroll: int = 1,
-    ) -> tuple[jax.Array, Tree]:
+        return_features: bool = False,
+    ) -> tuple[Any, Tree]:
         c = self.config
         start, stop = span(c.n_layers, start_at, stop_at, ("start_at", "stop_at"))
         if start == 0 and x.ndim == 4:
@@ -132,7 +134,10 @@ class _ViT(NamedTuple):
         x, _ = self.layers.run(
             params["layers"], x, start=start, stop=stop, remat=remat, unroll=unroll
         )
-        return (x if stop_at is not None else _classify(c, params, x)), stats
+        if stop_at is not None:
+            return x, stats
+        logits, features = _classify(c, params, x)
+        return ((logits, features) if return_features else logits), stats
 
 
 def from_pretrained(
@@ -212,7 +217,8 @@ def _embed(c: Config, embed: Tree, x: jax.Array) -> jax.Array:
     return jnp.concatenate([cls, tokens], axis=1) + embed["positions"]
 
 
-def _classify(c: Config, params: Tree, x: jax.Array) -> jax.Array:
+def _classify(c: Config, params: Tree, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logits, and the class token before the last layer."""
     norm, head = params["norm"], params["head"]
-    x = layer_norm(x[:, 0], norm["scale"], norm["bias"], c.eps)
-    return (x @ head["kernel"] + head["bias"]).astype(jnp.float32)
+    features = layer_norm(x[:, 0], norm["scale"], norm["bias"], c.eps)
+    return (features @ head["kernel"] + head["bias"]).astype(jnp.float32), features

@@ -1,4 +1,4 @@
-"""Normalisation of single vectors: by the root mean square, or by mean and variance."""
+"""Normalisation of single examples: by the root mean square, or by mean and variance."""
 
 import jax
 import jax.numpy as jnp
@@ -41,3 +41,31 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
     wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (wide * scale + bias).astype(x.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Mean 0 and variance 1 of each image's groups of channels (Wu & He 2018), scale and bias.
+
+    Images [B, H, W, C] in, the same out; PyTorch's `GroupNorm` with its epsilon of 1e-5.
+
+    Args:
+        n: number of channels C.
+        groups: number of equal groups of neighbouring channels.
+
+    Raises:
+        ValueError: the groups do not divide the channels.
+    """
+
+    def __init__(self, n: int, groups: int, eps: float = 1e-5):
+        if groups < 1 or n % groups:
+            raise ValueError(f"groups is {groups}; it must divide the {n} channels")
+        self.scale = nnx.Param(jnp.ones(n))
+        self.bias = nnx.Param(jnp.zeros(n))
+        self.groups, self.eps = groups, eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        groups = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
+        groups = groups - jnp.mean(groups, axis=(1, 2, 4), keepdims=True)
+        var = jnp.mean(groups * groups, axis=(1, 2, 4), keepdims=True)
+        normal = (groups * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
+        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
