@@ -4,6 +4,8 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 from jaxunlearn.tta.method import Method
+from jaxunlearn.tta.methods.rmt import RMT
+from jaxunlearn.tta.methods.santa import SANTA
 from jaxunlearn.tta.methods.statistics import BN, BNEMA, BNAlpha, Source
 from jaxunlearn.tta.methods.tent import Tent
 
@@ -14,5 +16,7 @@ METHODS: MappingProxyType[str, Callable[..., Method]] = MappingProxyType(
         "bn_alpha": BNAlpha,
         "bn_ema": BNEMA,
         "tent": Tent,
+        "santa": SANTA,
+        "rmt": RMT,
     }
 )
