@@ -44,13 +44,17 @@ class Method:
     weight_decay: float = 0.0
 
     needs_source: ClassVar[bool] = False  # whether a run must be given images of the source
-    replays: ClassVar[bool] = False  # whether each batch comes with one of the source
 
     def __post_init__(self):
         checks.one_of("optimizer", self.optimizer, ("adam", "sgd"))
         for name in ("learning_rate", "weight_decay"):
             checks.at_least(name, getattr(self, name), 0)
         checks.at_least("momentum", self.momentum, 0, below=1)
+
+    @property
+    def replays(self) -> bool:
+        """Whether each batch comes with one of the source."""
+        return False
 
     def trainable(self, params: Tree) -> Tree:
         """Which parameters train, a tree of bools."""
@@ -112,9 +116,12 @@ def torch_optimizer(
     return optax.chain(optax.add_decayed_weights(weight_decay), rule) if weight_decay else rule
 
 
-def descend(rule: optax.GradientTransformation, grads: Tree, state: TrainState) -> TrainState:
-    """One update of the parameters of a state."""
+def descend(
+    rule: optax.GradientTransformation, grads: Tree, state: TrainState, share: Any = 1.0
+) -> TrainState:
+    """One update of the parameters of a state, with a share of the learning rate."""
     updates, opt_state = rule.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda update: share * update, updates)
     params = optax.apply_updates(state.params, updates)
     return dataclasses.replace(state, params=params, opt_state=opt_state, step=state.step + 1)
 

@@ -8,8 +8,10 @@ from jaxunlearn.tta.methods.cmf import CMF
 from jaxunlearn.tta.methods.deyo import DeYO
 from jaxunlearn.tta.methods.eata import EATA, ETA
 from jaxunlearn.tta.methods.lame import LAME
+from jaxunlearn.tta.methods.rmt import RMT
 from jaxunlearn.tta.methods.roid import ROID
 from jaxunlearn.tta.methods.rpl import RPL
+from jaxunlearn.tta.methods.santa import SANTA
 from jaxunlearn.tta.methods.sar import SAR
 from jaxunlearn.tta.methods.statistics import BN, BNEMA, BNAlpha, Source
 from jaxunlearn.tta.methods.tent import Tent
@@ -29,5 +31,7 @@ METHODS: MappingProxyType[str, Callable[..., Method]] = MappingProxyType(
         "roid": ROID,
         "cmf": CMF,
         "lame": LAME,
+        "santa": SANTA,
+        "rmt": RMT,
     }
 )
