@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxunlearn.core import checks
 from jaxunlearn.core.keys import Key
-from jaxunlearn.data.corruptions import _blur, _constants, _digital, _jpeg, _noise, _weather
-from jaxunlearn.data.corruptions._planes import levels
+from jaxunlearn.data.corruptions import (
+    _blur,
+    _constants,
+    _digital,
+    _frost_photos,
+    _jpeg,
+    _noise,
+    _spatter,
+    _weather,
+)
+from jaxunlearn.data.corruptions._planes import checked_images, levels
 
 # name: what is done to images in levels, and what that needs of the constants
 _CORRUPTIONS: dict[str, tuple[Callable[..., jax.Array], Callable[..., dict]]] = {
@@ -45,6 +54,8 @@ def apply(
     severity: float,
     key: Key,
     family: str = "cifar",
+    *,
+    frost_folder: str | os.PathLike | None = None,
 ) -> jax.Array:
     """Corrupts images as CIFAR-10-C or ImageNet-C are, in one compiled program on the device.
 
@@ -58,18 +69,28 @@ def apply(
         key: one key, from which image i draws with `jax.random.fold_in(key, i)`; or [N] keys, one
             for each image, whatever the batch.
         family: constants of "cifar" (made for 32x32 images) or "imagenet" (224x224).
+        frost_folder: PNG or JPEG photos of ice, of which `frost` takes crops; they are read at a
+            fifth of their size for "cifar", as published. None: a procedural texture, of about the
+            photos' colours, contrast and roughness. The other corruptions do not read it.
 
     Returns:
         uint8 [N, H, H, 3], fractions of levels cut off as in the published sets. The same key gives
         the same bits.
 
     Raises:
-        ValueError: an unknown corruption, severity or family, images of another type or shape, or
-            keys that are not one a batch or one an image. Nothing has been compiled then.
+        ValueError: an unknown corruption, severity or family, images of another type or shape,
+            keys that are not one a batch or one an image, photos that cannot be read or are smaller
+            than the images, or `spatter`, which is made on the host, in a traced function. Nothing
+            has been compiled then.
     """
-    images = _checked(name, images, severity, family)
+    c = _constants.constants(name, family, severity)
+    images = checked_images(images)
     keys = _keys(key, len(images))
+    if name == "spatter":
+        return _spatter.spatter(images, c, keys)
     made = _made(name, family, float(severity), images.shape[1])
+    if name == "frost" and frost_folder is not None:
+        made = made | _frost_photos.read(frost_folder, family, images.shape[1])
     chunk = max(_CHUNK // math.prod(images.shape[1:]), 1)
     if len(images) <= chunk or isinstance(images, Tracer):
         return _corrupted(name, images, made, keys)
@@ -105,20 +126,3 @@ def _keys(key: Key, n: int) -> Key:
     if key.ndim:
         return key
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(n))
-
-
-def _checked(name: str, images: Any, severity: Any, family: str) -> Any:
-    checks.one_of("corruption", name, _constants.NAMES)
-    checks.one_of("family", family, _constants.FAMILIES)
-    if isinstance(severity, Tracer):
-        raise ValueError("severity is traced; a number is needed: another is no other program")
-    if not 1 <= checks.at_least("severity", severity, 1) <= 5:
-        raise ValueError(f"severity is {severity}; 1 to 5 are allowed, and what lies between")
-    images = images if isinstance(images, jax.Array) else np.asarray(images)
-    if images.dtype != np.uint8:
-        raise ValueError(f"images are {images.dtype}; uint8 is needed")
-    if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
-        raise ValueError(f"images are {list(images.shape)}; square ones [N, H, H, 3] are needed")
-    if not images.size:
-        raise ValueError(f"images are {list(images.shape)}; at least one is needed")
-    return images

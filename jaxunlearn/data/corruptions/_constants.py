@@ -6,6 +6,9 @@ Perturbations", ICLR 2019 (arXiv 1903.12261): those for 32x32 images (`cifar`, C
 """
 
 import numpy as np
+from jax.core import Tracer
+
+from jaxunlearn.core import checks
 
 FAMILIES = ("cifar", "imagenet")
 NAMES = (
@@ -140,13 +143,27 @@ _TABLE = {
 
 
 def table(name: str, family: str) -> np.ndarray:
-    """The constants of one corruption, float64 [5, C], a row for each severity."""
+    """The constants of one corruption, float64 [5, C], a row for each severity.
+
+    Raises:
+        ValueError: an unknown corruption or family.
+    """
+    checks.one_of("corruption", name, NAMES)
+    checks.one_of("family", family, FAMILIES)
     return np.asarray(_TABLE[name][FAMILIES.index(family)], np.float64).reshape(5, -1)
 
 
 def constants(name: str, family: str, severity: float) -> np.ndarray:
-    """The constants [C] of a severity in [1, 5]; between two whole ones they lie on a line."""
+    """The constants [C] of a severity; between two whole ones they lie on a line.
+
+    Raises:
+        ValueError: as `table`, or a severity that is no number from 1 to 5.
+    """
     rows = table(name, family)
+    if isinstance(severity, Tracer):
+        raise ValueError("severity is traced; a number is needed: another is no other program")
+    if not 1 <= checks.at_least("severity", severity, 1) <= 5:
+        raise ValueError(f"severity is {severity}; 1 to 5 are allowed, and what lies between")
     below = min(int(severity), 4)
     share = severity - below
     return (1 - share) * rows[below - 1] + share * rows[below]

@@ -1,5 +1,7 @@
 """Digital: brightness, contrast, saturation, elastic transform, pixelation."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,23 +10,32 @@ from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.data.corruptions import _planes
 from jaxunlearn.data.corruptions._planes import WHITE, bilinear, filtered
 
+_RED = np.array([1.0, 0.0, 0.0], np.float32)
+
 
 def brightness(x: jax.Array, made: dict, keys: Key) -> jax.Array:
     """More of HSV's value; hue and saturation stay."""
-    value = x.max(-1, keepdims=True)
-    brighter = jnp.minimum(value + WHITE * made["added"], WHITE)
-    return jnp.where(value > 0, x * brighter / jnp.where(value > 0, value, 1), brighter)
+    return _recoloured(x, made)
 
 
 def saturate(x: jax.Array, made: dict, keys: Key) -> jax.Array:
     """Another saturation of HSV; value and hue stay. Grey has the hue of red."""
-    value = x.max(-1, keepdims=True)
-    spread = value - x.min(-1, keepdims=True)
-    before = spread / jnp.where(value > 0, value, 1)
-    after = jnp.clip(before * made["factor"] + made["added"], 0, 1)
-    below = (value - x) / jnp.where(spread > 0, spread, 1)  # 0 to 1, whatever the saturation
-    below = jnp.where(spread > 0, below, jnp.array([0.0, 1.0, 1.0]))
-    return value - value * after * below
+    return _recoloured(x, made)
+
+
+def _recoloured(x: jax.Array, made: dict) -> jax.Array:
+    """Pixels whose highest and lowest channel become `high` and `low`, tables of both, [256, 256].
+
+    The channel between them stays where it is in proportion.
+    """
+    high, low = x.max(-1, keepdims=True), x.min(-1, keepdims=True)
+    at = (high * 256 + low).astype(jnp.int32)
+    new_high, new_low = (
+        made[name].reshape(-1).at[at].get(mode="promise_in_bounds") for name in ("high", "low")
+    )
+    spread = high - low
+    share = jnp.where(spread > 0, (x - low) / jnp.where(spread > 0, spread, 1), _RED)
+    return new_low + share * (new_high - new_low)
 
 
 def contrast(x: jax.Array, made: dict, keys: Key) -> jax.Array:
@@ -82,12 +93,27 @@ def pixelate(x: jax.Array, made: dict, keys: Key) -> jax.Array:
 
 def added(c: np.ndarray, most: np.ndarray, size: int) -> dict:
     """Of `brightness`."""
-    return {"added": c[0]}
+    return _extremes(lambda saturation, value: (saturation, np.clip(value + c[0], 0, 1)))
 
 
 def saturation(c: np.ndarray, most: np.ndarray, size: int) -> dict:
     """Of `saturate`."""
-    return {"factor": c[0], "added": c[1]}
+    return _extremes(lambda saturation, value: (np.clip(saturation * c[0] + c[1], 0, 1), value))
+
+
+def _extremes(change: Callable[..., tuple[np.ndarray, np.ndarray]]) -> dict:
+    """What a change of HSV's saturation and value makes of the highest and the lowest channel.
+
+    In float64 as published, since whole levels are frequent here and its rounding decides whether
+    the cut lowers them.
+    """
+    value, low = np.mgrid[:256, :256] / WHITE
+    low = np.minimum(low, value)
+    saturation = (value - low) / np.where(value > 0, value, 1)
+    saturation, value = change(saturation, value)
+    made = {"high": WHITE * value, "low": WHITE * (value * (1 - saturation))}
+    below = 1 - 2.0**-9  # what is a whole level but for float64's rounding stays below it
+    return {name: np.minimum(table, np.floor(table) + below) for name, table in made.items()}
 
 
 def kept(c: np.ndarray, most: np.ndarray, size: int) -> dict:

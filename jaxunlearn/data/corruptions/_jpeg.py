@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.core.keys import Key
-from jaxunlearn.data.corruptions._planes import WHITE, separable
+from jaxunlearn.data.corruptions._constants import constants
+from jaxunlearn.data.corruptions._planes import WHITE, checked_images, separable
 
 # Quantisation of luminance and of chrominance at quality 50: ITU-T T.81, annex K.1.
 _LUMA = """16 11 10 16 24 40 51 61   12 12 14 19 26 58 60 55   14 13 16 24 40 57 69 56
@@ -51,7 +52,7 @@ def _quantised(planes: jax.Array, table: jax.Array) -> jax.Array:
     blocks = planes.reshape(n, height // 8, 8, width // 8, 8, channels) - 128
     wave = jnp.einsum("ua,vb,niajbc->niujvc", cosines, cosines, blocks)
     steps = table[:, None, :, None]
-    wave = jnp.round(wave / steps) * steps
+    wave = jnp.sign(wave) * jnp.floor(jnp.abs(wave / steps) + 0.5 + 1e-4) * steps  # halves go out
     blocks = jnp.einsum("ua,vb,niujvc->niajbc", cosines, cosines, wave)
     return jnp.clip(jnp.floor(blocks + 128.5), 0, WHITE).reshape(planes.shape)
 
@@ -74,13 +75,27 @@ def _doubled(size: int) -> np.ndarray:
     return matrix
 
 
-def encoded(images: np.ndarray, quality: int) -> np.ndarray:
-    """What Pillow decodes of what it has encoded, uint8 [N, H, W, 3]."""
+def jpeg_exact(images: np.ndarray, severity: float, family: str = "cifar") -> np.ndarray:
+    """JPEG compression by Pillow's libjpeg, on the host, one image after the other.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        severity: 1 to 5; between two the quality is interpolated and rounded.
+        family: "cifar" or "imagenet".
+
+    Returns:
+        uint8 [N, H, W, 3], what Pillow decodes of what it has encoded.
+
+    Raises:
+        ValueError: as `apply`.
+    """
     from PIL import Image
 
-    decoded = []
-    for image in images:
+    images = np.asarray(checked_images(images))
+    quality = round(constants("jpeg_compression", family, severity)[0])
+    decoded = np.empty_like(images)
+    for image, result in zip(images, decoded, strict=True):
         stream = io.BytesIO()
         Image.fromarray(image).save(stream, "JPEG", quality=quality)
-        decoded.append(np.asarray(Image.open(stream)))
-    return np.stack(decoded)
+        result[:] = Image.open(stream)
+    return decoded

@@ -7,6 +7,7 @@ they are made on the host in float64, and a stronger one is no other program.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,32 @@ WHITE = 255.0
 _ROUNDING = 2.0**-12
 
 
+def checked_images(images: Any) -> Any:
+    """Images as an array; raises a ValueError if they are not uint8 [N, H, H, 3], N >= 1."""
+    images = images if isinstance(images, jax.Array) else np.asarray(images)
+    if images.dtype != np.uint8:
+        raise ValueError(f"images are {images.dtype}; uint8 is needed")
+    if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
+        raise ValueError(f"images are {list(images.shape)}; square ones [N, H, H, 3] are needed")
+    if not images.size:
+        raise ValueError(f"images are {list(images.shape)}; at least one is needed")
+    return images
+
+
 def levels(x: jax.Array) -> jax.Array:
     """Clipped and cut to whole levels, not rounded: what the published code does at the end."""
     return jnp.clip(jnp.floor(x + _ROUNDING), 0, WHITE)
+
+
+def settled(x: jax.Array, change: jax.Array, flat: jax.Array, near: float | jax.Array) -> jax.Array:
+    """Whole levels plus a change, cut; sums that are whole as the published arithmetic has them.
+
+    A flat region is blurred into itself, or by rounding into a little less, which the cut lowers by
+    one: `flat` [256] has the outcome for each level. What lies `near` a whole level is one.
+    """
+    nearest = jnp.round(change)
+    outcome = flat.at[(x + nearest).astype(jnp.int32)].get(mode="clip")
+    return jnp.where(jnp.abs(change - nearest) < near, outcome, x + jnp.floor(change))
 
 
 def drawn(keys: Key, draw: Callable[[Key], jax.Array]) -> jax.Array:

@@ -84,9 +84,8 @@ def ice(key: Key, size: int) -> jax.Array:
     Crystals are the ridges of a height map that is rough at all scales; colour, its spread between
     pictures and the contrast within one are those of the photos.
     """
-    heights = plasma(fold(key, "crystals"), size, jnp.float32(1.1))
-    ridges = 1 - jnp.abs(heights - heights.mean())
-    ridges = (ridges - ridges.mean()) / (ridges.std() + 1e-6)
+    ridges = 1 - jnp.abs(2 * plasma(fold(key, "crystals"), size, jnp.float32(1.15)) - 1)
+    ridges = (ridges - 0.7) / 0.2  # their mean and deviation
     shade = jax.random.uniform(fold(key, "shade"), minval=-1, maxval=1) * 3**0.5
     return jnp.clip(_ICE + shade * _SHADE + _CRYSTALS * ridges[..., None], 0, WHITE)
 
