@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import jaxunlearn
-from jaxunlearn.cli import attribute, compact, compare, exact_verbs, paths, study, unlearn
+from jaxunlearn.cli import adapt, attribute, compact, compare, exact_verbs, paths, study, unlearn
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxunlearn"
@@ -141,5 +141,6 @@ def test_commands_in_readmes_are_understood(readme):
                 "paths": paths.Paths,
                 "compact": compact.Compact,
                 "compare": compare.Compare,
+                "adapt": adapt.Adapt,
             }
             study.parse(options[verb], verb, argv)

@@ -81,6 +81,11 @@ def prepare(
     like = _like(network)
     _run.deploy(network.model, *like, image, batch, (source.x, source.y))
     made = material.planned(settings, dataset)
+    if made.image != image:
+        raise ValueError(
+            f"corrupted has images of {list(made.image)}, data of {list(image)}; size scales "
+            "pictures of folders"
+        )
     hashed: dict[str, Any] = {"data": dataset.arrays}
     if network.params is not None:
         hashed["network"] = [network.params, network.stats]
@@ -167,7 +172,7 @@ def execute(job: Job, progress: Progress = study.quiet) -> dict[str, Any]:
     with jax.set_mesh(job.mesh):
         params, stats = _source(job, progress)
         ticks = ticking(job.folder, "images", len(job.material.domains), progress)
-        images = material.made(job.material, job.dataset, job.settings, ticks)
+        images = job.material.make(ticks)
         deployment = _run.deploy(
             job.network.model,
             params,
