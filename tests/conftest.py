@@ -55,6 +55,7 @@ collect_ignore = [
             "shared_batches",
             "language_steps",
             "exact_stages",
+            "adapted_streams",
         )
     ),
 ]

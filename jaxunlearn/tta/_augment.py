@@ -79,7 +79,7 @@ def augment(
     factors = _checked(factors, images.shape)
     checks.one_of("padding", padding, ("edge", "reflect"))
     planes = jnp.clip(jnp.transpose(images, (1, 2, 3, 0)), 0, 1)  # [H, W, C, B]: long rows
-    planes = _coloured(planes, factors)
+    planes = coloured(planes, factors)
     planes = _moved(planes, factors, padding)
     if factors.sigma is not None:
         # As one loop, each value would be gathered anew for all that the blur makes of it.
@@ -103,7 +103,7 @@ def _checked(factors: Factors | Mapping[str, Any], shape: tuple[int, ...]) -> Fa
     return factors
 
 
-def _coloured(planes: jax.Array, factors: Factors) -> jax.Array:
+def coloured(planes: jax.Array, factors: Factors) -> jax.Array:
     """The five colour operations in their order."""
     operations = [
         lambda x: brightness(x, factors.brightness),

@@ -17,6 +17,7 @@ from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.step import Step, TrainState
 from jaxunlearn.data import Joined
 from jaxunlearn.tta import masked
+from jaxunlearn.tta import network as networks
 from jaxunlearn.tta.feed import Feed
 from jaxunlearn.tta.method import Method
 from jaxunlearn.tta.network import Deployment, Network
@@ -34,6 +35,8 @@ def begin(method: Method, deployment: Deployment, key: Key) -> tuple[TrainState,
         raise ValueError(
             f"source is None; {type(method).__name__} needs images and labels of the source"
         )
+    if method.reads_features:
+        networks.n_features(deployment)
     state, shared = method.start(deployment, fold(key, "start"))
     state = jax.tree.map(jnp.copy, state)  # to be donated, while the caller's stays valid
     n_steps = method.warm_up_steps(deployment.batch_size)

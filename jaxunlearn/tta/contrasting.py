@@ -12,6 +12,7 @@ from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.step import Metrics, TrainState, init_state
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.tta import losses, projector, prototypes, views
+from jaxunlearn.tta import network as networks
 from jaxunlearn.tta._augment import DEFAULT
 from jaxunlearn.tta.method import Method, descend
 from jaxunlearn.tta.network import Deployment
@@ -39,6 +40,7 @@ class Contrasting(Method):
     augment: Literal["default"] | views.Views = "default"
 
     needs_source: ClassVar[bool] = True
+    reads_features: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -51,7 +53,7 @@ class Contrasting(Method):
     def start(self, deployment: Deployment, key: Key) -> tuple[TrainState, dict[str, Any]]:
         """The source's prototypes, and the projector beside the network."""
         state, shared = super().start(deployment, key)
-        n_features = prototypes.n_features(deployment)
+        n_features = networks.n_features(deployment)
         heads = projector.start(self.projection, n_features, fold(key, "projector"))
         extra = {"projector": init_state(heads, self.transformation())}
         of_source = prototypes.of_source(deployment, fold(key, "prototypes"))

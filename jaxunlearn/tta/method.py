@@ -44,6 +44,7 @@ class Method:
     weight_decay: float = 0.0
 
     needs_source: ClassVar[bool] = False  # whether a run must be given images of the source
+    reads_features: ClassVar[bool] = False  # whether the network must give its features
 
     def __post_init__(self):
         checks.one_of("optimizer", self.optimizer, ("adam", "sgd"))

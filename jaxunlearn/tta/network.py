@@ -150,3 +150,21 @@ def without_last_blocks(grads: Tree) -> Tree:
 
     leaves = [cut(name, leaf) for name, leaf in tree.named(grads).items()]
     return jax.tree.unflatten(jax.tree.structure(grads), leaves)
+
+
+def n_features(deployment: Deployment) -> int:
+    """How many features the network gives.
+
+    Raises:
+        ValueError: it gives none.
+    """
+    example = jax.ShapeDtypeStruct((deployment.batch_size, *deployment.image), jnp.float32)
+    try:
+        network, params, stats = deployment.network, deployment.params, deployment.stats
+        _, features = jax.eval_shape(network.features, params, stats, example)
+    except TypeError as error:
+        raise ValueError(
+            "the network does not give its features, which this method reads: a switch "
+            f"`return_features`, for (logits, features), is needed ({error})"
+        ) from error
+    return features.shape[-1]

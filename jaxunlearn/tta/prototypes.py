@@ -10,7 +10,7 @@ from jaxunlearn.core import loop
 from jaxunlearn.core.keys import Key
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.tta import masked
-from jaxunlearn.tta.network import Deployment, Network
+from jaxunlearn.tta.network import Deployment, Network, n_features
 from jaxunlearn.tta.replay import Replay, replayed
 
 MOST = 100_000  # no further batch is read after so many images
@@ -47,24 +47,6 @@ def of_source(deployment: Deployment, key: Key) -> Prototypes:
     n_batches = min(data.steps_per_epoch, MOST // data.batch_size + 1)
     sizes = n_features(deployment), deployment.n_classes, n_batches
     return _means(network, params, stats, data, key, *sizes)
-
-
-def n_features(deployment: Deployment) -> int:
-    """How many features the network gives.
-
-    Raises:
-        ValueError: it gives none.
-    """
-    example = jax.ShapeDtypeStruct((deployment.batch_size, *deployment.image), jnp.float32)
-    try:
-        network, params, stats = deployment.network, deployment.params, deployment.stats
-        _, features = jax.eval_shape(network.features, params, stats, example)
-    except TypeError as error:
-        raise ValueError(
-            "the network does not give its features, which this method reads: a switch "
-            f"`return_features`, for (logits, features), is needed ({error})"
-        ) from error
-    return features.shape[-1]
 
 
 @functools.partial(jax.jit, static_argnames=("network", "n_features", "n_classes", "n_batches"))

@@ -127,3 +127,12 @@ def test_meshes_and_micro_batches_do_not_change_a_step_of_a_language_model(part,
         assert of_one["gap"] < 1e-6, (name, of_one)
         if "x" in name:  # every device read its own quarter
             assert (of_one["devices"], of_one["shard"]) == (4, whole // 4), name
+
+
+@pytest.mark.parametrize(
+    "methods", ["tent", pytest.param("bn,cotta,roid,rotta,rmt", marks=pytest.mark.slow)]
+)
+def test_a_stream_whose_batches_are_shared_by_devices_is_close(methods):
+    result = finish(start("adapted_streams", methods))
+    assert result["devices"] == 8
+    assert max(result["gaps"].values()) <= 1e-4, result["gaps"]

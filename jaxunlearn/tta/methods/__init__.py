@@ -4,12 +4,15 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 from jaxunlearn.tta.method import Method
+from jaxunlearn.tta.methods.adacontrast import AdaContrast
 from jaxunlearn.tta.methods.cmf import CMF
+from jaxunlearn.tta.methods.cotta import CoTTA
 from jaxunlearn.tta.methods.deyo import DeYO
 from jaxunlearn.tta.methods.eata import EATA, ETA
 from jaxunlearn.tta.methods.lame import LAME
 from jaxunlearn.tta.methods.rmt import RMT
 from jaxunlearn.tta.methods.roid import ROID
+from jaxunlearn.tta.methods.rotta import RoTTA
 from jaxunlearn.tta.methods.rpl import RPL
 from jaxunlearn.tta.methods.santa import SANTA
 from jaxunlearn.tta.methods.sar import SAR
@@ -31,7 +34,10 @@ METHODS: MappingProxyType[str, Callable[..., Method]] = MappingProxyType(
         "roid": ROID,
         "cmf": CMF,
         "lame": LAME,
+        "cotta": CoTTA,
+        "rotta": RoTTA,
         "santa": SANTA,
+        "adacontrast": AdaContrast,
         "rmt": RMT,
     }
 )

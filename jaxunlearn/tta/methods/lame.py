@@ -1,7 +1,7 @@
 """LAME: Laplacian-adjusted maximum likelihood (Boudiaf et al. 2022, arXiv 2201.05718)."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ class LAME(Source):
 
     affinity: Literal["rbf", "knn", "linear"] = "rbf"
     knn: int = 5
+
+    reads_features: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()

@@ -39,6 +39,8 @@ class RMT(Contrasting):
         super().__post_init__()
         checks.at_least("lambda_src", self.lambda_src, 0)
         checks.whole("warm_up_samples", self.warm_up_samples, 0)
+        checks.share("ema", self.ema)
+        checks.share("alpha", self.alpha)
 
     @property
     def replays(self) -> bool:

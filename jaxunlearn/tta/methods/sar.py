@@ -73,7 +73,7 @@ class SAR(Method):
             reads = (state, shared, batch)
             (_, (logits, sure)), grads = slope(state.params, *reads, masked.valid(batch))
             grads = without_last_blocks(grads)
-            factor = self.rho / (optax.global_norm(grads) + 1e-12)
+            factor = self.rho / (optax.tree.norm(grads) + 1e-12)
             near = jax.tree.map(lambda p, g: p + factor * g, state.params, grads)
             (loss, (_, still_sure)), grads = slope(near, *reads, sure)
             new = descend(rule, without_last_blocks(grads), state)
