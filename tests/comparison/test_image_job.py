@@ -51,7 +51,7 @@ def test_a_small_network_learns_images_of_integers(images, tmp_path):
     ("changes", "message"),
     [
         ({"multiply_adds": 10}, "multiply_adds is 10"),
-        ({"model": "vgg"}, "model is 'vgg'.*small_cnn, resnet9 or wrn-DEPTH-WIDTH"),
+        ({"model": "vgg"}, "model is 'vgg'.*small_cnn, resnet9, .* or wrn-DEPTH-WIDTH"),
         ({"model": "wrn-11-1"}, "depth is 11"),
         ({"n_val": 41}, "n_val is 41; .* 1 to 40"),
         ({"training": Training(augment=("flip", "rotate"))}, "augment has 'rotate'; known"),

@@ -35,3 +35,20 @@ def test_the_lines_convert(tmp_path, files, made):
         for name in ("embed", "head", "same"):
             np.testing.assert_array_equal(stored[f"{i}.{name}"][...], table.numpy() + i)
         np.testing.assert_array_equal(stored[f"{i}.turned"][...], table.numpy().T)
+
+
+@pytest.mark.parametrize("inner", [None, "state_dict", "net", "model"])
+def test_the_lines_for_a_single_file_convert(tmp_path, inner):
+    weights = {
+        "fc.weight": torch.arange(6.0).reshape(2, 3).T,
+        "bn.num_batches_tracked": torch.tensor(7),
+    }
+    file = tmp_path / "Standard.pt"
+    torch.save(weights if inner is None else {inner: weights, "epoch": 3}, file)
+    with pytest.raises(ValueError, match="Standard.pt is pickled") as refused:
+        folder.tensors_at(file)
+    _, *lines = str(refused.value).splitlines()
+    code = "\n".join(line.removeprefix("    ") for line in lines)
+    exec("import torch, safetensors.torch\n" + code)
+    stored = folder.tensors_at(tmp_path / "Standard.safetensors", ignore=".*tracked")
+    np.testing.assert_array_equal(stored["fc.weight"][...], weights["fc.weight"].numpy())

@@ -47,7 +47,8 @@ def by_name(
             normalises them. None: inputs are floats as they are.
 
     Returns:
-        A model from inputs [B, *shape] to logits [B, n_classes].
+        A model from inputs [B, *shape] to logits [B, n_classes]; with the static switch
+        `apply(..., return_features=True)` to (logits, features before the last layer [B, D]).
 
     Raises:
         ValueError: an unknown name, or inputs that are too small, before anything is compiled.

@@ -54,13 +54,16 @@ class ResNet9(nnx.Module):
         self.narrow = ConvNorm(256, 128, padding=0, rngs=rngs)
         self.head = nnx.Linear(128, n_classes, use_bias=False, kernel_init=torch_default, rngs=rngs)
 
-    def __call__(self, x: jax.Array, statistics: Statistics = RUNNING) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, statistics: Statistics = RUNNING, return_features: bool = False
+    ):
         x = self.down(self.stem(x, statistics), statistics)
         x = self.residual1(x, statistics)
         x = max_pool(self.widen(x, statistics))
         x = self.residual2(x, statistics)
-        x = global_max_pool(self.narrow(x, statistics))
-        return 0.2 * self.head(x)
+        features = global_max_pool(self.narrow(x, statistics))
+        logits = 0.2 * self.head(features)
+        return (logits, features) if return_features else logits
 
 
 def resnet9(n_classes: int = 10, n_channels: int = 3) -> Model:
@@ -70,7 +73,8 @@ def resnet9(n_classes: int = 10, n_channels: int = 3) -> Model:
     residual block, 3x3 without padding to 128, global max-pool, linear without bias, times 0.2.
     Every convolution has no bias and is followed by BatchNorm and ReLU. 2,274,880 parameters for
     10 classes, initialised by PyTorch's default: uniform within +-1 / sqrt(fan_in). Normalised
-    images [B, 32, 32, n_channels] (any size from 11 x 11 on) give logits [B, n_classes].
+    images [B, 32, 32, n_channels] (any size from 11 x 11 on) give logits [B, n_classes]; with the
+    static switch `apply(..., return_features=True)` (logits, features before the last layer).
     """
     return built(ResNet9, whole("n_classes", n_classes), whole("n_channels", n_channels))
 

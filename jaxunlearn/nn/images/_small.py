@@ -25,18 +25,20 @@ class MLP(nnx.Module):
         widths = (n_inputs, *hidden, n_classes)
         self.dense = nnx.List(nnx.Linear(*pair, rngs=rngs) for pair in itertools.pairwise(widths))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, return_features: bool = False):
         x = x.reshape(x.shape[0], -1)
         for layer in self.dense[:-1]:
             x = jax.nn.relu(layer(x))
-        return self.dense[-1](x)
+        logits = self.dense[-1](x)
+        return (logits, x) if return_features else logits
 
 
 def mlp(n_inputs: int, hidden: tuple[int, ...] = (64,), n_classes: int = 10) -> Model:
     """A multi-layer perceptron with ReLU and hidden layers of these widths.
 
     Inputs [B, ...], flattened to `n_inputs` numbers, give logits [B, n_classes]; parameters are
-    `dense/000/kernel`, ...
+    `dense/000/kernel`, ... With the static switch `apply(..., return_features=True)` they are
+    (logits, features before the last layer [B, D]), as in all classifiers here.
 
     Raises:
         ValueError: a size that is no whole number of at least 1.
@@ -70,13 +72,17 @@ class CNN(nnx.Module):
         n_features = (height // shrink) * (width // shrink) * (n_in, *channels)[-1]
         self.head = nnx.Linear(n_features, n_classes, rngs=rngs)
 
-    def __call__(self, x: jax.Array, statistics: Statistics = RUNNING) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, statistics: Statistics = RUNNING, return_features: bool = False
+    ):
         for i, layer in enumerate(self.conv):
             x = layer(x)
             if self.norm:
                 x = self.norm[i](x, statistics=statistics)
             x = max_pool(jax.nn.relu(x))
-        return self.head(x.reshape(x.shape[0], -1))
+        features = x.reshape(x.shape[0], -1)
+        logits = self.head(features)
+        return (logits, features) if return_features else logits
 
 
 def cnn(
@@ -95,7 +101,8 @@ def cnn(
         batch_norm: BatchNorm after each convolution, in place of its bias.
 
     Returns:
-        A model from images [B, H, W, C] to logits [B, n_classes].
+        A model from images [B, H, W, C] to logits [B, n_classes]; with the static switch
+        `apply(..., return_features=True)` to (logits, features before the last layer [B, D]).
 
     Raises:
         ValueError: the image is too small for the number of convolutions, or a size is no whole

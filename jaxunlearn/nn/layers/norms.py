@@ -1,8 +1,24 @@
 """Normalisation of single examples: by the root mean square, or by mean and variance."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from jaxunlearn.core import tree
+from jaxunlearn.core.tree import Tree
+
+
+def affine(params: Tree) -> tuple[str, ...]:
+    """Patterns that select what normalisation layers scale and shift by, one for each leaf.
+
+    These are all leaves beside one named `scale`, as the layers here and Flax's have it: in the
+    library's networks, `.*norm.*/(scale|bias)`.
+    """
+    leaves = [name.rpartition("/") for name in tree.named(params)]
+    norms = {module for module, _, last in leaves if last == "scale"}
+    return tuple(re.escape("".join(leaf)) for leaf in leaves if leaf[0] in norms)
 
 
 class RMSNorm(nnx.Module):

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,13 @@ from flax import nnx
 
 from jaxunlearn import nn
 from jaxunlearn.core import tree
-from jaxunlearn.nn.layers.convolution import avg_pool, global_max_pool, max_pool
+from jaxunlearn.nn.layers.convolution import (
+    avg_pool,
+    global_max_pool,
+    max_pool,
+    overlapping_max_pool,
+)
+from jaxunlearn.nn.layers.norms import GroupNorm
 
 
 def test_global_poolings():
@@ -20,6 +28,35 @@ def test_max_pool_is_that_of_flax():
         x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         expected = jax.jit(lambda x: nnx.max_pool(x, (2, 2), (2, 2)))(x)
         np.testing.assert_array_equal(jax.jit(max_pool)(x), expected)
+
+
+def test_overlapping_max_pool_and_its_gradient_are_those_of_flax():
+    flax = functools.partial(
+        nnx.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1))
+    )
+
+    @jax.jit
+    def both(x):
+        square = lambda pool: lambda x: jnp.sum(pool(x) ** 2)  # noqa: E731
+        pools = (overlapping_max_pool, flax)
+        return [(pool(x), jax.grad(square(pool))(x)) for pool in pools]
+
+    for shape in ((2, 4, 6, 3), (2, 5, 7, 3), (1, 1, 2, 1)):
+        ours, theirs = both(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_group_norm():
+    x = np.random.default_rng(0).normal(3, 2, size=(2, 4, 5, 6)).astype(np.float32)
+    layer = GroupNorm(6, 3)
+    layer.scale[...], layer.bias[...] = 2 * jnp.ones(6), jnp.arange(6.0)
+    y = (np.asarray(layer(x)) - np.arange(6)) / 2
+    for group in (slice(0, 2), slice(2, 4), slice(4, 6)):
+        part = x[..., group]
+        mean, var = (it((1, 2, 3), keepdims=True) for it in (part.mean, part.var))
+        np.testing.assert_allclose(y[..., group], (part - mean) / np.sqrt(var + 1e-5), atol=1e-5)
+    with pytest.raises(ValueError, match="groups is 4; it must divide the 6 channels"):
+        GroupNorm(6, 4)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,9 +12,10 @@ from jaxunlearn.nn.cpu import winograd
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
-def theirs(x, kernel, stride, padding):
+def theirs(x, kernel, stride, padding, groups=1):
+    options = {"dimension_numbers": NUMBERS, "feature_group_count": groups}
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=NUMBERS
+        x, kernel, (stride, stride), [(padding, padding)] * 2, **options
     )
 
 
@@ -40,13 +42,13 @@ def both(convolve, x, kernel, g):
     return jax.jit(run)(x, kernel, g)
 
 
-def check(shape, kernel_shape, stride, padding, tolerance):
+def check(shape, kernel_shape, stride, padding, tolerance, groups=1):
     x, kernel = draw(shape, kernel_shape)
     pad = kernel_shape[0] // 2 if padding is None else padding
-    y = jax.eval_shape(lambda x, k: theirs(x, k, stride, pad), x, kernel)
+    y = jax.eval_shape(lambda x, k: theirs(x, k, stride, pad, groups), x, kernel)
     g = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
-    ours = both(lambda x, k: nn.conv(x, k, stride, padding), x, kernel, g)
-    expected = both(lambda x, k: theirs(x, k, stride, pad), x, kernel, g)
+    ours = both(lambda x, k: nn.conv(x, k, stride, padding, groups), x, kernel, g)
+    expected = both(lambda x, k: theirs(x, k, stride, pad, groups), x, kernel, g)
     for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         close(mine, other, tolerance)
 
@@ -63,6 +65,18 @@ def check(shape, kernel_shape, stride, padding, tolerance):
 )
 def test_values_and_gradients_are_those_of_lax(batch, height, width, n_in, size, stride, padding):
     check((batch, height, width, n_in), (size, size, n_in, 5), stride, padding, 3e-6)
+
+
+@pytest.mark.parametrize(("n_in", "stride"), [(4, 1), (48, 2), (64, 1)])  # of a group
+def test_groups(n_in, stride):
+    check((3, 6, 7, 2 * n_in), (3, 3, n_in, 2 * n_in), stride, 1, 1e-5, groups=2)
+    layer = nn.Conv(2 * n_in, 6, 1, groups=2, use_bias=False, rngs=nnx.Rngs(0))
+    assert layer.kernel.shape == (1, 1, n_in, 6)
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 0), (2, 0), (2, 1), (3, 0)])
+def test_a_kernel_of_one_pixel(stride, padding):
+    check((3, 7, 6, 40), (1, 1, 40, 33), stride, padding, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +173,12 @@ def test_no_convolution_of_a_step_keeps_a_foreign_layout():
 def test_bad_arguments(kernel, stride, padding, message):
     with pytest.raises(ValueError, match=message):
         nn.conv(jnp.ones((2, 6, 6, 3)), jnp.ones(kernel), stride, padding)
+
+
+@pytest.mark.parametrize("groups", [0, 2, 3, 4])
+def test_groups_divide_the_channels(groups):
+    with pytest.raises(ValueError, match=f"groups is {groups}; it must divide"):
+        nn.conv(jnp.ones((2, 6, 6, 3)), jnp.ones((3, 3, 1, 4)), groups=groups)
 
 
 @pytest.mark.parametrize("n_in", [3, 31, 32, 64])
