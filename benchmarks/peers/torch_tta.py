@@ -183,7 +183,10 @@ class Tent:
 class CoTTA:
     """A mean teacher on augmented views where the source is unsure, and stochastic restoration."""
 
-    def __init__(self, net, augmentation=drawn, lr=1e-3, threshold=0.92, restore=0.01, views=32):
+    def __init__(
+        self, net, augmentation=drawn, lr=1e-3, threshold=0.92, restore=0.01, views=32, both=False
+    ):
+        self.distance = symmetric if both else entropy_of
         self.net = by_batch(net)
         self.teacher, self.source = copy.deepcopy(net), copy.deepcopy(net)
         self.optimizer = torch.optim.Adam(net.parameters(), lr)
@@ -199,7 +202,7 @@ class CoTTA:
             else:
                 target = self.teacher(x)
         self.optimizer.zero_grad()
-        entropy_of(logits, target).mean().backward()
+        self.distance(logits, target).mean().backward()
         self.optimizer.step()
         average(self.teacher, self.net, 0.999)
         with torch.no_grad():
