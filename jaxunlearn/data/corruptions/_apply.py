@@ -119,7 +119,9 @@ def _made(name: str, family: str, severity: float, size: int) -> dict:
 
 def _keys(key: Key, n: int) -> Key:
     """One key for every image, [n]."""
-    if jnp.issubdtype(key.dtype, jnp.uint32):  # as `jax.random.PRNGKey` makes them
+    if not isinstance(key, jax.Array):
+        raise ValueError(f"key is {key!r}; a key of JAX is needed, jax.random.key(seed)")
+    if key.dtype == jnp.uint32:  # as `jax.random.PRNGKey` makes them
         key = jax.random.wrap_key_data(key)
     if key.shape not in ((), (n,)):
         raise ValueError(f"key has shape {list(key.shape)}; one key, or [{n}] keys, are needed")
