@@ -2,7 +2,8 @@
 
 Float64 images in [0, 1], the fraction of a level cut off at the end. OpenCV's filters are SciPy's
 here, and ImageMagick's motion blur is its sum of shifted copies. Every function takes an image
-uint8 [H, H, 3], the constants of `jaxunlearn.data.corruptions.constants` and a generator.
+uint8 [H, H, 3], the constants of `jaxunlearn.data.corruptions.constants` and NumPy's old generator,
+which the published code draws from.
 """
 
 import io
@@ -12,10 +13,21 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-ICE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)  # for a photo
+
+def _photo() -> bytes:
+    """An encoded picture of the size of a published photo of ice, which it stands for."""
+    small = np.random.default_rng(0).integers(60, 255, (60, 90, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(small).resize((900, 600), Image.Resampling.BICUBIC).save(stream, "PNG")
+    return stream.getvalue()
 
 
-def corrupted(name: str, image: np.ndarray, c: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+PHOTO = _photo()
+
+
+def corrupted(
+    name: str, image: np.ndarray, c: np.ndarray, rng: np.random.RandomState
+) -> np.ndarray:
     """One image, uint8 [H, H, 3]."""
     return np.asarray(globals()[name](image, c, rng)).astype(np.uint8)
 
@@ -40,8 +52,8 @@ def shot_noise(image, c, rng):
 
 def impulse_noise(image, c, rng):
     x = image / 255.0
-    lost = rng.random(x.shape) <= c[0]
-    white = rng.random(x.shape) <= 0.5
+    lost = rng.random_sample(x.shape) <= c[0]
+    white = rng.random_sample(x.shape) <= 0.5
     x[lost & white], x[lost & ~white] = 1, 0
     return _cut(x)
 
@@ -78,7 +90,7 @@ def glass_blur(image, c, rng):
     for _ in range(rounds):
         for row in range(size - distance, distance, -1):
             for column in range(size - distance, distance, -1):
-                right, down = rng.integers(-distance, distance, 2)
+                right, down = rng.randint(-distance, distance, 2)
                 x[row, column] = x[row + down, column + right]  # an exchange of views copies
     return _cut(_gaussian(x / 255.0, sigma, mode="nearest"))
 
@@ -132,10 +144,12 @@ def snow(image, c, rng):
 
 
 def frost(image, c, rng):
-    """The published code reads a photo for every image; here it is in memory."""
+    """As published, a photo is decoded for every image; small images take a fifth of it."""
     size = len(image)
-    row, column = rng.integers(0, len(ICE) - size, 2)
-    return np.clip(c[0] * image + c[1] * ICE[row : row + size, column : column + size], 0, 255)
+    ice = np.asarray(Image.open(io.BytesIO(PHOTO)))
+    ice = ice[2::5, 2::5] if size < 100 else ice
+    row, column = (rng.randint(0, side - size) for side in ice.shape[:2])
+    return np.clip(c[0] * image + c[1] * ice[row : row + size, column : column + size], 0, 255)
 
 
 def _plasma(size, decay, rng):

@@ -14,6 +14,13 @@ PHOTOS = photos(32, 12)
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
 GREY = np.repeat(NOISE[..., :1], 3, axis=3)
 FLAT = np.repeat(np.repeat(NOISE[:, :4, :4], 8, axis=1), 8, axis=2)
+
+
+def some_quick(names, *quick):
+    """Parameters of which the others than `quick` are slow: each is programs of its own."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 FAMILIES = pytest.mark.parametrize("family", corruptions.FAMILIES)
 DETERMINISTIC = (
     "defocus_blur",
@@ -31,7 +38,7 @@ def apply(name, images, severity, key=KEY, family="cifar", **options):
 
 
 def peer(name, images, severity, family, seed=0):
-    c, rng = corruptions.constants(name, family, severity), np.random.default_rng(seed)
+    c, rng = corruptions.constants(name, family, severity), np.random.RandomState(seed)
     return np.stack([numpy_corruptions.corrupted(name, image, c, rng) for image in images])
 
 
@@ -106,7 +113,7 @@ def moments(images, clean):
     )
 
 
-@FAMILIES
+@pytest.mark.parametrize("family", some_quick(corruptions.FAMILIES, "cifar"))
 @pytest.mark.parametrize(
     ("name", "n"),
     [
@@ -157,7 +164,7 @@ def test_ice_looks_like_the_published_photos():
     assert 15 < ice.std((1, 2)).mean() < 30
 
 
-@pytest.mark.parametrize("name", ON_DEVICE)
+@pytest.mark.parametrize("name", some_quick(ON_DEVICE, "shot_noise", "glass_blur", "motion_blur"))
 def test_images_draw_by_their_own_keys(name):
     keys = jax.random.split(KEY, 5)
     together = apply(name, PHOTOS[:5], 2.5, keys)
@@ -185,7 +192,7 @@ def test_spatter_is_made_on_the_host():
         jax.jit(lambda x: corruptions.apply("spatter", x, 2, KEY))(PHOTOS)
 
 
-@FAMILIES
+@pytest.mark.parametrize("family", some_quick(corruptions.FAMILIES, "cifar"))
 def test_severities_grow(family):
     names = (
         "gaussian_noise shot_noise impulse_noise motion_blur zoom_blur fog brightness contrast "
@@ -194,7 +201,7 @@ def test_severities_grow(family):
     for name in names.split():
         changes = [
             np.abs(apply(name, PHOTOS, severity, family=family).astype(int) - PHOTOS).mean()
-            for severity in (1, 2, 3, 4, 4.5, 5)
+            for severity in range(1, 6)
         ]
         assert (np.diff(changes) >= 0).all(), (name, changes)
 
@@ -208,7 +215,7 @@ def test_constants_lie_on_lines_between_severities():
 
 def test_sizes_that_are_no_power_of_two():
     images = photos(5, 2)
-    for name in ("fog", "snow", "pixelate", "elastic_transform", "jpeg_compression"):
+    for name in ("fog", "pixelate", "jpeg_compression"):
         assert apply(name, images, 3, family="imagenet").shape == images.shape, name
 
 
@@ -240,7 +247,7 @@ def test_another_severity_is_no_other_program():
 
 def test_many_images_go_in_blocks(monkeypatch):
     whole = apply("snow", PHOTOS, 3)
-    monkeypatch.setattr("jaxunlearn.data.corruptions._apply._CHUNK", 5 * 32 * 32 * 3)
+    monkeypatch.setattr("jaxunlearn.data.corruptions._apply._BLOCK", 5 * 32 * 32 * 3)
     np.testing.assert_array_equal(apply("snow", PHOTOS, 3), whole)
 
 

@@ -86,8 +86,8 @@ def _affine(size: int, shifts: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def pixelate(x: jax.Array, made: dict, keys: Key) -> jax.Array:
     """Means of boxes, along rows and then along columns, rounded each time, as Pillow does."""
-    small = jnp.floor(_planes.separable(x, jnp.eye(x.shape[1]), made["box"]) + 0.5)
-    small = jnp.floor(_planes.separable(small, made["box"], jnp.eye(x.shape[1])) + 0.5)
+    small = jnp.floor(jnp.einsum("jw,nhwc->nhjc", made["box"], x, precision="highest") + 0.5)
+    small = jnp.floor(jnp.einsum("ih,nhjc->nijc", made["box"], small, precision="highest") + 0.5)
     return jnp.take(jnp.take(small, made["at"], axis=1), made["at"], axis=2)
 
 

@@ -68,9 +68,8 @@ def filtered(x: jax.Array, matrix: jax.Array) -> jax.Array:
 
 def separable(x: jax.Array, down: jax.Array, right: jax.Array) -> jax.Array:
     """`down @ x @ right.T` of each channel: x [N, H, W, C], down [I, H], right [J, W]."""
-    precise = jax.lax.Precision.HIGHEST
-    x = jnp.einsum("ih,nhwc->niwc", down, x, precision=precise)
-    return jnp.einsum("jw,niwc->nijc", right, x, precision=precise)
+    x = jnp.einsum("ih,nhwc->niwc", down, x, precision="highest")
+    return jnp.einsum("jw,niwc->nijc", right, x, precision="highest")
 
 
 def gaussian(size: int, sigma: float, truncate: float = 4.0, edge: str = "nearest") -> np.ndarray:
