@@ -12,7 +12,18 @@ from rich.table import Table
 from benchmarks import harness
 from jaxunlearn.core import mesh
 
-NAMES = ("ensemble", "klom", "images", "dmm", "language", "paths", "smollm2", "exact", "compact")
+NAMES = (
+    "ensemble",
+    "klom",
+    "images",
+    "dmm",
+    "language",
+    "paths",
+    "smollm2",
+    "exact",
+    "compact",
+    "corruptions",
+)
 
 
 def main(names: list[str]) -> int:

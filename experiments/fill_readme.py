@@ -229,6 +229,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
                 "smollm2",
                 "exact",
                 "compact",
+                "corruptions",
             )
         },
         "benchmarks/results/exact_sizes.json": _exact_sizes,

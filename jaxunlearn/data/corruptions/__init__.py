@@ -5,7 +5,7 @@ Perturbations", ICLR 2019 (arXiv 1903.12261), with the constants of the two publ
 """
 
 from jaxunlearn.data.corruptions._apply import apply
-from jaxunlearn.data.corruptions._constants import NAMES
+from jaxunlearn.data.corruptions._constants import FAMILIES, NAMES, constants
 from jaxunlearn.data.corruptions._jpeg import jpeg_exact
 from jaxunlearn.data.corruptions._readers import (
     Labelled,
@@ -15,9 +15,11 @@ from jaxunlearn.data.corruptions._readers import (
 )
 
 __all__ = [
+    "FAMILIES",
     "NAMES",
     "Labelled",
     "apply",
+    "constants",
     "from_cifar_c",
     "from_dataset",
     "from_imagenet_c",

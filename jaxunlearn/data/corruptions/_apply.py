@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jaxunlearn.core.keys import Key
 from jaxunlearn.data.corruptions import (
@@ -45,7 +46,7 @@ _CORRUPTIONS: dict[str, tuple[Callable[..., jax.Array], Callable[..., dict]]] = 
     "gaussian_blur": (_blur.gaussian_blur, _blur.gaussian_filter),
     "saturate": (_digital.saturate, _digital.saturation),
 }
-_CHUNK = 2**21  # values that are corrupted at once
+_BLOCK = 2**18  # values that a device corrupts at once: a CPU's cache holds them
 
 
 def apply(
@@ -91,20 +92,41 @@ def apply(
     made = _made(name, family, float(severity), images.shape[1])
     if name == "frost" and frost_folder is not None:
         made = made | _frost_photos.read(frost_folder, family, images.shape[1])
-    chunk = max(_CHUNK // math.prod(images.shape[1:]), 1)
-    if len(images) <= chunk or isinstance(images, Tracer):
+    if isinstance(images, Tracer):
         return _corrupted(name, images, made, keys)
+    return _in_blocks(functools.partial(_corrupted, name, made=made), images, keys)
+
+
+def _in_blocks(corrupted: Callable[..., jax.Array], images: Any, keys: Key) -> jax.Array:
+    """Blocks of equal size, one after the other; the devices of a CPU share the images of each."""
+    shared = jax.local_devices() if isinstance(images, np.ndarray) else []
+    shared = shared if jax.default_backend() == "cpu" and len(images) >= len(shared) > 1 else [None]
+    mesh = None if shared == [None] else Mesh(np.array(shared), "data", (AxisType.Auto,))
+    each = max(_BLOCK // math.prod(images.shape[1:]), 1)
+    block = len(shared) * min(each, -(-len(images) // len(shared)))
     parts = []
-    for first in range(0, len(images), chunk):  # the last one is filled up: no other program
-        at = np.minimum(np.arange(first, first + chunk), len(images) - 1)
-        parts.append(_corrupted(name, images[at], made, keys[at])[: len(images) - first])
-    return jnp.concatenate(parts)
+    for first in range(0, len(images), block):  # the last one is filled up: no other program
+        at = np.minimum(np.arange(first, first + block), len(images) - 1)
+        parts.append(corrupted(images[at], keys=keys[at], mesh=mesh))
+    if mesh is None:
+        return jnp.concatenate(parts)[: len(images)] if len(parts) > 1 else parts[0]
+    return jnp.asarray(np.concatenate(jax.device_get(parts))[: len(images)])
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _corrupted(name: str, images: jax.Array, made: dict, keys: Key) -> jax.Array:
-    corrupt, _ = _CORRUPTIONS[name]
-    return levels(corrupt(images.astype(jnp.float32), made, keys)).astype(jnp.uint8)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="mesh")
+def _corrupted(
+    name: str, images: jax.Array, made: dict, keys: Key, mesh: Mesh | None = None
+) -> jax.Array:
+    def corrupted(images: jax.Array, made: dict, keys: Key) -> jax.Array:
+        corrupt, _ = _CORRUPTIONS[name]
+        return levels(corrupt(images.astype(jnp.float32), made, keys)).astype(jnp.uint8)
+
+    if mesh is None:
+        return corrupted(images, made, keys)
+    specs = PartitionSpec("data"), PartitionSpec(), PartitionSpec("data")
+    return jax.shard_map(corrupted, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(
+        images, made, keys
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -119,7 +141,9 @@ def _made(name: str, family: str, severity: float, size: int) -> dict:
 
 def _keys(key: Key, n: int) -> Key:
     """One key for every image, [n]."""
-    if jnp.issubdtype(key.dtype, jnp.uint32):  # as `jax.random.PRNGKey` makes them
+    if not isinstance(key, jax.Array):
+        raise ValueError(f"key is {key!r}; a key of JAX is needed, jax.random.key(seed)")
+    if key.dtype == jnp.uint32:  # as `jax.random.PRNGKey` makes them
         key = jax.random.wrap_key_data(key)
     if key.shape not in ((), (n,)):
         raise ValueError(f"key has shape {list(key.shape)}; one key, or [{n}] keys, are needed")

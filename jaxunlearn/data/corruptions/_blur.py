@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.data.corruptions import _planes
-from jaxunlearn.data.corruptions._planes import WHITE, drawn, filtered, levels, settled
+from jaxunlearn.data.corruptions._planes import WHITE, drawn, filtered, levels, settled, uniform
 
 
 def gaussian_blur(x: jax.Array, made: dict, keys: Key) -> jax.Array:
@@ -88,7 +88,7 @@ def _neighbours(key: Key, size: int, distance: jax.Array) -> tuple[jax.Array, ja
 
     Both lie -distance to distance - 1 away; a frame of pixels reads itself.
     """
-    u = jax.random.uniform(key, (2, size, size))
+    u = uniform(key, (2, size, size))
     offsets = jnp.floor(u * 2 * distance).astype(jnp.int32) - distance
     place = jnp.mgrid[:size, :size]
     return tuple(place + jnp.where(_is_visited(place, size, distance), offsets, 0))
@@ -136,7 +136,7 @@ def gaussian_filter(c: np.ndarray, most: np.ndarray, size: int) -> dict:
 
 def _cut(x: np.ndarray) -> np.ndarray:
     """Images in [0, 1] to levels, as the published code does."""
-    return np.uint8(np.clip(x, 0, 1) * 255)
+    return (np.clip(x, 0, 1) * 255).astype(np.uint8)
 
 
 def glass(c: np.ndarray, most: np.ndarray, size: int) -> dict:

@@ -154,10 +154,12 @@ def table(name: str, family: str) -> np.ndarray:
 
 
 def constants(name: str, family: str, severity: float) -> np.ndarray:
-    """The constants [C] of a severity; between two whole ones they lie on a line.
+    """The published constants of a corruption, float64 [C]; their meaning stands in `_TABLE`.
+
+    Between two whole severities they lie on a line.
 
     Raises:
-        ValueError: as `table`, or a severity that is no number from 1 to 5.
+        ValueError: an unknown corruption or family, or a severity that is no number from 1 to 5.
     """
     rows = table(name, family)
     if isinstance(severity, Tracer):

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.data.corruptions import _planes
-from jaxunlearn.data.corruptions._planes import WHITE, bilinear, filtered
+from jaxunlearn.data.corruptions._planes import WHITE, bilinear, filtered, uniform
 
 _RED = np.array([1.0, 0.0, 0.0], np.float32)
 
@@ -50,7 +50,7 @@ def elastic_transform(x: jax.Array, made: dict, keys: Key) -> jax.Array:
 
     def draw(key: Key) -> tuple[jax.Array, jax.Array]:
         shifts = jax.random.uniform(fold(key, "corners"), (3, 2), minval=-1, maxval=1)
-        fields = jax.random.uniform(fold(key, "fields"), (size, size, 2), minval=-1, maxval=1)
+        fields = 2 * uniform(fold(key, "fields"), (size, size, 2)) - 1
         return shifts, fields
 
     shifts, fields = jax.vmap(draw)(keys)
@@ -86,8 +86,8 @@ def _affine(size: int, shifts: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def pixelate(x: jax.Array, made: dict, keys: Key) -> jax.Array:
     """Means of boxes, along rows and then along columns, rounded each time, as Pillow does."""
-    small = jnp.floor(_planes.separable(x, jnp.eye(x.shape[1]), made["box"]) + 0.5)
-    small = jnp.floor(_planes.separable(small, made["box"], jnp.eye(x.shape[1])) + 0.5)
+    small = jnp.floor(jnp.einsum("jw,nhwc->nhjc", made["box"], x, precision="highest") + 0.5)
+    small = jnp.floor(jnp.einsum("ih,nhjc->nijc", made["box"], small, precision="highest") + 0.5)
     return jnp.take(jnp.take(small, made["at"], axis=1), made["at"], axis=2)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.core.keys import Key
-from jaxunlearn.data.corruptions._planes import WHITE, drawn
+from jaxunlearn.data.corruptions._planes import WHITE, drawn, uniform
 
 
 def gaussian_noise(x: jax.Array, made: dict, keys: Key) -> jax.Array:
@@ -20,7 +20,7 @@ def speckle_noise(x: jax.Array, made: dict, keys: Key) -> jax.Array:
 
 def impulse_noise(x: jax.Array, made: dict, keys: Key) -> jax.Array:
     """Values of every channel on its own, lost to black or white with equal chance."""
-    u = drawn(keys, lambda key: jax.random.uniform(key, x.shape[1:]))
+    u = drawn(keys, lambda key: uniform(key, x.shape[1:]))
     return jnp.where(u < made["share"], jnp.where(u < made["share"] / 2, 0.0, WHITE), x)
 
 
@@ -29,7 +29,7 @@ def shot_noise(x: jax.Array, made: dict, keys: Key) -> jax.Array:
 
     More counts than white has are white, so that the table of the 256 levels ends there.
     """
-    u = drawn(keys, lambda key: jax.random.uniform(key, x.shape[1:]))
+    u = drawn(keys, lambda key: uniform(key, x.shape[1:]))
     rows = x.astype(jnp.int32) * made["below"].shape[1]
     below = made["below"].reshape(-1)
     count = jnp.zeros(x.shape, jnp.int32)
@@ -63,4 +63,5 @@ def counts(c: np.ndarray, most: np.ndarray, size: int) -> dict:
 
 
 def _normal(x: jax.Array, keys: Key) -> jax.Array:
-    return drawn(keys, lambda key: jax.random.normal(key, x.shape[1:]))
+    u = drawn(keys, lambda key: uniform(key, x.shape[1:]))
+    return np.float32(np.sqrt(2)) * jax.lax.erf_inv(2 * u - 1)

@@ -53,6 +53,14 @@ def drawn(keys: Key, draw: Callable[[Key], jax.Array]) -> jax.Array:
     return jax.vmap(draw)(keys)
 
 
+def uniform(key: Key, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform in (0, 1), in steps of 2^-16: the random bits are most of a noise's time on a CPU."""
+    size = math.prod(shape)
+    bits = jax.random.bits(key, (-(-size // 2),))
+    halves = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(-1)[:size]
+    return ((halves.astype(jnp.float32) + 0.5) * 2.0**-16).reshape(shape)
+
+
 def filtered(x: jax.Array, matrix: jax.Array) -> jax.Array:
     """The same filter [H, H] on rows and on columns of square images [N, H, H, C]."""
     return separable(x, matrix, matrix)
@@ -60,9 +68,8 @@ def filtered(x: jax.Array, matrix: jax.Array) -> jax.Array:
 
 def separable(x: jax.Array, down: jax.Array, right: jax.Array) -> jax.Array:
     """`down @ x @ right.T` of each channel: x [N, H, W, C], down [I, H], right [J, W]."""
-    precise = jax.lax.Precision.HIGHEST
-    x = jnp.einsum("ih,nhwc->niwc", down, x, precision=precise)
-    return jnp.einsum("jw,niwc->nijc", right, x, precision=precise)
+    x = jnp.einsum("ih,nhwc->niwc", down, x, precision="highest")
+    return jnp.einsum("jw,niwc->nijc", right, x, precision="highest")
 
 
 def gaussian(size: int, sigma: float, truncate: float = 4.0, edge: str = "nearest") -> np.ndarray:

@@ -141,7 +141,7 @@ def from_dataset(
     if channels not in (1, 3):
         raise ValueError(f"{dataset.name} has {channels} channels; 1 or 3 can be corrupted")
     if images.dtype != np.uint8:
-        images = np.uint8(np.round(255 * images))
+        images = np.round(255 * images).astype(np.uint8)
     if name != "none":
         colour = np.repeat(images, 3 // channels, axis=3)
         images = apply(name, colour, severity, key, family, frost_folder=frost_folder)

@@ -44,7 +44,7 @@ def _one(image: np.ndarray, c: np.ndarray, rng: np.random.Generator) -> np.ndarr
         cover = gaussian_filter((field > threshold).astype(float), strength, mode="nearest")
         cover = np.where(cover < 0.8, 0, cover)[..., None]
         return image * (1 - cover) + _MUD * cover
-    drops = np.uint8(np.clip(field * WHITE, 0, WHITE))
+    drops = np.clip(field * WHITE, 0, WHITE).astype(np.uint8)
     light = drops * _relief(drops).astype(float)
     most = light.max()
     return image + strength * _WATER * (light / most if most else light)[..., None]
@@ -55,7 +55,9 @@ def _relief(drops: np.ndarray) -> np.ndarray:
     from scipy.ndimage import correlate, distance_transform_edt, uniform_filter
 
     flat = ~_edges(drops)
-    distance = np.minimum(distance_transform_edt(flat), 20) if not flat.all() else 20.0 * flat
+    distance = np.full(flat.shape, 20.0)
+    if not flat.all():
+        distance = np.minimum(np.asarray(distance_transform_edt(flat)), distance)
     distance = _equalised(uniform_filter(distance, 3, mode="mirror").astype(np.uint8))
     lit = np.clip(correlate(distance.astype(float), _LIGHT, mode="mirror"), 0, WHITE)
     return np.round(uniform_filter(lit, 3, mode="mirror")).astype(np.uint8)

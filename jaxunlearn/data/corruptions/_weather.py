@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.data.corruptions import _planes
-from jaxunlearn.data.corruptions._planes import WHITE, drawn, filtered, levels
+from jaxunlearn.data.corruptions._planes import WHITE, drawn, filtered, levels, uniform
 
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 _ICE = np.array([146.0, 167.0, 179.0], np.float32)  # mean colour of the five published photos
@@ -47,7 +47,7 @@ def plasma(key: Key, size: int, decay: jax.Array) -> jax.Array:
     ones plus a uniform number of up to w^2, w = 100 at first and divided by `decay` at each scale.
     """
     side = 1 << (size - 1).bit_length()
-    draws = jax.random.uniform(key, (side * side,), minval=-1, maxval=1)
+    draws = 2 * uniform(key, (side * side,)) - 1
     heights, used, wibble = jnp.zeros((1, 1)), 1, jnp.float32(100)
     while len(heights) < side:
         n = len(heights)
