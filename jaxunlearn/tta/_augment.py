@@ -96,7 +96,8 @@ def _checked(factors: Factors | Mapping[str, Any], shape: tuple[int, ...]) -> Fa
         for name in factors:
             checks.one_of("a name of factors", name, Factors._fields)
         factors = Factors(**factors)
-    if not isinstance(factors.order, Tracer) and sorted(np.asarray(factors.order)) != [*range(5)]:
+    is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(factors.order))
+    if not is_traced and sorted(np.asarray(factors.order)) != [*range(5)]:
         raise ValueError(f"order is {factors.order}; a permutation of 0 to 4 is needed")
     if factors.noise is not None and np.shape(factors.noise) not in ((), shape):
         raise ValueError(f"noise is {list(np.shape(factors.noise))}; {list(shape)} is needed")

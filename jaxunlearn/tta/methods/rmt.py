@@ -38,6 +38,9 @@ class RMT(Contrasting):
     def __post_init__(self):
         super().__post_init__()
         checks.at_least("lambda_src", self.lambda_src, 0)
+        for name in ("ema", "alpha"):
+            if not 0 <= checks.at_least(name, getattr(self, name), 0) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; 0 to 1 are allowed")
         checks.whole("warm_up_samples", self.warm_up_samples, 0)
         checks.share("ema", self.ema)
         checks.share("alpha", self.alpha)
