@@ -18,8 +18,8 @@ from benchmarks.harness import Measured, Row, agree, best_of, measure
 from benchmarks.peers import torch_tta
 from jaxunlearn import nn, tta
 from jaxunlearn.core import mesh
-from jaxunlearn.tta import adaptation, lanes
-from jaxunlearn.tta._run import batches, deploy
+from jaxunlearn.tta import adaptation, lanes, streams
+from jaxunlearn.tta.deployment import deploy
 
 BATCH, N_SOURCE, WIDTH = 200, 2000, 64
 MODEL = nn.wide_resnet(16, 1)
@@ -71,12 +71,16 @@ def stream(method, n: int, n_runs: int = 1):
     """A call that adapts to n images, of some runs at once."""
     params, stats, source = network()
     deployment = deploy(MODEL, params, stats, (32, 32, 3), BATCH, source)
-    tables = batches(np.arange(n), BATCH)
+    tables = streams.batches(streams.in_order(n), BATCH)
     n_steps = len(tables["rows"])
     keys = [jax.random.key(i) for i in range(n_runs)]
     runs = lanes.begin(method, deployment, keys)
     data = adaptation.data(method, deployment, images(n), tables)
-    stacked = {name: jnp.stack([jnp.asarray(table)] * n_runs) for name, table in tables.items()}
+    stacked = {
+        name: jnp.stack([jnp.asarray(table)] * n_runs)
+        for name, table in tables.items()
+        if name != "place"
+    }
     own = {name: runs[name] for name in ("shared", "initial")}
     how = {"method": method, "network": deployment.network, "n_steps": n_steps}
 

@@ -16,11 +16,12 @@ from jaxunlearn.core import loop, tree
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.step import Step, TrainState
 from jaxunlearn.data import Joined
+from jaxunlearn.tta import deployment as deployments
 from jaxunlearn.tta import masked
-from jaxunlearn.tta import network as networks
+from jaxunlearn.tta.deployment import Deployment
 from jaxunlearn.tta.feed import Feed
 from jaxunlearn.tta.method import Method
-from jaxunlearn.tta.network import Deployment, Network
+from jaxunlearn.tta.network import Network
 from jaxunlearn.tta.replay import replayed
 
 Shared = dict[str, Any]
@@ -36,7 +37,7 @@ def begin(method: Method, deployment: Deployment, key: Key) -> tuple[TrainState,
             f"source is None; {type(method).__name__} needs images and labels of the source"
         )
     if method.reads_features:
-        networks.n_features(deployment)
+        deployments.n_features(deployment)
     state, shared = method.start(deployment, fold(key, "start"))
     state = jax.tree.map(jnp.copy, state)  # to be donated, while the caller's stays valid
     n_steps = method.warm_up_steps(deployment.batch_size)
@@ -51,7 +52,7 @@ def begin(method: Method, deployment: Deployment, key: Key) -> tuple[TrainState,
 def data(method: Method, deployment: Deployment, images: Any, tables: Shared) -> Joined:
     """What the steps of a stream read; see `Feed`."""
     first = method.warm_up_steps(deployment.batch_size)
-    tables = {name: jnp.asarray(table) for name, table in tables.items()}
+    tables = {name: jnp.asarray(table) for name, table in tables.items() if name != "place"}
     sources: dict[str, Any] = {"test": Feed(jnp.asarray(images), tables, first)}
     if method.replays:
         sources |= _sources(deployment).sources

@@ -11,11 +11,11 @@ from jaxunlearn.core import checks
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.step import Metrics, TrainState, init_state
 from jaxunlearn.core.tree import Tree
+from jaxunlearn.tta import deployment as deployments
 from jaxunlearn.tta import losses, projector, prototypes, views
-from jaxunlearn.tta import network as networks
 from jaxunlearn.tta._augment import DEFAULT
+from jaxunlearn.tta.deployment import Deployment
 from jaxunlearn.tta.method import Method, descend
-from jaxunlearn.tta.network import Deployment
 from jaxunlearn.tta.prototypes import Prototypes
 
 
@@ -53,7 +53,7 @@ class Contrasting(Method):
     def start(self, deployment: Deployment, key: Key) -> tuple[TrainState, dict[str, Any]]:
         """The source's prototypes, and the projector beside the network."""
         state, shared = super().start(deployment, key)
-        n_features = networks.n_features(deployment)
+        n_features = deployments.n_features(deployment)
         heads = projector.start(self.projection, n_features, fold(key, "projector"))
         extra = {"projector": init_state(heads, self.transformation())}
         of_source = prototypes.of_source(deployment, fold(key, "prototypes"))

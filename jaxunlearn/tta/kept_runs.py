@@ -12,8 +12,8 @@ from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.keys import Key
 from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.tta import adaptation, lanes
+from jaxunlearn.tta.deployment import Deployment
 from jaxunlearn.tta.method import Method
-from jaxunlearn.tta.network import Deployment
 
 _MOST = 50  # batches of a block
 

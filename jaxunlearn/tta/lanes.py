@@ -11,8 +11,9 @@ from jaxunlearn.core import tree
 from jaxunlearn.core.keys import Key
 from jaxunlearn.tta import adaptation
 from jaxunlearn.tta.adaptation import Shared
+from jaxunlearn.tta.deployment import Deployment
 from jaxunlearn.tta.method import Method
-from jaxunlearn.tta.network import Deployment, Network
+from jaxunlearn.tta.network import Network
 
 Lanes = dict[str, Any]
 

@@ -22,7 +22,8 @@ from jaxunlearn.core.keys import Key
 from jaxunlearn.core.step import Step, TrainState, init_state
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.tta import network as networks
-from jaxunlearn.tta.network import Deployment, Network
+from jaxunlearn.tta.deployment import Deployment
+from jaxunlearn.tta.network import Network
 
 
 @dataclasses.dataclass(frozen=True)

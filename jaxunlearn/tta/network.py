@@ -77,35 +77,6 @@ class Network(NamedTuple):
         return jax.tree.map(lambda leaf: leaf.astype(self.compute), part)
 
 
-class Samples(NamedTuple):
-    """Labelled images of the source domain: x [n, H, W, C] in [0, 1] (or uint8), y int [n]."""
-
-    x: Any
-    y: Any
-
-
-class Deployment(NamedTuple):
-    """A trained network and what is known when it is deployed.
-
-    Attributes:
-        network: the network.
-        params: its trained parameters.
-        stats: its running statistics.
-        batch_size: images of a batch.
-        image: shape of an image (H, W, C).
-        n_classes: number of classes.
-        source: images that it was trained on, for methods that ask for them.
-    """
-
-    network: Network
-    params: Tree
-    stats: Tree
-    batch_size: int
-    image: tuple[int, int, int]
-    n_classes: int
-    source: Samples | None = None
-
-
 def everything(params: Tree) -> Tree:
     """A mask that trains all parameters."""
     return jax.tree.map(lambda _: True, params)
@@ -150,21 +121,3 @@ def without_last_blocks(grads: Tree) -> Tree:
 
     leaves = [cut(name, leaf) for name, leaf in tree.named(grads).items()]
     return jax.tree.unflatten(jax.tree.structure(grads), leaves)
-
-
-def n_features(deployment: Deployment) -> int:
-    """How many features the network gives.
-
-    Raises:
-        ValueError: it gives none.
-    """
-    example = jax.ShapeDtypeStruct((deployment.batch_size, *deployment.image), jnp.float32)
-    try:
-        network, params, stats = deployment.network, deployment.params, deployment.stats
-        _, features = jax.eval_shape(network.features, params, stats, example)
-    except TypeError as error:
-        raise ValueError(
-            "the network does not give its features, which this method reads: a switch "
-            f"`return_features`, for (logits, features), is needed ({error})"
-        ) from error
-    return features.shape[-1]

@@ -10,7 +10,8 @@ from jaxunlearn.core import loop
 from jaxunlearn.core.keys import Key
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.tta import masked
-from jaxunlearn.tta.network import Deployment, Network, n_features
+from jaxunlearn.tta.deployment import Deployment, n_features
+from jaxunlearn.tta.network import Network
 from jaxunlearn.tta.replay import Replay, replayed
 
 MOST = 100_000  # no further batch is read after so many images

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.pixels import as_float
-from jaxunlearn.tta.network import Samples
+from jaxunlearn.tta.deployment import Samples
 
 
 @jax.tree_util.register_dataclass

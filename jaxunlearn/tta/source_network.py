@@ -16,7 +16,7 @@ from jaxunlearn.core.model import Model
 from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import augment, batches
-from jaxunlearn.tta.network import Samples
+from jaxunlearn.tta.deployment import Samples
 from jaxunlearn.tta.settings import Training
 
 

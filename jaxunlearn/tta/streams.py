@@ -171,6 +171,11 @@ def dirichlet_order(
     raise ValueError(f"delta is {delta}; no draw of {tries} gave every chunk {least} images")
 
 
+def in_order(n: int) -> Stream:
+    """The stream of one array of n images."""
+    return Stream(np.arange(n), np.zeros(n, int), (0,))
+
+
 def batches(
     stream: Stream, batch_size: int, *, reset_every: int | None = None
 ) -> dict[str, np.ndarray]:

@@ -17,10 +17,10 @@ from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.run_folder import Progress, RunFolder, run_record, ticking
 from jaxunlearn.core.study import Where
 from jaxunlearn.core.tree import Tree
-from jaxunlearn.tta import _run, choice, kept_runs, material, measures, source_network, streams
+from jaxunlearn.tta import choice, kept_runs, material, measures, source_network, streams
+from jaxunlearn.tta.deployment import Deployment, Samples, deploy
 from jaxunlearn.tta.material import Material
 from jaxunlearn.tta.method import Method
-from jaxunlearn.tta.network import Deployment, Samples
 from jaxunlearn.tta.plugins import Plugin
 from jaxunlearn.tta.settings import Settings
 from jaxunlearn.tta.source_network import Trained
@@ -79,7 +79,7 @@ def prepare(
         network = _network(settings, image, dataset.n_classes, plugins)
     batch = settings.window or settings.batch_size
     like = _like(network)
-    _run.deploy(network.model, *like, image, batch, (source.x, source.y))
+    deploy(network.model, *like, image, batch, (source.x, source.y))
     made = material.planned(settings, dataset)
     if made.image != image:
         raise ValueError(
@@ -173,7 +173,7 @@ def execute(job: Job, progress: Progress = study.quiet) -> dict[str, Any]:
         params, stats = _source(job, progress)
         ticks = ticking(job.folder, "images", len(job.material.domains), progress)
         images = job.material.make(ticks)
-        deployment = _run.deploy(
+        deployment = deploy(
             job.network.model,
             params,
             stats,

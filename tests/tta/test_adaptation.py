@@ -7,8 +7,15 @@ import pytest
 
 from jaxunlearn import nn, tta
 from jaxunlearn.core import checkpoint, resume, tree
-from jaxunlearn.tta import adaptation, kept_runs, lanes
-from jaxunlearn.tta._run import batches, deploy
+from jaxunlearn.tta import adaptation, kept_runs, lanes, streams
+from jaxunlearn.tta.deployment import deploy
+
+
+def batches(rows, size):
+    """Tables of rows in their order."""
+    stream = streams.Stream(rows, np.zeros(len(rows), int), (0,))
+    return streams.batches(stream, size)
+
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(size=(22, 8, 8, 3)).astype("float32")
@@ -79,8 +86,7 @@ def runs_of(method, tmp, keys, tables):
 def orders(n):
     tables = [batches(np.random.default_rng(i).permutation(22), 8) for i in range(n)]
     stacked = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
-    places = np.broadcast_to(np.minimum(np.arange(24), 21).reshape(3, 8), (n, 3, 8))
-    return stacked | {"place": places}
+    return stacked
 
 
 def test_runs_side_by_side_are_separate_runs(tmp_path):

@@ -110,7 +110,7 @@ def test_resets_keep_what_the_published_code_keeps():
     """SAR's momentum and CMF's variance outlive a reset, all else does not."""
     for name, kept in (("sar", "opt_state"), ("cmf", "extra")):
         method = tta.METHODS[name]()
-        deployment = tta.adaptation.Deployment(
+        deployment = tta.deployment.Deployment(
             tta.network.Network(MODEL), *network(30.0), BATCH, (8, 8, 3), K
         )
         initial, shared = method.start(deployment, KEY)

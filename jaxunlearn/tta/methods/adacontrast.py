@@ -11,8 +11,9 @@ from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.losses import cross_entropy
 from jaxunlearn.core.step import Step, TrainState
 from jaxunlearn.tta import banks, contrast_views, masked, views
+from jaxunlearn.tta.deployment import Deployment, n_features
 from jaxunlearn.tta.method import Method, descend, student
-from jaxunlearn.tta.network import Deployment, Network, n_features
+from jaxunlearn.tta.network import Network
 
 REFINED_AFTER = 1024  # images, after which neighbours decide on pseudo-labels
 

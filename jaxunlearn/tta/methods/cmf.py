@@ -11,8 +11,8 @@ from jaxunlearn.core.keys import Key
 from jaxunlearn.core.step import TrainState
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.tta import filters
+from jaxunlearn.tta.deployment import Deployment
 from jaxunlearn.tta.methods.roid import Weighted
-from jaxunlearn.tta.network import Deployment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,10 @@ from jaxunlearn.core.step import Step, TrainState, gradient_step, with_frozen
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.tta import masked, views
 from jaxunlearn.tta._augment import DEFAULT
+from jaxunlearn.tta.deployment import Deployment
 from jaxunlearn.tta.losses import soft_cross_entropy, symmetric_cross_entropy
 from jaxunlearn.tta.method import Method
-from jaxunlearn.tta.network import Deployment, Network
+from jaxunlearn.tta.network import Network
 
 
 @dataclasses.dataclass(frozen=True)

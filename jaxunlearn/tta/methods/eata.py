@@ -13,8 +13,9 @@ from jaxunlearn.core.pixels import as_float
 from jaxunlearn.core.step import Step, TrainState
 from jaxunlearn.core.tree import Tree, combine
 from jaxunlearn.tta import filters, losses, masked
+from jaxunlearn.tta.deployment import Deployment
 from jaxunlearn.tta.method import Method, counted, descend
-from jaxunlearn.tta.network import Deployment, Network, norm_affine
+from jaxunlearn.tta.network import Network, norm_affine
 from jaxunlearn.tta.replay import replayed
 
 _MOST = 2000  # images of the source that the Fisher information is taken of

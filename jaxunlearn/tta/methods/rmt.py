@@ -11,9 +11,10 @@ from jaxunlearn.core.losses import cross_entropy
 from jaxunlearn.core.step import Step, TrainState
 from jaxunlearn.tta import masked
 from jaxunlearn.tta.contrasting import Contrasting
+from jaxunlearn.tta.deployment import Deployment
 from jaxunlearn.tta.losses import symmetric_cross_entropy
 from jaxunlearn.tta.method import descend, student
-from jaxunlearn.tta.network import Deployment, Network
+from jaxunlearn.tta.network import Network
 
 
 @dataclasses.dataclass(frozen=True)

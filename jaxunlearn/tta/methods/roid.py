@@ -15,8 +15,9 @@ from jaxunlearn.core.step import Step, TrainState
 from jaxunlearn.core.tree import Tree, combine
 from jaxunlearn.tta import filters, losses, masked, views
 from jaxunlearn.tta._augment import CLEAR
+from jaxunlearn.tta.deployment import Deployment
 from jaxunlearn.tta.method import Method, descend
-from jaxunlearn.tta.network import Deployment, Network, norm_affine
+from jaxunlearn.tta.network import Network, norm_affine
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,10 @@ from jaxunlearn.core.step import Step, TrainState, gradient_step, with_frozen
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.tta import masked, memory, views
 from jaxunlearn.tta._augment import DEFAULT
+from jaxunlearn.tta.deployment import Deployment
 from jaxunlearn.tta.losses import soft_cross_entropy
 from jaxunlearn.tta.method import Method
-from jaxunlearn.tta.network import Deployment, Network, norm_affine
+from jaxunlearn.tta.network import Network, norm_affine
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,9 @@ from jaxunlearn.core.step import Step, TrainState
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.tta import masked
 from jaxunlearn.tta.contrasting import Contrasting
+from jaxunlearn.tta.deployment import Deployment
 from jaxunlearn.tta.losses import soft_cross_entropy
-from jaxunlearn.tta.network import Deployment, Network, norm_affine
+from jaxunlearn.tta.network import Network, norm_affine
 
 
 @dataclasses.dataclass(frozen=True)

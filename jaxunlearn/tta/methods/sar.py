@@ -12,8 +12,9 @@ from jaxunlearn.core.keys import Key
 from jaxunlearn.core.step import Step, TrainState
 from jaxunlearn.core.tree import Tree, combine
 from jaxunlearn.tta import filters, losses, masked
+from jaxunlearn.tta.deployment import Deployment
 from jaxunlearn.tta.method import Method, descend
-from jaxunlearn.tta.network import Deployment, Network, early_norm_affine, without_last_blocks
+from jaxunlearn.tta.network import Network, early_norm_affine, without_last_blocks
 
 
 @dataclasses.dataclass(frozen=True)
