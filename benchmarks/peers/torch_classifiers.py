@@ -3,6 +3,8 @@
 Each `forward` gives logits and the features before the last layer.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -12,22 +14,31 @@ def conv(n_in, n_out, size, stride=1, groups=1):
     return nn.Conv2d(n_in, n_out, size, stride, size // 2, groups=groups, bias=False)
 
 
-def chain(place, n_blocks, block, n_in, widths, expansion=1):
-    """Stages of blocks; each stage after the first starts with a stride of 2."""
-    stages = {}
-    for stage, (n, width) in enumerate(zip(n_blocks, widths, strict=True)):
-        blocks = []
-        for i in range(n):
-            blocks.append(block(n_in, width, 2 if stage and i == 0 else 1))
-            n_in = width * expansion
-        stages[place.format(stage + 1)] = nn.Sequential(*blocks)
-    return stages
+class Staged(nn.Module):
+    """Stages of blocks under the names that files have; later stages start with a stride of 2."""
+
+    def __init__(self, place, n_blocks, block, n_in, widths, expansion=1):
+        super().__init__()
+        self.places = [place.format(i) for i in range(1, len(widths) + 1)]
+        for stage, (n, width) in enumerate(zip(n_blocks, widths, strict=True)):
+            blocks = []
+            for i in range(n):
+                blocks.append(block(n_in, width, 2 if stage and i == 0 else 1))
+                n_in = width * expansion
+            name, _, inner = self.places[stage].partition(".")
+            layer = nn.Sequential(*blocks)
+            self.add_module(name, nn.ModuleDict({inner: layer}) if inner else layer)
+
+    def through(self, x):
+        for place in self.places:
+            x = self.get_submodule(place)(x)
+        return x
 
 
 class PreActivation(nn.Module):
     """BatchNorm, ReLU and 3x3 convolution, twice."""
 
-    def __init__(self, n_in, n_out, stride, norm=nn.BatchNorm2d):
+    def __init__(self, n_in, n_out, stride, norm: Callable[[int], nn.Module] = nn.BatchNorm2d):
         super().__init__()
         self.bn1, self.conv1 = norm(n_in), conv(n_in, n_out, 3, stride)
         self.bn2, self.conv2 = norm(n_out), conv(n_out, n_out, 3)
@@ -58,38 +69,30 @@ class GroupNormBlock(PreActivation):
         return torch.cat([shortcut, zeros], 1) + self.residual(functional.relu(self.bn1(x)))
 
 
-class WideResNet(nn.Module):
+class WideResNet(Staged):
     """RobustBench's WideResNet."""
 
     def __init__(self, depth, width, n_classes=10):
-        super().__init__()
-        n = (depth - 4) // 6
         sizes = [16 * width, 32 * width, 64 * width]
+        super().__init__("block{}.layer", [(depth - 4) // 6] * 3, WideBlock, 16, sizes)
         self.conv1 = conv(3, 16, 3)
-        for name, layer in chain("block{}", [n] * 3, WideBlock, 16, sizes).items():
-            setattr(self, name, nn.ModuleDict({"layer": layer}))
         self.bn1, self.fc = nn.BatchNorm2d(sizes[-1]), nn.Linear(sizes[-1], n_classes)
 
     def forward(self, x):
-        x = self.conv1(x)
-        for group in (self.block1, self.block2, self.block3):
-            x = group["layer"](x)
-        features = functional.relu(self.bn1(x)).mean((2, 3))
+        features = functional.relu(self.bn1(self.through(self.conv1(x)))).mean((2, 3))
         return self.fc(features), features
 
 
-class ResNet26(nn.Module):
+class ResNet26(Staged):
     """With GroupNorm, as test-time training has it; normalises images by .5 and .5."""
 
     def __init__(self, n_classes=10):
-        super().__init__()
+        super().__init__("layer{}", [4] * 3, GroupNormBlock, 16, [16, 32, 64])
         self.conv1 = conv(3, 16, 3)
-        for name, layer in chain("layer{}", [4] * 3, GroupNormBlock, 16, [16, 32, 64]).items():
-            setattr(self, name, layer)
         self.bn, self.fc = nn.GroupNorm(8, 64), nn.Linear(64, n_classes)
 
     def forward(self, x):
-        x = self.layer3(self.layer2(self.layer1(self.conv1((x - 0.5) / 0.5))))
+        x = self.through(self.conv1((x - 0.5) / 0.5))
         features = functional.relu(self.bn(x)).mean((2, 3))
         return self.fc(features), features
 
@@ -116,22 +119,19 @@ class Bottleneck(nn.Module):
         return functional.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNet50(nn.Module):
+class ResNet50(Staged):
     """torchvision's, behind ImageNet's normalisation."""
 
     def __init__(self, n_classes=1000):
-        super().__init__()
+        super().__init__("layer{}", [3, 4, 6, 3], Bottleneck, 64, [64, 128, 256, 512], 4)
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
-        widths = [64, 128, 256, 512]
-        for name, layer in chain("layer{}", [3, 4, 6, 3], Bottleneck, 64, widths, 4).items():
-            setattr(self, name, layer)
         self.fc = nn.Linear(2048, n_classes)
 
     def forward(self, x):
         mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
         x = (x - mean[:, None, None]) / deviation[:, None, None]
         x = functional.max_pool2d(functional.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        features = self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3))
+        features = self.through(x).mean((2, 3))
         return self.fc(features), features
 
 
@@ -152,20 +152,17 @@ class ResNeXtBlock(nn.Module):
         return functional.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNeXt29(nn.Module):
+class ResNeXt29(Staged):
     """RobustBench's Hendrycks2020AugMix_ResNeXt, which normalises images by .5 and .5."""
 
     def __init__(self, n_classes=10):
-        super().__init__()
+        super().__init__("stage_{}", [3] * 3, ResNeXtBlock, 64, [64, 128, 256], 4)
         self.conv_1_3x3, self.bn_1 = conv(3, 64, 3), nn.BatchNorm2d(64)
-        widths = [64, 128, 256]
-        for name, layer in chain("stage_{}", [3] * 3, ResNeXtBlock, 64, widths, 4).items():
-            setattr(self, name, layer)
         self.classifier = nn.Linear(1024, n_classes)
 
     def forward(self, x):
         x = functional.relu(self.bn_1(self.conv_1_3x3((x - 0.5) / 0.5)))
-        features = self.stage_3(self.stage_2(self.stage_1(x))).mean((2, 3))
+        features = self.through(x).mean((2, 3))
         return self.classifier(features), features
 
 

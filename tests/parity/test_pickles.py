@@ -39,10 +39,8 @@ def test_the_lines_convert(tmp_path, files, made):
 
 @pytest.mark.parametrize("inner", [None, "state_dict", "net", "model"])
 def test_the_lines_for_a_single_file_convert(tmp_path, inner):
-    weights = {
-        "fc.weight": torch.arange(6.0).reshape(2, 3).T,
-        "bn.num_batches_tracked": torch.tensor(7),
-    }
+    turned = torch.arange(6.0).reshape(2, 3).T
+    weights = {"fc.weight": turned, "bn.num_batches_tracked": torch.tensor(7)}
     file = tmp_path / "Standard.pt"
     torch.save(weights if inner is None else {inner: weights, "epoch": 3}, file)
     with pytest.raises(ValueError, match="Standard.pt is pickled") as refused:
@@ -51,4 +49,4 @@ def test_the_lines_for_a_single_file_convert(tmp_path, inner):
     code = "\n".join(line.removeprefix("    ") for line in lines)
     exec("import torch, safetensors.torch\n" + code)
     stored = folder.tensors_at(tmp_path / "Standard.safetensors", ignore=".*tracked")
-    np.testing.assert_array_equal(stored["fc.weight"][...], weights["fc.weight"].numpy())
+    np.testing.assert_array_equal(stored["fc.weight"][...], turned.numpy())

@@ -83,4 +83,4 @@ def test_what_is_no_augmentation_is_named():
     with pytest.raises(ValueError, match="augment is 'strong'"):
         views.augmentation("strong", DEFAULT)
     with pytest.raises(ValueError, match="padding"):
-        tta.augment(jnp.asarray(IMAGES), {}, padding="zeros")  # type: ignore
+        tta.augment(jnp.asarray(IMAGES), {}, padding="zeros")

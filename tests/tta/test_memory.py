@@ -127,7 +127,7 @@ def test_prototypes_are_means_of_classes_and_absent_ones_are_never_nearest():
 
 
 def test_a_network_without_features_is_named():
-    plain = from_nnx(lambda rngs: nn.layers.batch_norm.BatchNorm(3))
+    plain = from_nnx(lambda rngs: nn.BatchNorm(3))
     params, stats = plain.init(KEY)
     x = RNG.uniform(size=(4, 2, 2, 3)).astype("float32")
     with pytest.raises(ValueError, match="features"):
