@@ -207,6 +207,8 @@ def test_ctrl_c_at_any_time_is_130_and_the_run_goes_on(tmp_path, seconds):
     tiny = ["--n-train", "200", "--n-models", "2", "--methods", "none", "--out", "run"]
     tiny += ["--training.epochs", "1", "--forget-size", "8", "--training.batch-size", "40"]
     command = [sys.executable, "-m", "jaxunlearn", "unlearn", *tiny]
+    # A shell's background jobs ignore Ctrl-C, and with them what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
