@@ -250,6 +250,12 @@ def test_pictures_are_turned_upright(tmp_path, orientation, ending):
     np.testing.assert_array_equal(data.images([file], upright.shape)[0], upright)
 
 
+def test_broken_exif_data_turn_nothing(tmp_path):
+    file = tmp_path / "a.png"
+    Image.fromarray(X[0]).save(file, exif=b"Exif\0\0no header")
+    np.testing.assert_array_equal(data.images([file], X[0].shape)[0], X[0])
+
+
 def test_transparency_is_alpha_however_it_is_stored(tmp_path):
     hidden = np.zeros((4, 4), np.uint8)
     hidden[2:] = 1
