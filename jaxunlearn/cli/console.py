@@ -178,12 +178,14 @@ def write_json(path: Path | None, content: Any) -> None:
     """
     if path is None:
         return
+    from jaxunlearn.core import folders
     from jaxunlearn.core.disk import replacing
 
     if not isinstance(content, bytes):
         content = (json.dumps(content, indent=1) + "\n").encode()
     number = _standard_stream(path)
     if number is None and not _is_special(path):
+        folders.sweep_beside(path)
         with replacing(path) as file:
             file.write(content)
         return

@@ -32,6 +32,16 @@ def test_a_file_is_replaced_at_once(tmp_path):
     assert os.listdir(tmp_path) == ["x.json"]
 
 
+def test_what_killed_processes_left_of_a_file_goes_with_the_next(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    kept = (f".x.json.{os.getppid()}", f".y.json.{ended.pid}", f"x.json.{ended.pid}", ".x.json.old")
+    for name in (f".x.json.{ended.pid}", f".x.json.{'9' * 30}", *kept):
+        (tmp_path / name).write_text("half")
+    written(tmp_path / "x.json", [1])
+    assert sorted(os.listdir(tmp_path)) == sorted((*kept, "x.json"))
+
+
 def test_what_is_no_regular_file_is_written_to_as_it_is(tmp_path):
     kept = tmp_path / "kept.json"
     kept.write_text("a longer text than what follows")

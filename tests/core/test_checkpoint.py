@@ -1,4 +1,6 @@
 import contextlib
+import random
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -158,6 +160,30 @@ def test_a_damaged_checkpoint_of_an_earlier_version_is_named(state, tmp_path):
             file.write_bytes(b"")
     with pytest.raises(disk.DamagedError, match="a is damaged"):
         checkpoint.restore(tmp_path / "a", state)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_mutated_checkpoint_is_whole_or_named(state, tmp_path, signed):
+    rng = random.Random(0)
+    checkpoint.save(tmp_path / "whole", state)
+    if not signed:  # of an earlier version
+        (tmp_path / "whole" / "checksums.json").unlink()
+    files = [f.relative_to(tmp_path / "whole") for f in (tmp_path / "whole").rglob("*")]
+    files = sorted(f for f in files if (tmp_path / "whole" / f).is_file())
+    named = 0
+    for number in range(60):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole", folder)
+        raw = bytearray((folder / rng.choice(files)).read_bytes())  # perhaps of another file
+        raw = raw[: rng.choice([len(raw), rng.randrange(len(raw) + 1)])] or bytearray(b"[")
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        (folder / rng.choice(files)).write_bytes(raw)
+        try:
+            chex.assert_trees_all_equal(checkpoint.restore(folder, state), state)
+        except ValueError as error:
+            assert str(folder) in str(error)
+            named += 1
+    assert named == 60 if signed else named > 5
 
 
 def test_a_kill_while_replacing_leaves_a_whole_checkpoint(state, tmp_path, monkeypatch):
