@@ -62,6 +62,6 @@ __getattr__, __dir__ = exports(
     __name__,
     "adapters chat checkpoint checks chunks configuration disk ema ensemble extras finite folders"
     " keys loop losses members mesh model optimizers pixels products readers records resume"
-    " run_folder sources stages step study tree typed".split(),
+    " run_folder sources stages step streams study tree typed".split(),
     {"EarlyStop": "loop", "Model": "model", "Stage": "stages", "TrainState": "step"},
 )

@@ -160,9 +160,12 @@ def scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
     if image.shape[:2] == (height, width):
         return image
-    planes = [Image.fromarray(image[:, :, c].astype(np.float32)) for c in range(image.shape[2])]
     how = Image.Resampling.BILINEAR
-    resized = [np.asarray(plane.resize((width, height), how)) for plane in planes]
+    kind = np.uint8 if image.dtype == np.uint8 else np.float32
+    resized = []
+    for c in range(image.shape[2]):  # one at a time: in float32 an image takes four times its room
+        plane = Image.fromarray(image[:, :, c].astype(kind)).convert("F")
+        resized.append(np.asarray(plane.resize((width, height), how)))
     joined = np.stack(resized, axis=-1)
     return np.round(joined).astype(np.uint8) if image.dtype == np.uint8 else joined
 
