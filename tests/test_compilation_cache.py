@@ -34,6 +34,27 @@ def test_a_broken_entry_costs_a_compilation_and_nothing_else(tmp_path, monkeypat
     assert run() == before
 
 
+def test_a_verb_says_nothing_of_a_broken_entry(tmp_path):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    command = [
+        sys.executable,
+        "-c",
+        "from jaxunlearn.cli import programs; programs.keep()" + PROGRAM,
+    ]
+
+    def run():
+        home = {"XDG_CACHE_HOME": str(tmp_path)}
+        return subprocess.run(command, env=kept | home, capture_output=True, text=True, check=True)
+
+    before = run()
+    entries = list(tmp_path.rglob("*-cache"))
+    assert entries
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
+    after = run()
+    assert after.stdout == before.stdout and not after.stderr
+
+
 def test_library_experiments_and_benchmarks_do_not_read_it(request):
     """Verbs do; who imports the library decides alone."""
     folders = [

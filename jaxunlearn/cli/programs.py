@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import warnings
 from pathlib import Path
 
 _MOST = 2**30  # bytes; above it the programs that were not used for the longest time go
@@ -37,6 +38,8 @@ def keep(name: str = "xla") -> None:
         _trim(place.parent)
     except OSError:  # nothing is kept on a full disk, or where nothing can be written
         return
+    # a broken entry is compiled again, which needs no word
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(place))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,12 @@ def scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
     if image.shape[:2] == (height, width):
         return image
-    planes = [Image.fromarray(image[:, :, c].astype(np.float32)) for c in range(image.shape[2])]
     how = Image.Resampling.BILINEAR
-    resized = [np.asarray(plane.resize((width, height), how)) for plane in planes]
+    kind = np.uint8 if image.dtype == np.uint8 else np.float32
+    resized = []
+    for c in range(image.shape[2]):  # one at a time: in float32 an image takes four times its room
+        plane = Image.fromarray(image[:, :, c].astype(kind)).convert("F")
+        resized.append(np.asarray(plane.resize((width, height), how)))
     joined = np.stack(resized, axis=-1)
     return np.round(joined).astype(np.uint8) if image.dtype == np.uint8 else joined
 
@@ -178,7 +182,7 @@ def pixels(where: str, data: bytes, mode: str | None = None) -> np.ndarray:
     The mode is Pillow's name of the wanted channels, as prepared sets have them. None is for images
     as people see them: with their own channels, but RGB of palettes, CMYK and YCbCr, and RGBA where
     pixels may be transparent (an alpha channel, also of grey images, or a tRNS chunk, also of
-    palettes); turned as their EXIF data say.
+    palettes); turned as their EXIF data say, unless those are broken.
 
     Raises:
         ValueError: no image, a truncated one, one of other than 8 bits a channel, or one of more
@@ -196,9 +200,19 @@ def pixels(where: str, data: bytes, mode: str | None = None) -> np.ndarray:
             stored, is_own = _mode(image), mode is None
             mode = mode or stored
             array = np.asarray(image if image.mode == mode else image.convert(mode))
-            orientation = image.getexif().get(_ORIENTATION) if is_own else None
+            orientation = _orientation(image) if is_own else 1
         array = _UPRIGHT.get(orientation, lambda x: x)(array)
         return array[:, :, None] if array.ndim == 2 else array
+
+
+def _orientation(image: Any) -> Any:
+    """What the EXIF data say; that of a broken block is 1, as viewers have it."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises whatever its readers do
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _check_size(image: Any) -> None:

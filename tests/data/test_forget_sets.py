@@ -137,3 +137,22 @@ def test_uint8_images_give_the_sets_of_their_floats():
             forget_sets.principal_component(images, 3, 1, both_ends=True),
             forget_sets.principal_component(images / 255, 3, 1, both_ends=True),
         )
+
+
+@pytest.mark.parametrize("bad", [3.0, True, "3", None, np.float32(2), [2]])
+def test_sizes_and_classes_are_whole_numbers(bad):
+    x, y = np.arange(40.0).reshape(10, 4) ** 2, np.arange(10) % 3
+    for draw, name in (
+        (lambda: forget_sets.random(10, bad), "forget_size"),
+        (lambda: forget_sets.random(bad, 1), "n"),
+        (lambda: forget_sets.class_restricted(y, 1, bad), "forget_size"),
+        (lambda: forget_sets.class_restricted(y, bad, 1), "forget_class"),
+        (lambda: forget_sets.cluster(x, y, 1, bad), "forget_size"),
+        (lambda: forget_sets.principal_component(x, bad), "forget_size"),
+        (lambda: forget_sets.principal_component(x, 2, bad), "component"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} is .*a whole number is needed"):
+            draw()
+    for n in (5, 20):
+        with pytest.raises(ValueError, match=f"features are {n}, but there are 10 labels"):
+            forget_sets.cluster(np.zeros((n, 4)), y, 1, 2)

@@ -1,5 +1,7 @@
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import jax
@@ -250,6 +252,12 @@ def test_pictures_are_turned_upright(tmp_path, orientation, ending):
     np.testing.assert_array_equal(data.images([file], upright.shape)[0], upright)
 
 
+def test_broken_exif_data_turn_nothing(tmp_path):
+    file = tmp_path / "a.png"
+    Image.fromarray(X[0]).save(file, exif=b"Exif\0\0no header")
+    np.testing.assert_array_equal(data.images([file], X[0].shape)[0], X[0])
+
+
 def test_transparency_is_alpha_however_it_is_stored(tmp_path):
     hidden = np.zeros((4, 4), np.uint8)
     hidden[2:] = 1
@@ -373,3 +381,18 @@ def test_images_beyond_the_machines_memory(make_folder, monkeypatch):
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 1000}.__getitem__)
     with pytest.raises(ValueError, match=r"pets: its 12 images .* more than this machine's memory"):
         data.load(folder)
+
+
+def test_scaling_a_large_picture_takes_no_more_than_twice_its_room():
+    program = """
+import resource, numpy as np
+from jaxunlearn.data._decode import scaled
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+image = np.full((4096, 4096, 4), 7, np.uint8)
+scaled(image[:8, :8], 4, 4)
+before = peak()
+assert (scaled(image, 16, 16) == 7).all()
+print((peak() - before) / image.nbytes)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert float(run.stdout) < 2, run.stderr
