@@ -1,6 +1,5 @@
 """The network that is adapted, as methods see it, and what it is deployed with."""
 
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +8,6 @@ import jax.numpy as jnp
 from jaxunlearn.core import tree
 from jaxunlearn.core.model import Model, Source
 from jaxunlearn.core.tree import Tree
-
-_LAST_BLOCKS = 3  # of a stack of layers, which early_norm_affine's methods leave as they are
 
 
 class Network(NamedTuple):
@@ -99,25 +96,3 @@ def norm_affine(params: Tree) -> Tree:
         for name in names
     ]
     return jax.tree.unflatten(jax.tree.structure(params), chosen)
-
-
-def early_norm_affine(params: Tree) -> Tree:
-    """`norm_affine` without a ResNet's fourth stage and a transformer's last norm (SAR, DeYO)."""
-    chosen = tree.named(norm_affine(params))
-    is_transformer = any(name.startswith("layers/") for name in chosen)
-    last = r"layer4/.*|norm/.*" if is_transformer else r"layer4/.*"
-    kept = [value and not re.fullmatch(last, name) for name, value in chosen.items()]
-    return jax.tree.unflatten(jax.tree.structure(params), kept)
-
-
-def without_last_blocks(grads: Tree) -> Tree:
-    """Gradients of stacked layers [N, ...] with zeros in the last three, which stay (SAR, DeYO)."""
-
-    def cut(name: str, leaf: jax.Array) -> jax.Array:
-        if not name.startswith("layers/"):
-            return leaf
-        is_kept = jnp.arange(leaf.shape[0]) < leaf.shape[0] - _LAST_BLOCKS
-        return jnp.where(is_kept.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
-
-    leaves = [cut(name, leaf) for name, leaf in tree.named(grads).items()]
-    return jax.tree.unflatten(jax.tree.structure(grads), leaves)

@@ -9,15 +9,18 @@ import jax.numpy as jnp
 from jaxunlearn.core import checks
 from jaxunlearn.core.keys import Key
 from jaxunlearn.core.step import Step
-from jaxunlearn.core.tree import Tree, combine
+from jaxunlearn.core.tree import combine
 from jaxunlearn.tta import filters, losses, masked
-from jaxunlearn.tta.method import Method, counted, descend
-from jaxunlearn.tta.network import Network, early_norm_affine, without_last_blocks
+from jaxunlearn.tta.early_norms import EarlyNorms
+from jaxunlearn.tta.method import counted, descend
+from jaxunlearn.tta.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
-class DeYO(Method):
+class DeYO(EarlyNorms):
     """Sure samples count whose answer becomes less likely when their shape is destroyed.
+
+    It trains scales and shifts of norms before the last layers, see `EarlyNorms`.
 
     Attributes:
         margin: a sample is sure if its entropy is below so many times ln K.
@@ -47,10 +50,6 @@ class DeYO(Method):
         for name in ("occlusion_size", "row_start", "column_start"):
             checks.whole(name, getattr(self, name), 0)
 
-    def trainable(self, params: Tree) -> Tree:
-        """Scales and shifts of normalisation layers, without the last ones, as SAR's."""
-        return early_norm_affine(params)
-
     def step(self, network: Network) -> Step:
         """One step; where nothing is kept, nothing moves."""
         rule = self.transformation()
@@ -73,7 +72,7 @@ class DeYO(Method):
             grads, (logits, kept) = jax.grad(loss_of, has_aux=True)(
                 state.params, state, shared, batch, key
             )
-            moved = descend(rule, without_last_blocks(grads), state)
+            moved = descend(rule, grads, state)
             new = masked.where(kept.any(), moved, counted(state))
             return new, {"logits": logits}
 

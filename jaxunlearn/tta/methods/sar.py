@@ -10,19 +10,19 @@ import optax
 from jaxunlearn.core import checks
 from jaxunlearn.core.keys import Key
 from jaxunlearn.core.step import Step, TrainState
-from jaxunlearn.core.tree import Tree, combine
+from jaxunlearn.core.tree import combine
 from jaxunlearn.tta import filters, losses, masked
 from jaxunlearn.tta.deployment import Deployment
-from jaxunlearn.tta.method import Method, descend
-from jaxunlearn.tta.network import Network, early_norm_affine, without_last_blocks
+from jaxunlearn.tta.early_norms import EarlyNorms, without_last_blocks
+from jaxunlearn.tta.method import descend
+from jaxunlearn.tta.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
-class SAR(Method):
+class SAR(EarlyNorms):
     """The entropy of sure samples at the sharpest near point, with recovery from collapse.
 
-    Scales and shifts of the last layers (the fourth stage of a ResNet, the last three blocks and
-    the last norm of a transformer) stay as they are.
+    It trains scales and shifts of norms before the last layers, see `EarlyNorms`.
 
     Attributes:
         margin_e0: a sample is sure if its entropy is below so many times ln K.
@@ -41,10 +41,6 @@ class SAR(Method):
         super().__post_init__()
         for name in ("margin_e0", "rho", "reset_constant"):
             checks.at_least(name, getattr(self, name), 0)
-
-    def trainable(self, params: Tree) -> Tree:
-        """Scales and shifts of normalisation layers, without the last ones."""
-        return early_norm_affine(params)
 
     def start(self, deployment: Deployment, key: Key) -> tuple[TrainState, dict[str, Any]]:
         """No loss has been averaged yet."""
@@ -77,7 +73,7 @@ class SAR(Method):
             factor = self.rho / (optax.tree.norm(grads) + 1e-12)
             near = jax.tree.map(lambda p, g: p + factor * g, state.params, grads)
             (loss, (_, still_sure)), grads = slope(near, *reads, sure)
-            new = descend(rule, without_last_blocks(grads), state)
+            new = descend(rule, grads, state)
             return self._recovered(new, shared, loss, still_sure.any()), {"logits": logits}
 
         return step
