@@ -1,12 +1,13 @@
 """Encoded images (PNG or JPEG) to arrays, whatever they are stored in."""
 
+import contextlib
 import dataclasses
 import io
 import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels: Pillow's name
 MOST_PIXELS = 2**26  # of one image; the cameras of phones have 50 million
 _CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "CMYK": 3, "YCbCr": 3, "LA": 4, "RGBA": 4}
 _ORIENTATION = 274  # EXIF's tag
+_TURNED = (5, 6, 7, 8)  # orientations that are stored with width and height exchanged
 # What turns an image that is stored in each of its orientations upright.
 _UPRIGHT: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda x: x[:, ::-1],
@@ -203,6 +205,27 @@ def pixels(where: str, data: bytes, mode: str | None = None) -> np.ndarray:
             orientation = _orientation(image) if is_own else 1
         array = _UPRIGHT.get(orientation, lambda x: x)(array)
         return array[:, :, None] if array.ndim == 2 else array
+
+
+def two_sizes(files: Iterable[Path]) -> tuple[tuple[int, int], ...]:
+    """Width and height, upright, of the first image and of the first one that differs, if one does.
+
+    Only what stands before the pixels is read; files that cannot be are left to `pixels`.
+    """
+    from PIL import Image
+
+    first = None
+    for file in files:
+        with contextlib.suppress(Exception), Image.open(file, formats=("PNG", "JPEG")) as image:
+            width, height = image.size
+            # Pillow decodes a whole PNG to look for EXIF data behind its pixels.
+            has_exif = image.format == "JPEG" or "exif" in image.info
+            if width != height and has_exif and _orientation(image) in _TURNED:
+                width, height = height, width
+            first = first or (width, height)
+            if first != (width, height):
+                return first, (width, height)
+    return () if first is None else (first,)
 
 
 def _orientation(image: Any) -> Any:

@@ -211,6 +211,8 @@ def test_scaling_is_bilinear(tmp_path, kind):
         )
     with pytest.raises(ValueError, match="size is 0; it must be at least 1"):
         data.load(path, size=0)
+    with pytest.raises(ValueError, match="default_size is 0; it must be at least 1"):
+        data.load(path, default_size=0)
 
 
 def test_folders_are_scaled_when_they_are_decoded_and_kept_by_size(tmp_path):
@@ -233,6 +235,34 @@ def test_folders_are_scaled_when_they_are_decoded_and_kept_by_size(tmp_path):
             data.images([file], (size, size, 3), resize=True)[0], own.x_train[0]
         )
     assert len(list((tmp_path / "cache").glob("pets-*/entry.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("stored", "turned", "found"),
+    [
+        ([(6, 5), (6, 5), (6, 5)], (), None),
+        ([(6, 5), (6, 5), (7, 5)], (), "5x6 and 5x7 among them; all are scaled to 4x4"),
+        ([(6, 5), (5, 6), (6, 5)], (1,), None),
+        ([(6, 5), (6, 5), (6, 5)], (1,), "5x6 and 6x5 among them; all are scaled to 4x4"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_the_default_size_is_for_folders_of_several(
+    tmp_path, own_cache, capsys, ending, stored, turned, found
+):
+    for i, shape in enumerate(stored):
+        (tmp_path / "pets" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        exif[274] = 6 if i in turned else 1
+        file = tmp_path / "pets" / "ab"[i % 2] / f"{i}.{ending}"
+        Image.fromarray(np.full((*shape, 3), 90, np.uint8)).save(file, exif=exif)
+    loaded = data.load(tmp_path / "pets", default_size=4)
+    assert loaded.size == (4 if found else None)
+    assert loaded.x_train.shape[1:3] == ((4, 4) if found else (6, 5))
+    err = capsys.readouterr().err
+    assert found in err if found else "several sizes" not in err
+    assert data.load(tmp_path / "pets", size=3, default_size=4).size == 3
+    assert "several sizes" not in capsys.readouterr().err
 
 
 def save_png(file, x, **more):
