@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from jaxunlearn.cli import programs
 
 TINY = (
@@ -15,6 +17,12 @@ TINY = (
 PROGRAM = """
 import jax, jax.numpy as jnp
 print(jax.jit(lambda x: jnp.sin(x).sum())(jnp.arange(5.0)))
+"""
+
+NO_HOME = """
+import pathlib
+def home(): raise RuntimeError("no home")
+pathlib.Path.home = home
 """
 
 
@@ -34,16 +42,22 @@ def test_a_broken_entry_costs_a_compilation_and_nothing_else(tmp_path, monkeypat
     assert run() == before
 
 
-def test_a_verb_says_nothing_of_a_broken_entry(tmp_path):
+@pytest.mark.parametrize(
+    "kept_by", ["XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"], ids=["us", "the user, no home"]
+)
+def test_a_verb_says_nothing_of_a_broken_entry(tmp_path, kept_by):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    kept["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     command = [
         sys.executable,
         "-c",
-        "from jaxunlearn.cli import programs; programs.keep()" + PROGRAM,
+        ("" if kept_by.startswith("XDG") else NO_HOME)
+        + "from jaxunlearn.cli import programs; programs.keep()"
+        + PROGRAM,
     ]
 
     def run():
-        home = {"XDG_CACHE_HOME": str(tmp_path)}
+        home = {kept_by: str(tmp_path)}
         return subprocess.run(command, env=kept | home, capture_output=True, text=True, check=True)
 
     before = run()

@@ -30,6 +30,8 @@ def folder(name: str) -> Path | None:
 
 def keep(name: str = "xla") -> None:
     """Lets JAX, which is not imported yet, read and keep them; what the user has set stays."""
+    # a broken entry, also of a folder of the user's, is compiled again, which needs no word
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     place = folder(name)
     if place is None or "jax" in sys.modules:
         return
@@ -38,8 +40,6 @@ def keep(name: str = "xla") -> None:
         _trim(place.parent)
     except OSError:  # nothing is kept on a full disk, or where nothing can be written
         return
-    # a broken entry is compiled again, which needs no word
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(place))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 

@@ -192,7 +192,8 @@ def pixels(where: str, data: bytes, mode: str | None = None) -> np.ndarray:
     """
     from PIL import Image, UnidentifiedImageError
 
-    with reading(f"{where} cannot be decoded"):
+    # Pillow warns of broken parts that do not matter here
+    with reading(f"{where} cannot be decoded"), warnings.catch_warnings(action="ignore"):
         try:
             opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         except UnidentifiedImageError:
@@ -231,8 +232,7 @@ def two_sizes(files: Iterable[Path]) -> tuple[tuple[int, int], ...]:
 def _orientation(image: Any) -> Any:
     """What the EXIF data say; that of a broken block is 1, as viewers have it."""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            found = image.getexif().get(_ORIENTATION, 1)
+        found = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # Pillow raises whatever its readers do
         return 1
     return found if isinstance(found, int) else 1

@@ -102,7 +102,9 @@ def read(path: str | os.PathLike) -> np.ndarray:
     with reading(f"forget_file {path} does not hold integers"):
         if path.suffix == ".npy":
             return read_npy(path)
-        return np.array([int(word) for word in path.read_text().replace(",", " ").split()])
+        return np.array(
+            [int(word) for word in path.read_text("utf-8-sig").replace(",", " ").split()]
+        )
 
 
 def check(indices: np.ndarray, n: int) -> np.ndarray:

@@ -57,6 +57,12 @@ def test_principal_component_takes_the_ends(digits):
         forget_sets.principal_component(digits.x_train, 5, component=64)
 
 
+def test_a_byte_order_mark_begins_a_text_file(tmp_path):
+    file = tmp_path / "forget.txt"
+    file.write_text("3, 1\n", encoding="utf-8-sig")
+    np.testing.assert_array_equal(forget_sets.from_file(file, 10), [1, 3])
+
+
 def test_from_file(tmp_path):
     text, binary = tmp_path / "a.txt", tmp_path / "a.npy"
     text.write_text("5, 3\n9 1\n")

@@ -282,10 +282,14 @@ def test_pictures_are_turned_upright(tmp_path, orientation, ending):
     np.testing.assert_array_equal(data.images([file], upright.shape)[0], upright)
 
 
-def test_broken_exif_data_turn_nothing(tmp_path):
-    file = tmp_path / "a.png"
-    Image.fromarray(X[0]).save(file, exif=b"Exif\0\0no header")
-    np.testing.assert_array_equal(data.images([file], X[0].shape)[0], X[0])
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize("block", [b"no header", b"II*\0", b"II*\0\x08\0\0\0\xff\xff\x12"])
+def test_broken_exif_data_turn_nothing(tmp_path, ending, block):
+    files = [tmp_path / f"{name}.{ending}" for name in "ab"]
+    Image.fromarray(X[0]).save(files[0])
+    Image.fromarray(X[0]).save(files[1], exif=b"Exif\0\0" + block)
+    plain, broken = data.images(files, X[0].shape)
+    np.testing.assert_array_equal(broken, plain)
 
 
 def test_transparency_is_alpha_however_it_is_stored(tmp_path):
