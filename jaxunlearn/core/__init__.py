@@ -5,8 +5,8 @@ The contract (every other package builds on it; whoever changes it changes every
 - `Model`: `init(key) -> (params, stats)`, `apply(params, stats, *inputs, train=False, key=None,
   **static) -> (outputs, stats)`; `static` are hashable switches. `train` sets three of them, which
   may be given apart: `statistics` of normalisation layers ("running", "batch" or a mixture), their
-  update (`update_statistics`), and whether layers draw `random` numbers; a traced `mask` says
-  which examples statistics of the batch are taken of. `params` and `stats`
+  update (`update_statistics`), and whether layers draw `random` numbers; traced `examples` are
+  those that statistics of the batch are taken of. `params` and `stats`
   (BatchNorm statistics and the like) are plain nested dicts with string keys. Flax NNX defines
   networks and is split once, in `model.from_nnx`; nothing below that border sees NNX.
 - `Objective`: `objective(params, stats, shared, batch, key) -> (loss, (stats, metrics))`, pure.

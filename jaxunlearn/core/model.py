@@ -23,13 +23,14 @@ class Model(NamedTuple):
       come back: False, or True (True, unless `statistics` is "running").
     - `random`: whether layers draw random numbers (dropout) from `key`: False or True.
 
-    and one that may be traced: `mask`, bool [B], the examples that statistics of the batch are
+    and one that may be traced: `examples`, bool [B], those that statistics of the batch are
     taken of (all by default). A network without such layers ignores them.
 
     Attributes:
         init: `init(key) -> (params, stats)`, plain nested dicts with string keys.
         apply: `apply(params, stats, *inputs, train=False, key=None, statistics=None,
-            update_statistics=None, random=None, mask=None, **static) -> (outputs, stats)`.
+            update_statistics=None, random=None, examples=None,
+            **static) -> (outputs, stats)`.
     """
 
     init: Callable[[Key], tuple[Tree, Tree]]
@@ -61,13 +62,13 @@ class Statistics(NamedTuple):
         source: "running"; "batch"; a `Mixture`; or a number, the share of one (Schneider et al.
             2020).
         update: whether the running statistics move towards the batch's, by the layer's momentum.
-        mask: examples that statistics of the batch are taken of, bool [B]; by default all. Without
-            any they are 0 and 0.
+        examples: which of them statistics of the batch are taken of, bool [B]; by default all.
+            Without any they are 0 and 0.
     """
 
     source: Source = "running"
     update: bool = False
-    mask: jax.Array | None = None
+    examples: jax.Array | None = None
 
     @property
     def mixture(self) -> Mixture | None:
@@ -93,7 +94,7 @@ def switches(
     statistics: Source | None = None,
     update_statistics: bool | None = None,
     random: bool | None = None,
-    mask: jax.Array | None = None,
+    examples: jax.Array | None = None,
 ) -> Switches:
     """The switches, those that are None set by `train`.
 
@@ -121,7 +122,7 @@ def switches(
     if update_statistics is None:
         update_statistics = train and source != "running"
     draws = train if random is None else random
-    return Switches(train, Statistics(source, update_statistics, mask), draws)
+    return Switches(train, Statistics(source, update_statistics, examples), draws)
 
 
 def stateless(
@@ -240,9 +241,9 @@ class _Border(NamedTuple):
         """The `train` that says the same as the switches that the module does not name."""
         meant = {}
         if self.has_statistics and "statistics" not in self.accepted:
-            source, update, mask = asked.statistics
+            source, update, examples = asked.statistics
             usual = {("batch", True): True, RUNNING[:2]: False}
-            meant["statistics"] = usual.get((source, update)) if mask is None else None
+            meant["statistics"] = usual.get((source, update)) if examples is None else None
         if "key" in self.accepted and "random" not in self.accepted:
             meant["random"] = asked.random
         values = set(meant.values())

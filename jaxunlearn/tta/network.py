@@ -55,7 +55,7 @@ class Network(NamedTuple):
             **static: switches of the network.
         """
         if kept is not None:
-            static["mask"] = kept
+            static["examples"] = kept
         params, x = (self._cast(part) for part in (params, x))
         outputs, stats = self.model.apply(
             params,

@@ -57,8 +57,8 @@ class BatchNorm(nnx.Module):
             statistics: finer choice, in place of `train`.
         """
         asked = (None, None) if statistics is None else statistics[:2]
-        mask = None if statistics is None else statistics.mask
-        kind = switches(train, *asked, mask=mask).statistics
+        examples = None if statistics is None else statistics.examples
+        kind = switches(train, *asked, examples=examples).statistics
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean, var = self._statistics(wide, kind)
         factor = self.scale[...] * jax.lax.rsqrt(var + EPSILON)
@@ -79,8 +79,8 @@ class BatchNorm(nnx.Module):
             raise ValueError(
                 "BatchNorm: x has 1 value per channel; training needs at least 2 for a variance"
             )
-        mean, var, n = _moments(x, self.axis, kind.mask)
-        unbiased = var * (n / (max(n - 1, 1) if kind.mask is None else jnp.maximum(n - 1, 1)))
+        mean, var, n = _moments(x, self.axis, kind.examples)
+        unbiased = var * (n / (max(n - 1, 1) if kind.examples is None else jnp.maximum(n - 1, 1)))
         used = mean, var
         if mixture is not None:
             of_batch = unbiased if mixture.unbiased else var
