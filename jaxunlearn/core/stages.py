@@ -269,7 +269,7 @@ def _check_start(state: Any, key: Any) -> None:
         raise ValueError(
             f"state is a {type(state).__name__}; a TrainState is needed: `init(params)`"
         )
-    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+    if not jnp.issubdtype(getattr(key, "dtype", bool), jax.dtypes.prng_key):
         raise ValueError(f"key is {key!r}; a typed key is needed: `jax.random.key(seed)`")
 
 
