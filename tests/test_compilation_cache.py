@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from jaxunlearn.cli import programs
 
 TINY = (
@@ -15,6 +17,12 @@ TINY = (
 PROGRAM = """
 import jax, jax.numpy as jnp
 print(jax.jit(lambda x: jnp.sin(x).sum())(jnp.arange(5.0)))
+"""
+
+NO_HOME = """
+import pathlib
+def home(): raise RuntimeError("no home")
+pathlib.Path.home = home
 """
 
 
@@ -32,6 +40,33 @@ def test_a_broken_entry_costs_a_compilation_and_nothing_else(tmp_path, monkeypat
     for entry in entries:
         entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
     assert run() == before
+
+
+@pytest.mark.parametrize(
+    "kept_by", ["XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"], ids=["us", "the user, no home"]
+)
+def test_a_verb_says_nothing_of_a_broken_entry(tmp_path, kept_by):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    kept["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    command = [
+        sys.executable,
+        "-c",
+        ("" if kept_by.startswith("XDG") else NO_HOME)
+        + "from jaxunlearn.cli import programs; programs.keep()"
+        + PROGRAM,
+    ]
+
+    def run():
+        home = {kept_by: str(tmp_path)}
+        return subprocess.run(command, env=kept | home, capture_output=True, text=True, check=True)
+
+    before = run()
+    entries = list(tmp_path.rglob("*-cache"))
+    assert entries
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
+    after = run()
+    assert after.stdout == before.stdout and not after.stderr
 
 
 def test_library_experiments_and_benchmarks_do_not_read_it(request):

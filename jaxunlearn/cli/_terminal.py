@@ -6,7 +6,7 @@ from typing import IO, Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from jaxunlearn.cli._streams import Stream, printable
+from jaxunlearn.core.streams import Stream, printable
 
 
 class PlainConsole(Console):

@@ -98,6 +98,7 @@ def show(job: "Job", results: dict[str, Any], console: Console) -> str:
         console.print(one)
     console.print(legend(results), highlight=False)
     files = "results.json, results.csv"
+    files += ", network.safetensors" if (folder / "network.safetensors").exists() else ""
     if "curve" in results or "entropy" in results:
         draw(results, folder / "figure.png")
         files += ", figure.png"

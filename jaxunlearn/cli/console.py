@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from jaxunlearn.cli._streams import Stream, printable
+from jaxunlearn.core.streams import Stream, tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,16 +35,21 @@ def command_line(work: Callable[[], int], command: str) -> int:
         if getattr(sys, name) is None:  # closed; a file of ours would take its place
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
-        with _no_interrupt_is_lost():
-            return work()
+        try:
+            with _no_interrupt_is_lost():
+                return work()
+        finally:
+            Stream(sys.stdout).flush()
     except KeyboardInterrupt:
         return _interrupted(
             f"interrupted before anything was begun. Run it again with\n  {command}"
         )
     except BrokenPipeError:  # nobody reads the help
         return OK
+    except OSError as failure:  # of standard output; others end in `guarded`
+        tell(f"jaxunlearn: error: {failure}")
+        return FAILED
     finally:
-        Stream(sys.stdout).flush()
         Stream(sys.stderr).flush()
 
 
@@ -90,11 +95,6 @@ def _no_interrupt_is_lost() -> Iterator[None]:
         sys.unraisablehook = hook
         if is_ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def tell(message: str) -> None:
-    """Says something beside the results; texts from files in it are made harmless."""
-    print(printable(message), file=Stream(sys.stderr))  # type: ignore[arg-type]
 
 
 def error(message: str) -> int:
@@ -178,12 +178,14 @@ def write_json(path: Path | None, content: Any) -> None:
     """
     if path is None:
         return
+    from jaxunlearn.core import folders
     from jaxunlearn.core.disk import replacing
 
     if not isinstance(content, bytes):
         content = (json.dumps(content, indent=1) + "\n").encode()
     number = _standard_stream(path)
     if number is None and not _is_special(path):
+        folders.sweep_beside(path)
         with replacing(path) as file:
             file.write(content)
         return

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import warnings
 from pathlib import Path
 
 _MOST = 2**30  # bytes; above it the programs that were not used for the longest time go
@@ -29,6 +30,8 @@ def folder(name: str) -> Path | None:
 
 def keep(name: str = "xla") -> None:
     """Lets JAX, which is not imported yet, read and keep them; what the user has set stays."""
+    # a broken entry, also of a folder of the user's, is compiled again, which needs no word
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     place = folder(name)
     if place is None or "jax" in sys.modules:
         return

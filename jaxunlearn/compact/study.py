@@ -43,7 +43,8 @@ class Settings:
         n_val: images of the data set's second part, which test the finished models and are not
             looked at before; by default all.
         size: height and width that images, of any size, are scaled to; by default they stay as they
-            are, but digits become 28 x 28.
+            are, but digits become 28 x 28, and pictures of a folder that are of several sizes 32 x
+            32, which is said.
         n_models: number of models, from different draws. The files hold the one that is best on
             validation images; with independent folds those are the fold's own, most of which the
             stages before were trained on.
@@ -115,8 +116,16 @@ def prepare(settings: Settings, where: Where) -> Job:
         size = _DIGITS_SIZE
     if size is not None and not 10 <= size <= 1024:
         raise ValueError(f"size is {size}; 10 to 1024 pixels are allowed")
-    lengths = settings.n_train, settings.n_val
-    dataset = datasets.load(settings.data, *lengths, size=size, data_dir=where.data_dir)
+    dataset = datasets.load(
+        settings.data,
+        settings.n_train,
+        settings.n_val,
+        size=size,
+        default_size=datasets.DEFAULT_SIZE,
+        data_dir=where.data_dir,
+    )
+    if settings.data != "digits":
+        settings = dataclasses.replace(settings, size=dataset.size)
     if dataset.n_classes < 2:
         raise ValueError(f"data is {settings.data!r} with one class; at least 2 are needed")
     dataset = _mixed(dataset, settings, where.data_dir)

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import data as datasets
 from jaxunlearn import evaluate
 from jaxunlearn.attribution import datamodels, members, trak
 from jaxunlearn.comparison import estimates
@@ -21,6 +20,7 @@ from jaxunlearn.comparison.models import (
     rows_of,
     run_lanes,
     training_of_one,
+    with_data,
 )
 from jaxunlearn.comparison.settings import ATTRIBUTE_RENAMED, check_run
 from jaxunlearn.comparison.settings import AttributeSettings as Settings
@@ -63,11 +63,10 @@ def prepare(settings: Settings, where: Where) -> Job:
         ValueError: bad settings or a folder that does not fit; nothing has been written then.
     """
     _check(settings)
-    sizes = settings.n_train, settings.n_val
-    dataset = datasets.load(settings.data, *sizes, size=settings.size, data_dir=where.data_dir)
+    settings, dataset = with_data(settings, where.data_dir)
     n, m = len(dataset.x_train), len(dataset.x_val)
     name = settings.model or default_network(dataset)
-    settings = dataclasses.replace(settings, model=name, n_train=n, n_val=m)
+    settings = dataclasses.replace(settings, model=name)
     estimates.check_members(settings.members, settings.subset_fraction, n, settings.training)
     n_members = settings.members + settings.held_out
     estimates.check_space(where.out, n_members, n + m, dataset.n_classes)

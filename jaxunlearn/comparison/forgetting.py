@@ -150,7 +150,7 @@ def _listed(names: Iterable[str]) -> list[str]:
             out.append(name)
             continue
         try:
-            lines = Path(name).expanduser().read_text().splitlines()
+            lines = Path(name).expanduser().read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"forget_files has {name!r}, which cannot be read: {error}") from error
         out += [line.strip() for line in lines if line.strip()]

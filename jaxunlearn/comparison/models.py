@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn import data as datasets
 from jaxunlearn.comparison.plugins import Plugin
 from jaxunlearn.comparison.settings import AttributeSettings, Settings
 from jaxunlearn.core import ensemble, finite, keys, mesh, study
@@ -30,6 +32,24 @@ _MOST_LOGIT = 1e6  # models that answer with more have diverged, though no numbe
 _ADVICE = "a smaller learning rate, or a network with BatchNorm, may help"
 
 S = TypeVar("S", bound=Settings | AttributeSettings)
+
+
+def with_data(settings: S, data_dir: Path | None) -> tuple[S, Dataset]:
+    """The data of a study, and its settings with what the data decides: size and numbers.
+
+    Raises:
+        ValueError: as in `data.load`.
+    """
+    dataset = datasets.load(
+        settings.data,
+        settings.n_train,
+        settings.n_val,
+        size=settings.size,
+        default_size=datasets.DEFAULT_SIZE,
+        data_dir=data_dir,
+    )
+    n, m = len(dataset.x_train), len(dataset.x_val)
+    return dataclasses.replace(settings, size=dataset.size, n_train=n, n_val=m), dataset
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,8 +48,8 @@ class Settings:
             training set's mean and deviation. By default "small_cnn" for images of integers with
             sides of at least 16 pixels, "mlp" for everything else.
         multiply_adds: most multiply-adds per image of a "small_cnn".
-        size: height and width that images are scaled to; those of a folder may then be of several
-            sizes. By default as they are.
+        size: height and width that images are scaled to; by default 32 where those of a folder are
+            of several sizes, which is said, else as they are.
         n_train: training examples; by default 1,200 of "digits", four fifths of other data in one
             piece, and all of a set that is split.
         n_val: validation examples; by default all that are left.
@@ -103,7 +103,7 @@ class AttributeSettings:
         data: the data set, see the settings of a comparison, as `model` to `n_val`.
         model: the network, with the same default.
         multiply_adds: most multiply-adds per image of a "small_cnn".
-        size: height and width that images are scaled to.
+        size: height and width that images are scaled to, with the same default.
         n_train: training examples.
         n_val: validation examples; their margins are what is attributed.
         members: models on random subsets that datamodels are regressed on.

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxunlearn import data as datasets
 from jaxunlearn.comparison import ahead, checking, estimates, forgetting, judging, weights
 from jaxunlearn.comparison.estimates import Estimated
 from jaxunlearn.comparison.models import (
@@ -27,6 +26,7 @@ from jaxunlearn.comparison.models import (
     recorded,
     rows_of,
     train_phase,
+    with_data,
 )
 from jaxunlearn.comparison.plugins import Plugin
 from jaxunlearn.comparison.settings import RENAMED, Settings, check_run
@@ -88,16 +88,14 @@ def prepare(
         raise ValueError(f"n_models is {settings.n_models}; at least 2 are needed for a comparison")
     check_run(settings.seed, settings.lane_width)
     mesh = _checked_mesh(settings, where.mesh)
-    sizes = settings.n_train, settings.n_val
-    dataset = datasets.load(settings.data, *sizes, size=settings.size, data_dir=where.data_dir)
+    settings, dataset = with_data(settings, where.data_dir)
     network = settings.model or weights.default_network(dataset)
-    n, m = len(dataset.x_train), len(dataset.x_val)
-    settings = dataclasses.replace(settings, model=network, n_train=n, n_val=m)
+    settings = dataclasses.replace(settings, model=network)
     settings, dataset, forget = forgetting.chosen(settings, dataset)
     problem = Problem.of(dataset, forget)
     _check_needs(settings, methods, dataset, problem, where.out)
     model, layout = _network(network, settings.multiply_adds, dataset, networks)
-    _check_traces(methods, plugins, save, model, problem, m)
+    _check_traces(methods, plugins, save, model, problem, len(dataset.x_val))
     record = run_record(settings, data=dataset.arrays, forget=forget, **layout)
     del record["settings"]["forget_files"], record["settings"]["forget_classes"]  # hashed above
     return Job(

@@ -63,6 +63,6 @@ __getattr__, __dir__ = exports(
     __name__,
     "adapters chat checkpoint checks chunks configuration disk ema ensemble extras finite folders"
     " keys loop losses members mesh model optimizers pixels products readers records resume"
-    " run_folder sources stages step study tree typed user_code".split(),
+    " run_folder sources stages step streams study tree typed user_code".split(),
     {"EarlyStop": "loop", "Model": "model", "Stage": "stages", "TrainState": "step"},
 )

@@ -36,6 +36,10 @@ class EarlyStop:
     mode: Literal["min", "max"] = "min"
 
     def __post_init__(self):
+        if not isinstance(self.metric, str):
+            raise ValueError(f"EarlyStop: metric is {self.metric!r}; a name is needed")
+        if self.restore is not None:
+            tree.check_patterns("EarlyStop: restore", self.restore)
         checks.whole("EarlyStop: patience", self.patience)
         checks.at_least("EarlyStop: min_delta", self.min_delta, 0)
         checks.whole("EarlyStop: start", self.start, 0)

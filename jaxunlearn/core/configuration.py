@@ -1,6 +1,8 @@
 """What of a process's configuration decides bits: the same is needed to go on with a run."""
 
+import contextlib
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -56,6 +58,9 @@ def _plain(value: Any) -> Any:
 
 def _flags(written: str) -> dict[str, str]:
     """Flags by name, the last of several; without what decides no bits."""
+    if not written.lstrip().startswith("-"):  # as XLA takes it, the name of a file that holds them
+        with contextlib.suppress(OSError, ValueError):
+            written = Path(written).read_text()
     pairs = (flag.lstrip("-").partition("=") for flag in written.split())
     flags = {name: value for name, _, value in pairs if not name.startswith(_HARMLESS)}
     return dict(sorted(flags.items()))

@@ -165,7 +165,7 @@ def run(
         no array (an empty dict) is left out. Empty where a sink takes them.
     """
     n_members = _n_members(members)
-    _check(fn, mode, mesh, store, sink)
+    _check(fn, mode, mesh, store, sink, {"check": check, "callback": callback})
     mesh, place = mesh or meshes.make({"models": 1}), store if sink is None else sink
     lane_numbers = range(-(-n_members // checks.whole("width", width)))
     there = [i for i in lane_numbers if place is not None and i in place]
@@ -190,15 +190,23 @@ def run(
     return jax.tree.map(lambda *rows: np.concatenate(rows), *blocks) if blocks else {}
 
 
-def _check(fn: Any, mode: str, mesh: Mesh | None, store: Any, sink: Any) -> None:
+def _check(fn: Any, mode: str, mesh: Any, store: Any, sink: Any, functions: dict[str, Any]) -> None:
     """Raises a ValueError for arguments of `run` that cannot be meant."""
     checks.one_of("mode", mode, ("vmap", "map"))
     if not callable(fn):
         raise ValueError(f"fn is {fn!r}; a function (shared, member) -> results is needed")
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise ValueError(f"{name} is {function!r}; a function is needed")
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh is {mesh!r}; a mesh is needed")
     if mesh is not None and "models" not in mesh.shape:
         raise ValueError(f"mesh has axes {', '.join(mesh.shape)}; one named models is needed")
     if store is not None and sink is not None:
         raise ValueError("store and sink are given; one of them is needed")
+    for name, place, methods in (("store", store, ("read", "write")), ("sink", sink, ("write",))):
+        if place is not None and not all(hasattr(place, m) for m in (*methods, "__contains__")):
+            raise ValueError(f"{name} is {place!r}; something with {', '.join(methods)} is needed")
 
 
 def compile_ahead(

@@ -3,10 +3,12 @@
 Nothing here needs JAX.
 """
 
+import contextlib
 import os
 import re
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 
 def check_own(folder: str | os.PathLike) -> None:
@@ -35,6 +37,27 @@ def sweep(folder: str | os.PathLike) -> None:
     for entry in _entries(folder):
         if re.fullmatch(r"\..+\.\d+", entry.name) and entry.is_file(follow_symlinks=False):
             os.unlink(entry.path)
+
+
+def sweep_beside(file: Path) -> None:
+    """Removes what processes that are no more left of this file in a folder that is not ours."""
+    with contextlib.suppress(OSError):  # of a folder that cannot be listed, say
+        for entry in file.parent.iterdir():
+            found = re.fullmatch(rf"\.{re.escape(file.name)}\.(\d+)", entry.name)
+            if not found or entry.is_symlink() or not entry.is_file():
+                continue
+            if not _is_running(int(found[1])):
+                entry.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _entries(folder: str | os.PathLike) -> Iterator[os.DirEntry[str]]:

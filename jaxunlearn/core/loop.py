@@ -64,6 +64,9 @@ class Checks:
 
     def __post_init__(self):
         whole("every", self.every)
+        stops = self.stops
+        if not isinstance(stops, tuple | list) or not all(isinstance(s, EarlyStop) for s in stops):
+            raise ValueError(f"stops is {stops!r}; a tuple of EarlyStop is needed")
         if self.evaluate is None and (self.stops or self.at_start):
             name = "stops: early stopping" if self.stops else "at_start: a check"
             raise ValueError(f"{name} needs evaluate=..., which computes its metric")

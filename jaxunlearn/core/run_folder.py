@@ -6,7 +6,6 @@ All processes of a run share it; the first one writes, and holds it against othe
 import dataclasses
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,12 +15,13 @@ import jax
 import numpy as np
 
 import jaxunlearn
-from jaxunlearn.core import configuration, folders, mesh, records, tree
+from jaxunlearn.core import configuration, folders, mesh, records, streams, tree
 from jaxunlearn.core.checkpoint import BlockStore
 from jaxunlearn.core.disk import DamagedError, replacing, write_npz
 
 # progress(phase, members finished, members in all)
 Progress = Callable[[str, int, int], None]
+_MOST_SECONDS = 1e12  # what says more is no time
 
 
 class RunFolder:
@@ -161,13 +161,16 @@ def _seconds_in(file: Path) -> dict[str, dict[str, float]]:
             raise DamagedError(f"{file} is damaged (it holds no times)")
         return seconds
     except DamagedError as error:
-        print(f"jaxunlearn: {error}; times are counted anew", file=sys.stderr)
+        streams.tell(f"jaxunlearn: {error}; times are counted anew")
         return {}
 
 
 def _are_times(phase: Any) -> bool:
     kinds = isinstance(phase, dict) and set(phase) == {"compile", "run"}
-    return kinds and all(isinstance(seconds, int | float) for seconds in phase.values())
+    return kinds and all(
+        type(seconds) in (int, float) and 0 <= seconds < _MOST_SECONDS  # false of NaN, too
+        for seconds in phase.values()
+    )
 
 
 def run_record(settings: Any, **hashed: tree.Tree) -> dict[str, Any]:

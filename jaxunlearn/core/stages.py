@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -68,6 +68,7 @@ class Stage:
         where = f"Stage {self.name}:"
         checks.one_of(f"{where} optimizer_state", self.optimizer_state, ("fresh", "carry"))
         checks.one_of(f"{where} seed_by", self.seed_by, ("occurrence", "prefix"))
+        tree.check_patterns(f"{where} trainable", self.trainable)
         for name in ("init", "update"):
             if not callable(getattr(self.optimizer, name, None)):
                 raise ValueError(
@@ -175,6 +176,7 @@ def run(
     done: tuple[Stage, ...] = ()
     history = []
     for stage in stages:
+        _check_stage("stages has", stage)
         done = (*done, stage)
         state, result = kept.run(done, tuple(s.name for s in done), state, shared)
         history += [] if result is None else [result]
@@ -216,15 +218,17 @@ def run_orders(
         ValueError: no orders, one that is no sequence, or an element without a stage, before
             anything runs; a snapshot as in `run`.
     """
+    orders = _checked(orders, stage_of)
     kept = _Snapshots(snapshots, state, key, runner)
     states: dict[tuple, TrainState] = {(): state}
     stages: dict[tuple, tuple[Stage, ...]] = {(): ()}
-    for order in _checked(orders, stage_of):
+    for order in orders:
         for prefix in (order[: i + 1] for i in range(len(order))):
             if prefix in states:
                 continue
             parent, report = prefix[:-1], callback and functools.partial(callback, prefix)
             stage = stage_of[prefix[-1]] if isinstance(stage_of, Mapping) else stage_of(prefix)
+            _check_stage(f"stage_of gives {prefix!r}", stage)
             stages[prefix] = (*stages[parent], stage)
             states[prefix], _ = kept.run(stages[prefix], prefix, states[parent], shared, report)
     return states
@@ -232,6 +236,13 @@ def run_orders(
 
 def _checked(orders: Any, stage_of: Any) -> list[tuple]:
     """The orders, each a tuple of elements that have a stage."""
+    if isinstance(stage_of, Mapping):
+        for element, stage in stage_of.items():
+            _check_stage(f"stage_of gives {element!r}", stage)
+    elif not callable(stage_of):
+        raise ValueError(f"stage_of is {stage_of!r}; a function or a mapping is needed")
+    if not isinstance(orders, Iterable):
+        raise ValueError(f"orders is {orders!r}; tuples of elements are needed")
     orders = list(orders)
     if not orders:
         raise ValueError("orders is empty; at least one is needed")
@@ -239,10 +250,27 @@ def _checked(orders: Any, stage_of: Any) -> list[tuple]:
         if isinstance(order, (str, bytes)) or not isinstance(order, Sequence | np.ndarray):
             raise ValueError(f"orders has {order!r}; tuples of elements are needed")
         for element in order:
+            if not isinstance(element, Hashable):
+                raise ValueError(f"orders has {element!r}; names or numbers are needed")
             if isinstance(stage_of, Mapping) and element not in stage_of:
                 known = ", ".join(map(repr, stage_of))
                 raise ValueError(f"orders has {element!r}; stage_of has stages for {known}")
     return [tuple(order) for order in orders]
+
+
+def _check_stage(what: str, stage: Any) -> None:
+    if not isinstance(stage, Stage):
+        raise ValueError(f"{what}: {stage!r}; a Stage is needed")
+
+
+def _check_start(state: Any, key: Any) -> None:
+    """Raises a ValueError for arguments that no stage can begin with."""
+    if not isinstance(state, TrainState):
+        raise ValueError(
+            f"state is a {type(state).__name__}; a TrainState is needed: `init(params)`"
+        )
+    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+        raise ValueError(f"key is {key!r}; a typed key is needed: `jax.random.key(seed)`")
 
 
 def unfreezing(stage: Stage, patterns: Iterable[tree.Pattern]) -> list[Stage]:
@@ -317,6 +345,7 @@ class _Snapshots:
     """Runs stages, or reads the state after them from a folder, if there is one."""
 
     def __init__(self, folder: Any, state: TrainState, key: Key, runner: Runner | None):
+        _check_start(state, key)
         self.folder = None if folder is None else Path(folder)
         self.key, self.runner = key, runner or Runner(begin, run_stage)
         if self.folder is not None:

@@ -74,16 +74,17 @@ def quiet(phase: str, done: int, total: int) -> None:
 def begins(check: Callable[P, J]) -> Callable[P, J]:
     """Makes `prepare` of a function that checks everything and returns the job.
 
-    Its first argument, the settings, is held against its declaration before that. The job's folder
-    is begun afterwards. Of several processes all go on, or none.
+    Its first argument, the settings if it has any, is held against its declaration before that. The
+    job's folder is begun afterwards. Of several processes all go on, or none.
     """
-    first = next(iter(inspect.signature(check).parameters.values()))
+    first = next(iter(inspect.signature(check).parameters.values()), None)
+    kind = None if first is None else first.annotation
 
     @functools.wraps(check)
     def prepare(*args: P.args, **kwargs: P.kwargs) -> J:
         with meshes.together():
-            if isinstance(first.annotation, type) and dataclasses.is_dataclass(first.annotation):
-                typed.check(first.name, [*args, *kwargs.values()][0], first.annotation)
+            if first and isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                typed.check(first.name, [*args, *kwargs.values()][0], kind)
             job = check(*args, **kwargs)
         with meshes.together():
             job.folder.begin()

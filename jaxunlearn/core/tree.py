@@ -68,6 +68,19 @@ def select(tree: Tree, patterns: Pattern) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(tree), selected(list(named(tree)), patterns))
 
 
+def check_patterns(argument: str, patterns: Any) -> None:
+    """Raises a ValueError for what is no pattern, before there are names to hold against it."""
+    if not isinstance(patterns, str | tuple | list):
+        raise ValueError(f"{argument} is {patterns!r}; a pattern or several are needed")
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"{argument} has {pattern!r}, no regular expression: {error}"
+            ) from None
+
+
 def selected(names: list[str], patterns: Pattern, argument: str = "pattern") -> list[bool]:
     """Which names one of the patterns matches in full; raises as `select`, which see."""
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)

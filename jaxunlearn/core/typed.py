@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxunlearn.core import checks
+
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
 
 
@@ -31,6 +33,8 @@ def check(name: str, settings: Any, kind: type) -> None:
         value, hint = getattr(settings, field.name), hints[field.name]
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             check(field.name, value, hint)
+        elif typing.get_origin(hint) is typing.Literal:
+            checks.one_of(field.name, value, typing.get_args(hint))
         elif not _fits(value, hint):
             wanted = _WORDS.get(hint, str(hint).replace("typing.", ""))
             raise ValueError(f"{field.name} is {value!r}; {wanted} is needed")
@@ -40,8 +44,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, of = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, one) for one in of)
-    if origin is typing.Literal:  # which of them is checked where they are explained
-        return any(type(value) is type(one) for one in of)
+    if origin is typing.Literal:
+        return any(type(value) is type(one) and value == one for one in of)
     if origin in (tuple, Sequence):
         items = of[:1] * len(value) if _is_list(value) and of[1:] in ((), (...,)) else of
         return _is_list(value) and len(items) == len(value) and all(map(_fits, value, items))

@@ -11,7 +11,11 @@ import numpy as np
 
 from jaxunlearn.core import checks
 from jaxunlearn.data import _cache, _tfds, _user_files
-from jaxunlearn.data._decode import Arrays, Encoded, scaled
+from jaxunlearn.data._decode import Arrays, Encoded, scaled, two_sizes
+from jaxunlearn.data._notices import notice
+
+DEFAULT_SIZE = 32
+"""What verbs scale the pictures of a folder to where they are of several sizes and none is said."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Dataset:
         sizes: examples of each part of the source: `train` and `val`, or `all` in one piece.
         rows_train: the place of every row of `x_train` in its part of the source, int [n].
         rows_val: likewise.
+        size: height and width that images were scaled to; None: they are as they were.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Dataset:
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     rows_train: np.ndarray | None = None
     rows_val: np.ndarray | None = None
+    size: int | None = None
 
     @property
     def arrays(self) -> list[np.ndarray]:
@@ -60,6 +66,7 @@ def load(
     n_val: int | None = None,
     *,
     size: int | None = None,
+    default_size: int | None = None,
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | Literal[False] | None = None,
 ) -> Dataset:
@@ -84,6 +91,8 @@ def load(
         n_val: validation examples, likewise. None: all that are no training examples.
         size: height and width that images are scaled to, bilinearly; those of a folder may then be
             of several sizes. None: as they are.
+        default_size: `size`, where that is None, of a folder whose pictures are of several sizes;
+            it is said on stderr. None: such a folder is refused.
         data_dir: prepared sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
         cache_dir: where decoded images are kept, so that a set is decoded once; default
             `$JAXUNLEARN_CACHE`, else `jaxunlearn` in `$XDG_CACHE_HOME` or `~/.cache`. False: they
@@ -93,19 +102,24 @@ def load(
         ValueError: the name, a size or the data is not as described above; the message says what
             to do, e.g. the command that prepares a set.
     """
-    if size is not None:
-        checks.at_least("size", size, 1)
+    for argument, value in {"size": size, "default_size": default_size}.items():
+        if value is not None:
+            checks.at_least(argument, value, 1)
     if name == "digits":
         arrays = _scaled(_digits(), size)
-        return _chosen("digits", arrays, 10, 1200 if n_train is None else n_train, n_val)
+        made = _chosen("digits", arrays, 10, 1200 if n_train is None else n_train, n_val)
+        return dataclasses.replace(made, size=size)
     source = _open(name, _tfds.data_folder(data_dir))
     if isinstance(source, Encoded):
         _sizes(str(name), source.sizes, n_train, n_val)  # before hours of decoding
+        if size is None and default_size is not None:
+            size = _size_of(source, default_size)
         arrays = _cache.load(source if size is None else source.scaled_to(size), cache_dir)
         made = _chosen(str(name), arrays, source.n_classes, n_train, n_val, source.names)
-        return dataclasses.replace(made, classes=source.classes)
+        return dataclasses.replace(made, classes=source.classes, size=size)
     arrays, n_classes = source
-    return _chosen(str(name), _scaled(arrays, size), n_classes, n_train, n_val)
+    made = _chosen(str(name), _scaled(arrays, size), n_classes, n_train, n_val)
+    return dataclasses.replace(made, size=size)
 
 
 def local_path(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Path | None:
@@ -138,6 +152,19 @@ def _open(name: str | os.PathLike, folder: Path) -> Encoded | tuple[Arrays, int]
         "other image sets of tensorflow_datasets once prepared, an existing .npz file or folder "
         "of images"
     )
+
+
+def _size_of(source: Encoded, default: int) -> int | None:
+    """The size that a folder's pictures are scaled to where they have several, which is said."""
+    sizes = two_sizes(source.files) if source.names else ()  # prepared sets have one
+    if len(sizes) < 2:
+        return None
+    found = " and ".join(f"{width}x{height}" for width, height in sizes)
+    notice(
+        f"{source.name}: pictures have several sizes, {found} among them; all are scaled to "
+        f"{default}x{default} (`size` says otherwise)"
+    )
+    return default
 
 
 def _digits() -> Arrays:

@@ -1,11 +1,13 @@
 """Encoded images (PNG or JPEG) to arrays, whatever they are stored in."""
 
+import contextlib
 import dataclasses
 import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels: Pillow's name
 MOST_PIXELS = 2**26  # of one image; the cameras of phones have 50 million
 _CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "CMYK": 3, "YCbCr": 3, "LA": 4, "RGBA": 4}
 _ORIENTATION = 274  # EXIF's tag
+_TURNED = (5, 6, 7, 8)  # orientations that are stored with width and height exchanged
 # What turns an image that is stored in each of its orientations upright.
 _UPRIGHT: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda x: x[:, ::-1],
@@ -159,9 +162,12 @@ def scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
     if image.shape[:2] == (height, width):
         return image
-    planes = [Image.fromarray(image[:, :, c].astype(np.float32)) for c in range(image.shape[2])]
     how = Image.Resampling.BILINEAR
-    resized = [np.asarray(plane.resize((width, height), how)) for plane in planes]
+    kind = np.uint8 if image.dtype == np.uint8 else np.float32
+    resized = []
+    for c in range(image.shape[2]):  # one at a time: in float32 an image takes four times its room
+        plane = Image.fromarray(image[:, :, c].astype(kind)).convert("F")
+        resized.append(np.asarray(plane.resize((width, height), how)))
     joined = np.stack(resized, axis=-1)
     return np.round(joined).astype(np.uint8) if image.dtype == np.uint8 else joined
 
@@ -178,7 +184,7 @@ def pixels(where: str, data: bytes, mode: str | None = None) -> np.ndarray:
     The mode is Pillow's name of the wanted channels, as prepared sets have them. None is for images
     as people see them: with their own channels, but RGB of palettes, CMYK and YCbCr, and RGBA where
     pixels may be transparent (an alpha channel, also of grey images, or a tRNS chunk, also of
-    palettes); turned as their EXIF data say.
+    palettes); turned as their EXIF data say, unless those are broken.
 
     Raises:
         ValueError: no image, a truncated one, one of other than 8 bits a channel, or one of more
@@ -186,7 +192,8 @@ def pixels(where: str, data: bytes, mode: str | None = None) -> np.ndarray:
     """
     from PIL import Image, UnidentifiedImageError
 
-    with reading(f"{where} cannot be decoded"):
+    # Pillow warns of broken parts that do not matter here
+    with reading(f"{where} cannot be decoded"), warnings.catch_warnings(action="ignore"):
         try:
             opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         except UnidentifiedImageError:
@@ -196,9 +203,39 @@ def pixels(where: str, data: bytes, mode: str | None = None) -> np.ndarray:
             stored, is_own = _mode(image), mode is None
             mode = mode or stored
             array = np.asarray(image if image.mode == mode else image.convert(mode))
-            orientation = image.getexif().get(_ORIENTATION) if is_own else None
+            orientation = _orientation(image) if is_own else 1
         array = _UPRIGHT.get(orientation, lambda x: x)(array)
         return array[:, :, None] if array.ndim == 2 else array
+
+
+def two_sizes(files: Iterable[Path]) -> tuple[tuple[int, int], ...]:
+    """Width and height, upright, of the first image and of the first one that differs, if one does.
+
+    Only what stands before the pixels is read; files that cannot be are left to `pixels`.
+    """
+    from PIL import Image
+
+    first = None
+    for file in files:
+        with contextlib.suppress(Exception), Image.open(file, formats=("PNG", "JPEG")) as image:
+            width, height = image.size
+            # Pillow decodes a whole PNG to look for EXIF data behind its pixels.
+            has_exif = image.format == "JPEG" or "exif" in image.info
+            if width != height and has_exif and _orientation(image) in _TURNED:
+                width, height = height, width
+            first = first or (width, height)
+            if first != (width, height):
+                return first, (width, height)
+    return () if first is None else (first,)
+
+
+def _orientation(image: Any) -> Any:
+    """What the EXIF data say; that of a broken block is 1, as viewers have it."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises whatever its readers do
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _check_size(image: Any) -> None:

@@ -1,8 +1,8 @@
 """What a data set's reader has to say beside its arrays."""
 
-import sys
+from jaxunlearn.core.streams import tell
 
 
 def notice(text: str) -> None:
     """A line on stderr."""
-    print(f"jaxunlearn: {text}", file=sys.stderr, flush=True)
+    tell(f"jaxunlearn: {text}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import scipy.linalg
 
-from jaxunlearn.core.checks import rows
+from jaxunlearn.core.checks import rows, whole
 from jaxunlearn.core.readers import read_npy, reading
 
 _CHUNK = 4096  # examples taken to float64 at once
@@ -32,8 +32,11 @@ def cluster(features: np.ndarray, labels: np.ndarray, label: int, size: int) -> 
     its nearest neighbours within the class (Euclidean). Features are [n, ...], flattened, uint8
     scaled to [0, 1]; labels are int [n].
     """
+    features = np.asarray(features)
+    if len(features) != len(labels):
+        raise ValueError(f"features are {len(features)}, but there are {len(labels)} labels")
     members = _members(labels, label, size)
-    points = _points(np.asarray(features)[members])
+    points = _points(features[members])
     anchor = np.argmax(np.linalg.norm(points - points.mean(0), axis=1))
     distance = np.linalg.norm(points - points[anchor], axis=1)
     return np.sort(members[np.argsort(distance, kind="stable")[:size]])
@@ -56,7 +59,7 @@ def principal_component(
     features = np.asarray(features)
     _check_size(size, len(features))
     rank = min(len(features), features[0].size)
-    if not 0 <= component < rank:
+    if not whole("component", component, 0) < rank:
         raise ValueError(f"component is {component}; there are {rank}, counted from 0")
     axis = _principal_axis(features, component)
     axis = axis * np.sign(axis[np.argmax(np.abs(axis))])
@@ -99,7 +102,9 @@ def read(path: str | os.PathLike) -> np.ndarray:
     with reading(f"forget_file {path} does not hold integers"):
         if path.suffix == ".npy":
             return read_npy(path)
-        return np.array([int(word) for word in path.read_text().replace(",", " ").split()])
+        return np.array(
+            [int(word) for word in path.read_text("utf-8-sig").replace(",", " ").split()]
+        )
 
 
 def check(indices: np.ndarray, n: int) -> np.ndarray:
@@ -142,10 +147,10 @@ def _points(features: np.ndarray) -> np.ndarray:
 
 
 def _members(labels: np.ndarray, label: int, size: int) -> np.ndarray:
-    members = np.flatnonzero(labels == label)
+    members = np.flatnonzero(np.asarray(labels) == whole("forget_class", label, 0))
     if not len(members):
         raise ValueError(f"forget_class is {label}; the classes are {np.unique(labels).tolist()}")
-    if not 1 <= size <= len(members):
+    if not 1 <= whole("forget_size", size, 0) <= len(members):
         raise ValueError(
             f"forget_size is {size}; class {label} has {len(members)} training examples"
         )
@@ -153,7 +158,7 @@ def _members(labels: np.ndarray, label: int, size: int) -> np.ndarray:
 
 
 def _check_size(size: int, n: int) -> None:
-    if not 1 <= size < n:
+    if not 1 <= whole("forget_size", size, 0) < whole("n", n, 0):
         raise ValueError(
             f"forget_size is {size}; the training set has {n} examples, 1 to {n - 1} may go"
         )

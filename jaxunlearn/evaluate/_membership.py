@@ -40,12 +40,18 @@ def membership_auc(
         raise ValueError("scores contain NaN")
     if classes is None:
         return _auc(members, others)
+    if not isinstance(classes, tuple | list) or len(classes) != 2:
+        raise ValueError(
+            f"classes is {classes!r}; those of the members and of the others are needed"
+        )
     of_members, of_others = map(np.asarray, classes)
     if of_members.shape != members.shape[1:] or of_others.shape != others.shape[1:]:
         raise ValueError(
             f"classes have shapes {of_members.shape} and {of_others.shape}; "
             f"{members.shape[1:]} and {others.shape[1:]} fit the scores"
         )
+    if "O" in (of_members.dtype.kind, of_others.dtype.kind):
+        raise ValueError(f"classes are {classes!r}; numbers or names are needed")
     total, weight = np.zeros(len(members)), 0
     for label in np.intersect1d(of_members, of_others):
         attacked = of_members == label

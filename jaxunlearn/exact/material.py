@@ -37,6 +37,7 @@ class Material:
         base: parameters of the base; None if they have to be trained first.
         config: config of the network.
         reading: how inputs are read, JSON-like; a store keeps it.
+        size: height and width that images were scaled to; None: they are as they were.
     """
 
     ids: list[str]
@@ -46,6 +47,7 @@ class Material:
     base: Tree | None
     config: Config
     reading: dict[str, Any]
+    size: int | None = None
 
 
 def read(settings: Settings, data_dir: Path | None = None) -> Material:
@@ -85,7 +87,7 @@ def read(settings: Settings, data_dir: Path | None = None) -> Material:
         "validation": len(images.x_val),
         "public": [name for row, name in enumerate(names) if row in is_public],
     }
-    return Material(ids, ids, examples, public, base, config, reading)
+    return Material(ids, ids, examples, public, base, config, reading, images.size)
 
 
 def examples_of(store: Predictor, moved: Moved = STAYED) -> tuple[list[str], Arrays]:
@@ -197,10 +199,18 @@ def _images(
     # Decoded images that outlived the user's files would keep what was deleted: on no disk at all.
     cached = data.local_path(settings.data, data_dir) is None
     where: dict[str, Any] = {"data_dir": data_dir, "cache_dir": None if cached else False}
-    loaded = data.load(settings.data, *sizes, size=settings.size, **where)
+    shape = {"size": settings.size, "default_size": _usual_size(settings)}
+    loaded = data.load(settings.data, *sizes, **shape, **where)
     x, x_val = (scaled(images, reading) for images in (loaded.x_train, loaded.x_val))
     ids = list(loaded.files_train) or [f"train-{row}" for row in range(len(x))]
     return ids, dataclasses.replace(loaded, x_train=x, x_val=x_val)
+
+
+def _usual_size(settings: Settings) -> int:
+    """The size of pictures where a folder has several and the settings none."""
+    if settings.base is None:
+        return data.DEFAULT_SIZE
+    return vit.read_config(settings.base, 1).image[0]
 
 
 def _from_folder(

@@ -23,7 +23,7 @@ from jaxunlearn.exact.plan import Plan
 from jaxunlearn.exact.plan import make as make_plan
 from jaxunlearn.exact.pretraining import Pretraining, pretrain
 from jaxunlearn.exact.service import Service, check_new, create
-from jaxunlearn.exact.settings import Moved, Settings, check_same, record_of
+from jaxunlearn.exact.settings import Moved, Settings, check_same, record_of, settings_of
 from jaxunlearn.exact.sliceable import Config
 from jaxunlearn.nn.images import vit
 
@@ -89,9 +89,12 @@ def open_or_create(
     settings = _with_whole_paths(settings, data_dir)
     if (folder / "ledger.jsonl").exists():
         service = Service(folder)
+        if settings.size is None:  # what is left of a folder may look otherwise
+            settings = dataclasses.replace(settings, size=settings_of(service).size)
         check_same(service, settings)
         return service, *examples_of(service, Moved(data_dir=data_dir))
     read = material.read(settings, data_dir)
+    settings = dataclasses.replace(settings, size=read.size)
     largest = max(collections.Counter(read.groups).values())
     plan = plan_of(settings, read.config, len(read.ids), largest)
     check_new(folder, plan, read.config, read.ids, read.groups)

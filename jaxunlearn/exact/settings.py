@@ -39,7 +39,8 @@ class Settings:
             JSON-lines file with `question`, `answer` and perhaps `id` and `group`. Images of a
             folder are known by their files.
         size: height and width that images are scaled to, those of `predict` as well; None: as they
-            are.
+            are, but 32, or the base's size, where those of a folder are of several sizes, which is
+            said.
         n_train: number of examples, the first of the set's fixed order; None: all (1,200 digits,
             four fifths of other images in one piece).
         n_val: number of validation images; None: all.

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +11,13 @@ import numpy as np
 import optax
 
 from jaxunlearn import nn
-from jaxunlearn.core import chunks, optimizers, stages, step
+from jaxunlearn.core import chunks, optimizers, stages, step, tree
 from jaxunlearn.core.keys import Key, fold
 from jaxunlearn.core.model import Model
 from jaxunlearn.core.resume import ResumePoint
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.data import augment, batches
+from jaxunlearn.nn.files import writer
 from jaxunlearn.tta.deployment import Samples
 from jaxunlearn.tta.settings import Training
 
@@ -85,6 +87,12 @@ def _transform(flip: bool, shift: int) -> Callable[[Any, Key], Any]:
     changes += [functools.partial(augment.translate, pixels=shift)] if shift else []
     change = augment.compose(*changes)
     return lambda batch, key: batch | {"x": augment.as_float(change(key, batch["x"]))}
+
+
+def save(folder: Path, name: str, params: Tree, stats: Tree, stem: str = "network") -> None:
+    """Writes a wide residual network to `STEM.safetensors`, which `opened` reads."""
+    leaves = tree.named({"params": params, "stats": stats})
+    writer.save(folder, leaves, nn.classifiers.tensor_table(name), {}, stem=stem)
 
 
 def as_pictures(images: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import data as datasets
+from jaxunlearn import nn
 from jaxunlearn.core import checks, records, study, user_code
 from jaxunlearn.core import mesh as meshes
 from jaxunlearn.core.keys import fold
@@ -37,6 +38,14 @@ class Job(study.Job[Settings]):
     network: Trained
     material: Material
     methods: dict[str, Method]
+
+    @property
+    def is_wide_resnet(self) -> bool:
+        """Whether the network is the one that the settings name, and of that kind."""
+        name, classes = self.settings.network, self.dataset.n_classes
+        if not name.startswith("wrn-"):
+            return False
+        return self.network.model is nn.by_name(name, self.source.x.shape[1:], classes)
 
     @property
     def phases(self) -> dict[str, float]:
@@ -160,7 +169,7 @@ def _like(network: Trained) -> tuple[Tree, Tree]:
 def execute(job: Job, progress: Progress = study.quiet) -> dict[str, Any]:
     """Does the work of a prepared job; one that was stopped goes on to the same bits.
 
-    Writes `results.json`, and the source network into `network`.
+    Writes `results.json`, and a trained WRN into `network.safetensors`, which `weights` reads.
 
     Args:
         job: from `prepare`.
@@ -217,6 +226,8 @@ def _source(job: Job, progress: Progress) -> tuple[Tree, Tree]:
     )
     checks_finite(params)
     kept = jax.device_get({"params": params, "stats": stats})
+    if job.is_wide_resnet:
+        source_network.save(job.folder.path, job.settings.network, params, stats)
     store.write(0, {name: part for name, part in kept.items() if part})
     point.drop()
     return kept["params"], kept["stats"]

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from jaxunlearn.core import typed
 from jaxunlearn.unlearn import baselines, matching
 from jaxunlearn.unlearn._problem import Unlearned
 from jaxunlearn.unlearn._scrub import scrub
@@ -40,10 +41,17 @@ def recipe(name: str, settings: Any = None) -> Callable[..., Unlearned]:
     Args:
         name: a key of `METHODS`.
         settings: its dataclass of settings; by default the defaults.
+
+    Raises:
+        ValueError: no such method, or settings that are another method's, of another type or out
+            of their range; the setting is named.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"method is {name!r}; known methods: {', '.join(METHODS)}")
     method, default = METHODS[name]
+    if settings is not None:
+        typed.check("settings", settings, type(default))
+        check_settings(name, settings)
     return bind(method, default if settings is None else settings)
 
 

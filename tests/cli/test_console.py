@@ -14,7 +14,8 @@ import pytest
 from rich.table import Table
 
 from jaxunlearn.cli import app, console
-from jaxunlearn.cli._streams import Stream, printable
+from jaxunlearn.core.streams import Stream, printable
+from jaxunlearn.data._notices import notice
 
 ESCAPES = "\x1b]0;title\x07\x1b[31mred\x9b2J\u202eback\r\x7f"
 
@@ -29,6 +30,16 @@ def test_a_file_is_replaced_at_once(tmp_path):
     written(tmp_path / "x.json", {"a": 1})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_what_killed_processes_left_of_a_file_goes_with_the_next(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    kept = (f".x.json.{os.getppid()}", f".y.json.{ended.pid}", f"x.json.{ended.pid}", ".x.json.old")
+    for name in (f".x.json.{ended.pid}", f".x.json.{'9' * 30}", *kept):
+        (tmp_path / name).write_text("half")
+    written(tmp_path / "x.json", [1])
+    assert sorted(os.listdir(tmp_path)) == sorted((*kept, "x.json"))
 
 
 def test_what_is_no_regular_file_is_written_to_as_it_is(tmp_path):
@@ -191,6 +202,41 @@ def test_a_closed_output_is_no_traceback(tmp_path, arguments, closed):
         assert len(json.loads((tmp_path / "x.json").read_text())) == 3
 
 
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], ["unlearn", "--help"]])
+def test_a_full_output_is_named_and_no_traceback(tmp_path, arguments, buffered):
+    device(tmp_path / "full", 7)
+    unbuffered = {} if buffered else {"PYTHONUNBUFFERED": "1"}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    program = [sys.executable, "-m", "jaxunlearn", *arguments]
+    with (tmp_path / "full").open("wb") as full:
+        run = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, env=kept | unbuffered)
+        assert run.returncode == console.FAILED
+        assert b"No space left" in run.stderr and b"Traceback" not in run.stderr
+        assert b"Exception ignored" not in run.stderr
+        lost = subprocess.run([*program[:3], "nothing"], stdout=full, stderr=full)
+        assert lost.returncode == console.USAGE  # what is said beside the results may be lost
+
+
+def test_results_that_cannot_be_written_are_no_success(tmp_path, monkeypatch, capsys):
+    device(tmp_path / "full", 7)
+    with (tmp_path / "full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        shown = console.guarded(lambda: console.printer().print("a table"), "again")
+        flushed = console.guarded(sys.stdout.flush, "again")  # what is left goes nowhere
+        monkeypatch.undo()
+        assert (shown, flushed) == (console.USAGE, console.OK)
+    assert f"No space left on device: '{tmp_path / 'full'}'" in capsys.readouterr().err
+    with (tmp_path / "full").open("w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        console.notices().print("a bar")
+        console.tell("a notice")
+        notice(f"decoding {ESCAPES}")
+        monkeypatch.undo()
+    notice(f"decoding {ESCAPES}")
+    assert "\x1b" not in capsys.readouterr().err
+
+
 def test_ctrl_c_before_a_verb_begins_is_130(monkeypatch, capsys):
     def interrupted(name):
         raise KeyboardInterrupt
@@ -207,6 +253,8 @@ def test_ctrl_c_at_any_time_is_130_and_the_run_goes_on(tmp_path, seconds):
     tiny = ["--n-train", "200", "--n-models", "2", "--methods", "none", "--out", "run"]
     tiny += ["--training.epochs", "1", "--forget-size", "8", "--training.batch-size", "40"]
     command = [sys.executable, "-m", "jaxunlearn", "unlearn", *tiny]
+    # A shell's background jobs ignore Ctrl-C, and with them what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)

@@ -39,6 +39,24 @@ def read(tmp_path, *arguments):
     return json.loads(file.read_text())
 
 
+def test_pictures_of_several_sizes_need_no_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        place = tmp_path / "photos" / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        picture = rng.integers(0, 256, (*rng.integers(6, 14, 2), 3), np.uint8)
+        Image.fromarray(picture).save(place / f"{i:02d}.png")
+    options = ["--data", "photos", "--shards", "1", "--slices", "2", "--budget", "1", *SMALL[10:]]
+    run("train", "store", *options)
+    assert "pictures have several sizes" in capsys.readouterr().err
+    picture = next((tmp_path / "photos" / "a").iterdir())
+    assert read(tmp_path, "predict", "store", picture)
+    run("train", "store", *options)
+    run("train", "store", *options, "--size", "16", code=2)
+    assert "size" in capsys.readouterr().err
+
+
 def test_a_life_of_a_store(trained, tmp_path, capsys):
     status = read(tmp_path, "status", trained)
     assert status["stages_left"] == [[2, 2], [2, 2]] and status["deleted"] == 0

@@ -55,7 +55,6 @@ def test_bad_input_ends_with_2_and_writes_nothing(model, more, message, tmp_path
     assert not out.exists()
 
 
-@pytest.mark.slow
 def test_the_theory_needs_no_model(tmp_path, capsys):
     assert app.main(["paths", "--theory", "--out", str(tmp_path / "out")]) == app.OK
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import jaxunlearn
-from jaxunlearn.cli import app, study, unlearn
+from jaxunlearn.cli import app, attribute, compact, study, unlearn
 from jaxunlearn.core.study import Where
 
+SIDE = jaxunlearn.data.DEFAULT_SIZE
 QUICK = [
     "--n-models", "2", "--lane-width", "2", "--training.epochs", "1", "--training.batch-size", "10",
 ]  # fmt: skip
@@ -81,6 +83,28 @@ def test_defaults_come_from_the_data(photos, capsys):
     assert job.settings.forget_class == "1" and job.settings.n_train == 24
     assert "to be forgotten: 4 of class 1 (cluster)" in capsys.readouterr().err
     assert set(job.dataset.y_train[np.asarray(job.problem.forget)]) == {0}
+
+
+def test_pictures_of_several_sizes_need_no_option(photos, capsys):
+    said = f"pictures have several sizes, .* scaled to {SIDE}x{SIDE}"
+    for verb, prepare, options in [
+        ("unlearn", unlearn.prepare, unlearn.Unlearn),
+        ("attribute", attribute.prepare, attribute.Attribute),
+        ("compact", compact.prepare, compact.Compact),
+    ]:
+        argv = [
+            "--data",
+            "photos",
+            *(["--shown", "2", "--training.batch-size", "8"] if verb == "attribute" else []),
+        ]
+        job = prepare(study.parse(options, verb, argv), Where(photos / verb))
+        assert job.dataset.x_train.shape[1:] == (SIDE, SIDE, 3)
+        assert (
+            job.settings.size
+            == SIDE
+            == json.loads((photos / verb / "settings.json").read_text())["settings"]["size"]
+        )
+        assert re.search(said, capsys.readouterr().err)
 
 
 def test_a_method_from_a_file(photos, capsys):

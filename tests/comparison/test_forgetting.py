@@ -64,7 +64,7 @@ def test_named_files_are_forgotten_wherever_the_split_had_put_them(form, tmp_pat
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "photos" / name).touch()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "list.txt").write_text("\n".join(["", *wanted, ""]))
+    (tmp_path / "list.txt").write_text("\n".join([*wanted, ""]), "utf-8-sig")
     names = {
         "relative": wanted,
         "path": [

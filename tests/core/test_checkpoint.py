@@ -1,4 +1,6 @@
 import contextlib
+import random
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -158,6 +160,22 @@ def test_a_damaged_checkpoint_of_an_earlier_version_is_named(state, tmp_path):
             file.write_bytes(b"")
     with pytest.raises(disk.DamagedError, match="a is damaged"):
         checkpoint.restore(tmp_path / "a", state)
+
+
+def test_a_mutated_checkpoint_is_named_and_never_read(state, tmp_path):
+    rng = random.Random(0)
+    checkpoint.save(tmp_path / "whole", state)
+    files = [f.relative_to(tmp_path / "whole") for f in (tmp_path / "whole").rglob("*")]
+    files = sorted(f for f in files if (tmp_path / "whole" / f).is_file())
+    for number in range(60):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole", folder)
+        raw = bytearray((folder / rng.choice(files)).read_bytes())  # perhaps of another file
+        raw = raw[: rng.choice([len(raw), rng.randrange(len(raw) + 1)])] or bytearray(b"[")
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        (folder / rng.choice(files)).write_bytes(raw)
+        with pytest.raises(disk.DamagedError, match=f"{folder}.* is damaged"):
+            checkpoint.restore(folder, state)
 
 
 def test_a_kill_while_replacing_leaves_a_whole_checkpoint(state, tmp_path, monkeypatch):

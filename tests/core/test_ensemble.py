@@ -168,6 +168,11 @@ def test_the_padding_is_dropped():
         (np.zeros(3), dict(width=1, fn="train"), "fn is 'train'; a function"),
         (np.zeros(3), dict(width=0), "width is 0"),
         (np.zeros(3), dict(width=1, mode="scan"), "mode is 'scan'"),
+        (np.zeros(3), dict(width=1, mesh=1), "mesh is 1"),
+        (np.zeros(3), dict(width=1, store="lanes"), "store is 'lanes'; something with read"),
+        (np.zeros(3), dict(width=1, sink=[]), r"sink is \[\]; something with write"),
+        (np.zeros(3), dict(width=1, check=True), "check is True; a function"),
+        (np.zeros(3), dict(width=1, callback="bar"), "callback is 'bar'; a function"),
     ],
 )
 def test_bad_arguments(members, keyed, message):

@@ -351,11 +351,21 @@ def test_bad_arguments(keyed, message):
 
 
 @pytest.mark.parametrize(
-    "keyed", [dict(patience=0), dict(patience=1, min_delta=-1.0), dict(patience=1, mode="up")]
+    "keyed",
+    [
+        dict(patience=0),
+        dict(min_delta=-1.0),
+        dict(mode="up"),
+        dict(metric=3),
+        dict(metric=None),
+        dict(restore=3),
+        dict(restore="("),
+        dict(restore=(3,)),
+    ],
 )
 def test_bad_early_stops(keyed):
-    with pytest.raises(ValueError, match="EarlyStop: "):
-        EarlyStop("v", **keyed)
+    with pytest.raises(ValueError, match=f"EarlyStop: {next(iter(keyed))} "):
+        EarlyStop(**(dict(metric="v", patience=1) | keyed))
 
 
 def test_data_of_the_wrong_kind(training):

@@ -103,6 +103,20 @@ def test_flags_that_decide_bits_must_be_the_same_in_any_order(tmp_path, monkeypa
         monkeypatch.setenv(name, same if name == "XLA_FLAGS" else "")
 
 
+def test_flags_in_a_file_decide_bits_too(tmp_path, monkeypatch):
+    jax.devices()  # XLA has read its own flags from here on; unknown ones would end the process
+    (tmp_path / "flags").write_text("--xla_a=1\n--xla_dump_to=/tmp/x\n")
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
+    begun(tmp_path / "run")
+    (tmp_path / "flags").write_text("--xla_a=2")
+    with pytest.raises(ValueError, match="configuration.XLA_FLAGS.xla_a = '1', but now it is '2'"):
+        RunFolder(tmp_path / "run", RECORD, {}, True)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    RunFolder(tmp_path / "run", RECORD, {}, True)
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "none"))
+    assert configuration.current()["XLA_FLAGS"] == {str(tmp_path / "none"): ""}
+
+
 def test_a_folder_of_an_earlier_version_says_nothing_of_the_configuration(tmp_path):
     (tmp_path / "run").mkdir()
     records.write(tmp_path / "run" / "settings.json", RECORD)
@@ -127,7 +141,15 @@ def test_damage_to_a_record_is_named(tmp_path):
         file.write_bytes(whole)
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0", b"[]", b'{"full": 3}', b'{"full": {"run": 1}}'])
+NO_TIMES = ("NaN", "Infinity", "-1", "true", "1" + 400 * "0", "1e999", '"1"')
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0\0", b"[]", b'{"full": 3}', b'{"full": {"run": 1}}']
+    + [b'{"full": {"compile": 1.0, "run": %s}}' % text.encode() for text in NO_TIMES],
+    ids=range(12),
+)
 def test_damaged_times_and_leftovers_do_not_block_a_run(tmp_path, content, capsys):
     run = begun(tmp_path / "run")
     run.add_seconds("full", "run", 2.0)

@@ -252,6 +252,10 @@ def test_batch_norm_statistics_pass_through_stages():
         ("a", dict(optimizer=0.1), "Stage a: optimizer is 0.1"),
         ("a", dict(wrap="ema"), "Stage a: wrap is .ema.; a function"),
         ("a", dict(evaluate="loss"), "Stage a: evaluate is 'loss'; a function"),
+        ("a", dict(stops=loop.EarlyStop("v", 1)), "Stage a: stops is EarlyStop"),
+        ("a", dict(evaluate=print, stops=["v"]), "Stage a: stops is"),
+        ("a", dict(trainable=None), "Stage a: trainable is None"),
+        ("a", dict(trainable=("a", "(")), "Stage a: trainable has '\\('"),
         (1, {}, "name is 1"),
     ],
 )

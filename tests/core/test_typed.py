@@ -25,6 +25,7 @@ class Settings:
     names: tuple[str, ...] = ()
     pair: tuple[int, float] = (1, 2.0)
     kind: Literal["a", "b"] = "a"
+    kinds: tuple[Literal["a", "b"], ...] = ()
     limit: int | None = None
     flag: bool = False
     file: Path | None = None
@@ -34,7 +35,7 @@ class Settings:
 GOOD = [
     {},
     dict(count=np.int64(3), rate=1, names=["a"], pair=(np.int32(1), np.float32(2))),
-    dict(kind="c", limit=4, flag=True, file="a", inner=Inner(np.float32(1))),
+    dict(kind="b", limit=4, flag=True, file="a", inner=Inner(np.float32(1))),
 ]
 BAD = [
     (dict(count=1.0), "count is 1.0; a whole number is needed"),
@@ -47,6 +48,9 @@ BAD = [
     (dict(names=(1,)), "names is"),
     (dict(pair=(1,)), "pair is"),
     (dict(kind=1), "kind is 1"),
+    (dict(kind="c"), "kind is 'c'; a, b are allowed"),
+    (dict(kind=["a"]), r"kind is \['a'\]; a, b"),
+    (dict(kinds=("a", "c")), r"kinds is \('a', 'c'\)"),
     (dict(limit=2.5), "limit is 2.5; int . None"),
     (dict(flag=1), "flag is 1; True or False"),
     (dict(inner={"rate": 1.0}), "inner is .*; an instance of Inner"),

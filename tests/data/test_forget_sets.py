@@ -57,6 +57,12 @@ def test_principal_component_takes_the_ends(digits):
         forget_sets.principal_component(digits.x_train, 5, component=64)
 
 
+def test_a_byte_order_mark_begins_a_text_file(tmp_path):
+    file = tmp_path / "forget.txt"
+    file.write_text("3, 1\n", encoding="utf-8-sig")
+    np.testing.assert_array_equal(forget_sets.from_file(file, 10), [1, 3])
+
+
 def test_from_file(tmp_path):
     text, binary = tmp_path / "a.txt", tmp_path / "a.npy"
     text.write_text("5, 3\n9 1\n")
@@ -137,3 +143,22 @@ def test_uint8_images_give_the_sets_of_their_floats():
             forget_sets.principal_component(images, 3, 1, both_ends=True),
             forget_sets.principal_component(images / 255, 3, 1, both_ends=True),
         )
+
+
+@pytest.mark.parametrize("bad", [3.0, True, "3", None, np.float32(2), [2]])
+def test_sizes_and_classes_are_whole_numbers(bad):
+    x, y = np.arange(40.0).reshape(10, 4) ** 2, np.arange(10) % 3
+    for draw, name in (
+        (lambda: forget_sets.random(10, bad), "forget_size"),
+        (lambda: forget_sets.random(bad, 1), "n"),
+        (lambda: forget_sets.class_restricted(y, 1, bad), "forget_size"),
+        (lambda: forget_sets.class_restricted(y, bad, 1), "forget_class"),
+        (lambda: forget_sets.cluster(x, y, 1, bad), "forget_size"),
+        (lambda: forget_sets.principal_component(x, bad), "forget_size"),
+        (lambda: forget_sets.principal_component(x, 2, bad), "component"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} is .*a whole number is needed"):
+            draw()
+    for n in (5, 20):
+        with pytest.raises(ValueError, match=f"features are {n}, but there are 10 labels"):
+            forget_sets.cluster(np.zeros((n, 4)), y, 1, 2)

@@ -1,5 +1,7 @@
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import jax
@@ -209,6 +211,8 @@ def test_scaling_is_bilinear(tmp_path, kind):
         )
     with pytest.raises(ValueError, match="size is 0; it must be at least 1"):
         data.load(path, size=0)
+    with pytest.raises(ValueError, match="default_size is 0; it must be at least 1"):
+        data.load(path, default_size=0)
 
 
 def test_folders_are_scaled_when_they_are_decoded_and_kept_by_size(tmp_path):
@@ -233,6 +237,34 @@ def test_folders_are_scaled_when_they_are_decoded_and_kept_by_size(tmp_path):
     assert len(list((tmp_path / "cache").glob("pets-*/entry.json"))) == 2
 
 
+@pytest.mark.parametrize(
+    ("stored", "turned", "found"),
+    [
+        ([(6, 5), (6, 5), (6, 5)], (), None),
+        ([(6, 5), (6, 5), (7, 5)], (), "5x6 and 5x7 among them; all are scaled to 4x4"),
+        ([(6, 5), (5, 6), (6, 5)], (1,), None),
+        ([(6, 5), (6, 5), (6, 5)], (1,), "5x6 and 6x5 among them; all are scaled to 4x4"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_the_default_size_is_for_folders_of_several(
+    tmp_path, own_cache, capsys, ending, stored, turned, found
+):
+    for i, shape in enumerate(stored):
+        (tmp_path / "pets" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        exif[274] = 6 if i in turned else 1
+        file = tmp_path / "pets" / "ab"[i % 2] / f"{i}.{ending}"
+        Image.fromarray(np.full((*shape, 3), 90, np.uint8)).save(file, exif=exif)
+    loaded = data.load(tmp_path / "pets", default_size=4)
+    assert loaded.size == (4 if found else None)
+    assert loaded.x_train.shape[1:3] == ((4, 4) if found else (6, 5))
+    err = capsys.readouterr().err
+    assert found in err if found else "several sizes" not in err
+    assert data.load(tmp_path / "pets", size=3, default_size=4).size == 3
+    assert "several sizes" not in capsys.readouterr().err
+
+
 def save_png(file, x, **more):
     Image.fromarray(x).save(file, **more)
     return file
@@ -248,6 +280,16 @@ def test_pictures_are_turned_upright(tmp_path, orientation, ending):
     with Image.open(file) as image:
         upright = np.asarray(ImageOps.exif_transpose(image))
     np.testing.assert_array_equal(data.images([file], upright.shape)[0], upright)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize("block", [b"no header", b"II*\0", b"II*\0\x08\0\0\0\xff\xff\x12"])
+def test_broken_exif_data_turn_nothing(tmp_path, ending, block):
+    files = [tmp_path / f"{name}.{ending}" for name in "ab"]
+    Image.fromarray(X[0]).save(files[0])
+    Image.fromarray(X[0]).save(files[1], exif=b"Exif\0\0" + block)
+    plain, broken = data.images(files, X[0].shape)
+    np.testing.assert_array_equal(broken, plain)
 
 
 def test_transparency_is_alpha_however_it_is_stored(tmp_path):
@@ -373,3 +415,18 @@ def test_images_beyond_the_machines_memory(make_folder, monkeypatch):
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 1000}.__getitem__)
     with pytest.raises(ValueError, match=r"pets: its 12 images .* more than this machine's memory"):
         data.load(folder)
+
+
+def test_scaling_a_large_picture_takes_no_more_than_twice_its_room():
+    program = """
+import resource, numpy as np
+from jaxunlearn.data._decode import scaled
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+image = np.full((4096, 4096, 4), 7, np.uint8)
+scaled(image[:8, :8], 4, 4)
+before = peak()
+assert (scaled(image, 16, 16) == 7).all()
+print((peak() - before) / image.nbytes)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert float(run.stdout) < 2, run.stderr

@@ -122,3 +122,9 @@ def test_auc_within_classes_knows_no_difficulty(seed):
 def test_auc_refuses(members, others, message):
     with pytest.raises(ValueError, match=message):
         membership_auc(members, others)
+
+
+@pytest.mark.parametrize("classes", [3, "ab", ([0, 1],), ([0, None], [0]), ([0, 1], [0], [0])])
+def test_auc_needs_classes_of_both(classes):
+    with pytest.raises(ValueError, match="classes "):
+        membership_auc(np.zeros((1, 2)), np.zeros((1, 1)), classes=classes)

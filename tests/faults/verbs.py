@@ -1,5 +1,7 @@
 """Small runs of the verbs, as they are typed."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,10 +27,11 @@ _COMPACT = (
 
 
 def _model(work: Path) -> list[str]:
-    """A random language model."""
-    from tests import language
-
-    return ["--model", str(language.save(work / "model"))]
+    """A random language model, of a process of its own: whoever forks must not have started JAX."""
+    program = "import sys; from tests import language; language.save(sys.argv[1])"
+    root, place = Path(__file__).parents[2], str(work / "model")
+    subprocess.run([sys.executable, "-c", program, place], cwd=root, check=True)
+    return ["--model", place]
 
 
 def _images(work: Path) -> list[str]:

@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxunlearn import tta
-from jaxunlearn.core import records
+from jaxunlearn import nn, tta
+from jaxunlearn.core import records, tree
 from jaxunlearn.core.study import Where
 from jaxunlearn.tta.settings import Settings, Training
 
@@ -88,6 +88,8 @@ def test_a_network_of_ones_own_and_windows(whole, tmp_path):
     store.folder.end()
     params = store.folder.lanes("training").read(0)
     own = tta.source_network.Trained(store.network.model, params["params"], params["stats"])
+    written = nn.classifiers.from_pretrained(out / "network.safetensors", "wrn-10-1")
+    assert tree.digest(written.params) == tree.digest(own.params)
     settings = dataclasses.replace(SMALL, window=6, n_seeds=1, corruptions=("contrast",))
     results = tta.study.run(settings, ("tent",), out=tmp_path / "own", network=own)
     assert np.shape(results["errors"]["tent"]) == (1, 1)

@@ -295,3 +295,19 @@ def test_unknown_names_and_bad_settings():
         with pytest.raises(ValueError, match=message):
             check_settings("scrub", Scrub(**changes))
     check_settings("scrub", Scrub(ascent_epochs=0))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_recipe_takes_its_own_settings_alone(name):
+    default = METHODS[name][1]
+    strangers = [3, {"epochs": 3}, type(default), ()]
+    strangers += [METHODS["ssd" if name == "scrub" else "scrub"][1]] * (name != "none")
+    for stranger in strangers:
+        with pytest.raises(ValueError, match=f"an instance of {type(default).__name__} is needed"):
+            recipe(name, stranger)
+    for field in dataclasses.fields(default):
+        for bad in ({}, -1, float("nan")) if field.name != "augment" else ({}, ("spin",)):
+            with pytest.raises(ValueError, match=field.name):
+                recipe(name, dataclasses.replace(default, **{field.name: bad}))
+    with pytest.raises(ValueError, match="known methods"):
+        recipe([name])

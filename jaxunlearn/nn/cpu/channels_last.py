@@ -13,7 +13,7 @@
 - a grouped one becomes one for each group: 75 to 120, its gradients 35 to 90 where XLA's, inside a
   `scan`, have 1 to 2 (both cores);
 - one of few channels becomes a product with all shifts side by side: XLA takes another convolution
-  there, whose bits depend on the number of threads.
+  there, whose bits depend on the number of threads; from 16 on, one of pairs of neighbours.
 
 The price: derivatives are reverse-mode only.
 """
@@ -62,6 +62,8 @@ def _correlate(x, kernel, stride, padding):
         return _pad(x, padding)[:, ::stride, ::stride] @ kernel[0, 0]
     if _is_winograd(kernel.shape, stride):
         return _winograd(_pad(x, padding), kernel)
+    if _is_in_pairs(kernel.shape, stride):
+        return _in_pairs(x, kernel, padding)
     if max(kernel.shape[2:]) < _FEW_CHANNELS:
         columns = _columns(_pad(x, padding), kernel.shape[:2], stride)
         return columns @ kernel.reshape(-1, kernel.shape[3])
@@ -73,11 +75,35 @@ def _is_winograd(shape, stride):
     return height == width == 3 and stride == 1 and n_in * n_out >= _WINOGRAD_CHANNELS
 
 
+def _is_in_pairs(shape, stride):
+    return _FEW_CHANNELS // 2 <= max(shape[2:]) < _FEW_CHANNELS and stride == 1
+
+
 def _winograd(x, kernel):
     kernels = winograd.transformed(kernel)
     chunks = _chunks(x, x[0, ..., 0].size * sum(kernel.shape[2:]))
     y = jax.lax.map(jax.vmap(lambda x: winograd.conv(x, kernels)), chunks)
     return jnp.moveaxis(y, 0, 1).reshape(len(x), *y.shape[3:])
+
+
+def _in_pairs(x, kernel, padding):
+    """A convolution of stride 1 on pairs of neighbours in a row, as pixels of twice the channels.
+
+    Two pixels side by side read k + 1 columns, (k + 2) // 2 pairs: a third more products for k = 3.
+    """
+    height, width, n_in, n_out = kernel.shape
+    n_pairs = (width + 2) // 2
+    n_columns = x.shape[2] + sum(padding[1]) - width + 1
+    n_out_pairs = (n_columns + 1) // 2
+    more = 2 * (n_out_pairs + n_pairs - 1) - (x.shape[2] + sum(padding[1]))
+    x = _pad(x, (padding[0], (padding[1][0], padding[1][1] + more)))
+    x = x.reshape(*x.shape[:2], -1, 2 * n_in)
+    shifted = [
+        jnp.pad(kernel, ((0, 0), (i, 2 * n_pairs - width - i), (0, 0), (0, 0))) for i in range(2)
+    ]
+    pairs = jnp.stack(shifted, axis=3).reshape(height, n_pairs, 2 * n_in, 2 * n_out)
+    y = lax_conv(x, pairs, 1, ((0, 0), (0, 0)))
+    return y.reshape(*y.shape[:2], -1, n_out)[:, :, :n_columns]
 
 
 def _columns(x, size, stride):
@@ -133,20 +159,33 @@ def _kernel_gradient(x, g, size, stride, padding):
     n_in, n_out = x.shape[-1], g.shape[-1]
     if _is_winograd((size, size, n_in, n_out), stride):
         return winograd.transformed_back(_sum_over_chunks(winograd.products, x, g))
-    products = functools.partial(_shifted_products, size=size, stride=stride)
+    if _is_in_pairs((size, size, n_in, n_out), stride):
+        return _kernel_gradient_in_pairs(x, g, size)
+    products = functools.partial(_shifted_products, size=(size, size), stride=stride)
     return _sum_over_chunks(products, x, g).reshape(size, size, n_in, n_out)
 
 
+def _kernel_gradient_in_pairs(x, g, size):
+    """That of the kernel of pairs (see `_in_pairs`), whose copies of each tap are added up."""
+    n_in, n_out, n_pairs = x.shape[-1], g.shape[-1], (size + 2) // 2
+    g = _pad(g, ((0, 0), (0, g.shape[2] % 2)))
+    x = _pad(x, ((0, 0), (0, g.shape[2] + 2 * n_pairs - 2 - x.shape[2])))
+    x, g = (a.reshape(*a.shape[:2], -1, 2 * a.shape[-1]) for a in (x, g))
+    products = functools.partial(_shifted_products, size=(size, n_pairs), stride=1)
+    sums = _sum_over_chunks(products, x, g).reshape(size, 2 * n_pairs, n_in, 2, n_out)
+    return sum(sums[:, i : i + size, :, i] for i in range(2))
+
+
 def _shifted_products(x, g, size, stride):
-    """The gradient of each tap is a matrix product of the inputs it met: [k k, C, F]."""
+    """The gradient of each tap is a matrix product of the inputs it met: [k k', C, F]."""
     _, height, width, n_out = g.shape
     x = jax.lax.optimization_barrier(x)
     g = g.reshape(-1, n_out)
     down, right = (height - 1) * stride + 1, (width - 1) * stride + 1
     shifted = [
         x[:, i : i + down : stride, j : j + right : stride].reshape(-1, x.shape[-1])
-        for i in range(size)
-        for j in range(size)
+        for i in range(size[0])
+        for j in range(size[1])
     ]
     return jnp.stack([part.T @ g for part in shifted])
 

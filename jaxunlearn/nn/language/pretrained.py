@@ -96,17 +96,17 @@ def opened(path: str | os.PathLike) -> Opened:
     path = Path(path)
     if path.suffix == ".gguf" and path.is_file():
         config, tensors, metadata = _read_gguf(path)
-        template = turns.template_of_gguf(metadata)
-        config = _ending(config, template, lambda: turns.added_of_gguf(metadata))
+        with reading(path):
+            template = turns.template_of_gguf(metadata)
+            config = _ending(config, template, lambda: turns.added_of_gguf(metadata))
         return Opened(path, config, template, (tensors, metadata))
     if path.exists() and not path.is_dir():
         raise ValueError(f"path is {str(path)!r}, which is neither a folder nor a .gguf file")
-    config, template = of_folder(path, from_hugging_face), turns.template_of_folder(path)
+    config = of_folder(path, from_hugging_face)
+    template = turns.template_of_folder(path)
     if (file := path / "generation_config.json").is_file():
-        try:
+        with reading(file):
             more = token_ids(read_json(file), "eos_token_id")
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
         config = dataclasses.replace(config, eos=tuple(dict.fromkeys((*config.eos, *more))))
     config = _ending(config, template, lambda: turns.added_of_folder(path))
     return Opened(path, config, template, None)

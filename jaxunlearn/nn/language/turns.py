@@ -27,7 +27,7 @@ def template_of_folder(path: Path) -> chat.Jinja | None:
             raise ValueError(f"{path / 'chat_template.jinja'}: it is not UTF-8") from error
     elif isinstance(template, list):  # several, by name
         named = [one for one in template if isinstance(one, dict)]
-        template = _default({one.get("name"): one.get("template") for one in named}, path)
+        template = _default({str(one.get("name")): one.get("template") for one in named}, path)
     if not isinstance(template, str | None):
         raise ValueError(f"{path / 'tokenizer_config.json'}: chat_template is no text")
     if template is None:
@@ -41,9 +41,9 @@ def template_of_folder(path: Path) -> chat.Jinja | None:
     return chat.Jinja(template, {k: text for k, text in texts.items() if isinstance(text, str)})
 
 
-def _default(templates: dict[Any, Any], path: Path) -> Any:
+def _default(templates: dict[str, Any], path: Path) -> Any:
     if templates and "default" not in templates:
-        names = ", ".join(map(str, templates))
+        names = ", ".join(templates)
         raise ValueError(
             f"{path / 'tokenizer_config.json'}: the chat templates are {names}; none of them is "
             "called default: write the one to use as chat_template.jinja"

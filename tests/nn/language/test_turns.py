@@ -117,6 +117,7 @@ def test_files_that_are_broken_are_named(settings):
         ("tokenizer_config.json", "[1]", "tokenizer_config.json: it is not a JSON object"),
         ("tokenizer_config.json", '{"chat_template": 3}', "chat_template is no text"),
         ("tokenizer_config.json", MANY, "templates are rag, tools; none of them is called default"),
+        ("tokenizer_config.json", MANY.replace('"rag"', '["rag"]'), "templates are .*rag.*, tools"),
         ("special_tokens_map.json", "{", "special_tokens_map.json: it is not a JSON object"),
         ("chat_template.jinja", b"\xff", "chat_template.jinja: it is not UTF-8"),
     ]:
@@ -126,6 +127,14 @@ def test_files_that_are_broken_are_named(settings):
         with pytest.raises(ValueError, match=message):
             decoder.read_config(settings)
         file.unlink() if before is None else file.write_bytes(before)
+
+
+@pytest.mark.parametrize("entry", ["tokens", "token_type"])
+def test_a_gguf_file_whose_tokens_are_no_list_is_named(tmp_path, entry):
+    entries = {f"tokenizer.ggml.{entry}": 5, "tokenizer.chat_template": known.TEMPLATES["smollm2"]}
+    file = write_gguf(tmp_path / "it.gguf", CONFIG, random_params(CONFIG), entries=entries)
+    with pytest.raises(ValueError, match="it.gguf: "):
+        decoder.read_config(file)
 
 
 def test_where_special_tokens_stand(settings):

@@ -1,7 +1,11 @@
-"""Streams that take any text: what is printed comes from files, too, and readers may go away."""
+"""Streams that take any text: what is printed comes from files, too, and readers may go away.
+
+Nothing here needs JAX.
+"""
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -15,8 +19,17 @@ def printable(text: str) -> str:
     return text.translate(_HARMFUL)
 
 
+def tell(message: str) -> None:
+    """Says something beside the results; texts from files in it are made harmless."""
+    print(printable(message), file=Stream(sys.stderr))  # type: ignore[arg-type]
+
+
 class Stream:
-    """A stream that takes every text, whatever its encoding, and outlives its reader."""
+    """A stream that takes every text, whatever its encoding, and outlives its reader.
+
+    What cannot be written, as on a full disk, is an OSError that names the stream; of standard
+    error, which has no results, it is lost.
+    """
 
     def __init__(self, stream: IO[str]):
         self._stream = stream
@@ -37,6 +50,9 @@ class Stream:
     def _while_open(self, act: Callable[[], Any]) -> None:
         try:
             act()
-        except BrokenPipeError:  # nobody reads any more: the rest goes nowhere
+        except OSError as error:  # from now on all goes nowhere, Python's own last flush included
             with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
+            if self._stream is not sys.stderr and not isinstance(error, BrokenPipeError):
+                error.filename = getattr(self._stream, "name", "the output")
+                raise
