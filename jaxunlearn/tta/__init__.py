@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = exports(
     __name__,
     "adaptation banks choice contrast_views contrasting corrupted_files deployment early_norms"
-    " feed filters kept_runs lanes losses masked material measures memory method methods network"
-    " plugins projector prototypes replay settings source_network streams study views".split(),
+    " feed filters fisher kept_runs lanes losses masked material measures memory method methods"
+    " network plugins projector prototypes replay settings source_network streams study"
+    " views".split(),
     dict.fromkeys(("Augmentation", "Factors", "augment"), "_augment")
     | {"METHODS": "methods", "Adapted": "_run", "domains": "streams", "run": "_run"},
 )

@@ -39,7 +39,6 @@ class Contrasting(Method):
     projection: Any = "random"
     augment: Literal["default"] | views.Views = "default"
 
-    needs_source: ClassVar[bool] = True
     reads_features: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -49,6 +48,11 @@ class Contrasting(Method):
         checks.temperature("temperature", self.temperature)
         views.augmentation(self.augment, DEFAULT)
         object.__setattr__(self, "projection", projector.setting(self.projection))
+
+    @property
+    def needs_source(self) -> bool:
+        """For the prototypes."""
+        return True
 
     def start(self, deployment: Deployment, key: Key) -> tuple[TrainState, dict[str, Any]]:
         """The source's prototypes, and the projector beside the network."""

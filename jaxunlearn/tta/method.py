@@ -44,7 +44,6 @@ class Method:
     nesterov: bool = True
     weight_decay: float = 0.0
 
-    needs_source: ClassVar[bool] = False  # whether a run must be given images of the source
     reads_features: ClassVar[bool] = False  # whether the network must give its features
 
     def __post_init__(self):
@@ -52,6 +51,11 @@ class Method:
         for name in ("learning_rate", "weight_decay"):
             checks.at_least(name, getattr(self, name), 0)
         checks.at_least("momentum", self.momentum, 0, below=1)
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether a run must be given images of the source."""
+        return False
 
     @property
     def replays(self) -> bool:

@@ -45,6 +45,9 @@ class DeYO(EarlyNorms):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("margin", "margin_e0"):
+            checks.at_least(name, getattr(self, name), 0)
+        checks.at_least("plpd", self.plpd, -1)
         checks.one_of("aug_type", self.aug_type, ("occ", "patch", "pixel"))
         checks.whole("patch_len", self.patch_len)
         for name in ("occlusion_size", "row_start", "column_start"):

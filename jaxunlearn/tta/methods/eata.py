@@ -1,24 +1,19 @@
 """ETA and EATA: entropy of sure and new samples (Niu et al. 2022, arXiv 2204.02610)."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxunlearn.core import checks
 from jaxunlearn.core.keys import Key
-from jaxunlearn.core.losses import cross_entropy
-from jaxunlearn.core.pixels import as_float
 from jaxunlearn.core.step import Step, TrainState
 from jaxunlearn.core.tree import Tree, combine
-from jaxunlearn.tta import filters, losses, masked
+from jaxunlearn.tta import filters, fisher, losses, masked
 from jaxunlearn.tta.deployment import Deployment
 from jaxunlearn.tta.method import Method, counted, descend
 from jaxunlearn.tta.network import Network, norm_affine
-from jaxunlearn.tta.replay import replayed
-
-_MOST = 2000  # images of the source that the Fisher information is taken of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +31,8 @@ class ETA(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        checks.at_least("margin_e0", self.margin_e0, 0)
+        for name in ("margin_e0", "d_margin"):
+            checks.at_least(name, getattr(self, name), 0)
 
     def trainable(self, params: Tree) -> Tree:
         """Scales and shifts of normalisation layers."""
@@ -102,21 +98,28 @@ class EATA(ETA):
 
     fisher_alpha: float = 1.0
 
-    needs_source: ClassVar[bool] = True
-
     def __post_init__(self):
         super().__post_init__()
         checks.at_least("fisher_alpha", self.fisher_alpha, 0)
 
+    @property
+    def needs_source(self) -> bool:
+        """For the Fisher information, where it counts."""
+        return self.fisher_alpha > 0
+
     def start(self, deployment: Deployment, key: Key) -> tuple[TrainState, dict[str, Any]]:
         """The Fisher information of at most 2,000 images of the source."""
         state, shared = super().start(deployment, key)
+        if not self.needs_source:
+            return state, shared
         first = jax.tree.map(jnp.copy, state.params)
-        fisher = fisher_information(deployment, state.params, shared["frozen"], key)
-        return state, shared | {"shared": {"fisher": fisher, "first": first}}
+        information = fisher.of_source(deployment, state.params, shared["frozen"], key)
+        return state, shared | {"shared": {"fisher": information, "first": first}}
 
     def penalty(self, params: Tree, shared: dict[str, Any]) -> jax.Array:
         """alpha sum F (theta - theta_0)^2."""
+        if not self.needs_source:
+            return super().penalty(params, shared)
         terms = jax.tree.map(
             lambda p, f, first: jnp.sum(f * jnp.square(p - first)),
             params,
@@ -124,32 +127,3 @@ class EATA(ETA):
             shared["first"],
         )
         return self.fisher_alpha * sum(jax.tree.leaves(terms), jnp.zeros(()))
-
-
-def fisher_information(deployment: Deployment, params: Tree, frozen: Tree, key: Key) -> Tree:
-    """The mean over batches of the squared gradient of the loss on the network's own labels.
-
-    Args:
-        deployment: with its source, of which at most 2,000 images are drawn.
-        params: the part that trains.
-        frozen: the rest.
-        key: draws them, and shuffles them into batches.
-    """
-    assert deployment.source is not None
-    source = replayed(deployment.source, deployment.batch_size)
-    n_batches = -(-min(len(deployment.source.y), _MOST) // source.batch_size)
-    rows = source.plan(key, jnp.arange(n_batches))
-
-    def loss(params, batch):
-        kept = masked.valid(batch)
-        logits = deployment.network.logits(
-            combine(params, frozen), deployment.stats, as_float(batch["x"]), kept=kept
-        )
-        return masked.mean(cross_entropy(logits, logits.argmax(-1)), kept)
-
-    def add(total, row):
-        grads = jax.grad(loss)(params, source.gather(row, key))
-        return jax.tree.map(lambda t, g: t + g * g / n_batches, total, grads), None
-
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    return jax.jit(lambda: jax.lax.scan(add, zeros, rows)[0])()
