@@ -14,13 +14,14 @@ from jaxunlearn.core import checks
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
 
 
-def check(name: str, settings: Any, kind: type) -> None:
+def check(name: str, settings: Any, kind: type, inner: str = "") -> None:
     """Whether a dataclass of settings is one, and each field of the type it is declared with.
 
     Args:
         name: name of the argument.
         settings: an instance of `kind`, whose fields may be dataclasses in turn.
         kind: the dataclass.
+        inner: what names of its fields begin with, `recipe.` of a field `recipe`.
 
     Raises:
         ValueError: another object, or a field of another type; a bool is no number, a whole number
@@ -32,20 +33,20 @@ def check(name: str, settings: Any, kind: type) -> None:
     for field in dataclasses.fields(settings):
         value, hint = getattr(settings, field.name), hints[field.name]
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            check(field.name, value, hint)
+            check(inner + field.name, value, hint, f"{inner}{field.name}.")
         elif typing.get_origin(hint) is typing.Literal:
-            checks.one_of(field.name, value, typing.get_args(hint))
+            checks.one_of(inner + field.name, value, typing.get_args(hint))
         elif not _fits(value, hint):
             wanted = _WORDS.get(hint, str(hint).replace("typing.", ""))
-            raise ValueError(f"{field.name} is {value!r}; {wanted} is needed")
+            raise ValueError(f"{inner}{field.name} is {value!r}; {wanted} is needed")
 
 
 def _fits(value: Any, hint: Any) -> bool:
     origin, of = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, one) for one in of)
-    if origin is typing.Literal:
-        return any(type(value) is type(one) and value == one for one in of)
+    if origin is typing.Literal:  # inside of others its values are checked where they are explained
+        return any(type(value) is type(one) for one in of)
     if origin in (tuple, Sequence):
         items = of[:1] * len(value) if _is_list(value) and of[1:] in ((), (...,)) else of
         return _is_list(value) and len(items) == len(value) and all(map(_fits, value, items))

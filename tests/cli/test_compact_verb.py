@@ -176,7 +176,7 @@ def test_bad_models_of_predict(run, folder, tmp_path, capsys):
     ("options", "message"),
     [
         (["--data", "{empty}"], "holds no folders of images"),
-        (["--data", "{mixed}"], "is 12x12 with 1 channel; all"),
+        (["--data", "{mixed}"], "at least 5 are needed for this recipe"),
         (["--data", "{broken}"], "broken"),
         (["--data", "{colours}", "--size", "12"], "all images must have one number of channels, c"),
         (["--size", "8"], "size is 8; 10 to 1024"),

@@ -18,11 +18,6 @@ def not_prepared(folder):
     return "cifar10", ["tfds build cifar10 --file_format=array_record", "prepared there: none"]
 
 
-def mixed_sizes(folder):
-    folder_of_images(folder / "mixed", [(8, 8), (8, 8), (8, 9), (8, 8)])
-    return "mixed", ["8x8", "9x8", "resize"]
-
-
 def truncated(folder):
     folder_of_images(folder / "cut", [(32, 32)] * 4)
     file = folder / "cut" / "class1" / "3.png"
@@ -35,7 +30,7 @@ def foreign(folder):
     return "notes.npz", ["notes.npz"]
 
 
-@pytest.mark.parametrize("case", [not_prepared, mixed_sizes, truncated, foreign])
+@pytest.mark.parametrize("case", [not_prepared, truncated, foreign])
 def test_data_that_cannot_be_read(case, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAXUNLEARN_CACHE", str(tmp_path / "cache"))

@@ -50,7 +50,6 @@ BAD = [
     (dict(kind=1), "kind is 1"),
     (dict(kind="c"), "kind is 'c'; a, b are allowed"),
     (dict(kind=["a"]), r"kind is \['a'\]; a, b"),
-    (dict(kinds=("a", "c")), r"kinds is \('a', 'c'\)"),
     (dict(limit=2.5), "limit is 2.5; int . None"),
     (dict(flag=1), "flag is 1; True or False"),
     (dict(inner={"rate": 1.0}), "inner is .*; an instance of Inner"),
