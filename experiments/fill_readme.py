@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.run import NAMES
 from experiments import result_tables
 from experiments.result_tables import line, mean, percent, read
 
@@ -217,21 +218,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "experiments/lightweight_cnn/slim.py": result_tables.compact_slim,
     },
     "benchmarks/README.md": {
-        **{
-            f"benchmarks/results/{name}.json": _rows_of(name)
-            for name in (
-                "ensemble",
-                "klom",
-                "images",
-                "dmm",
-                "language",
-                "paths",
-                "smollm2",
-                "exact",
-                "compact",
-                "corruptions",
-            )
-        },
+        **{f"benchmarks/results/{name}.json": _rows_of(name) for name in NAMES},
         "benchmarks/results/exact_sizes.json": _exact_sizes,
         "benchmarks/results/startup.json": _startup,
         "benchmarks/results/first_run.json": _first_run,
