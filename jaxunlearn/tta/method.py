@@ -10,6 +10,7 @@ the source (`x`, `y`, `valid`), for methods that replay it. `metrics["logits"]`,
 predictions are taken from.
 """
 
+import abc
 import dataclasses
 from typing import Any, ClassVar, Literal
 
@@ -27,7 +28,7 @@ from jaxunlearn.tta.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(abc.ABC):
     """What all methods have: an optimizer, a start, and a prediction without adaptation.
 
     Attributes:
@@ -80,9 +81,9 @@ class Method:
         state = init_state(trained, self.transformation(), deployment.stats)
         return state, {"frozen": frozen, "shared": {}}
 
+    @abc.abstractmethod
     def step(self, network: Network) -> Step:
         """The step over batches."""
-        raise NotImplementedError
 
     def restored(self, state: TrainState, initial: TrainState) -> TrainState:
         """The state after a reset: that before the first batch of the stream."""
@@ -102,8 +103,8 @@ class Method:
         return 0
 
     def warm_up(self, network: Network, n_steps: int) -> Step:
-        """The step of that stage."""
-        raise NotImplementedError
+        """The step of that stage, of a method that has one."""
+        raise ValueError(f"{type(self).__name__} has {n_steps} steps of a warm-up, but no warm_up")
 
 
 def student(state: TrainState, shared: dict[str, Any]) -> Tree:

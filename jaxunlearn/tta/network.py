@@ -1,4 +1,4 @@
-"""The network that is adapted, as methods see it, and what it is deployed with."""
+"""The network that is adapted, as methods see it, and which of its parameters train."""
 
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxunlearn.core import tree
 from jaxunlearn.core.model import Model, Source
 from jaxunlearn.core.tree import Tree
+from jaxunlearn.nn.layers import norms
 
 
 class Network(NamedTuple):
@@ -85,14 +86,9 @@ def norm_affine(params: Tree) -> Tree:
     Raises:
         ValueError: the network has none.
     """
-    names = list(tree.named(params))
-    layers = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] == "scale"}
-    if not layers:
+    patterns = norms.affine(params)
+    if not patterns:
         raise ValueError(
             "the network has no normalisation layer with a scale, which this method trains"
         )
-    chosen = [
-        name.rpartition("/")[0] in layers and name.rpartition("/")[2] in ("scale", "bias")
-        for name in names
-    ]
-    return jax.tree.unflatten(jax.tree.structure(params), chosen)
+    return tree.select(params, patterns)

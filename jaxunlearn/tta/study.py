@@ -191,10 +191,8 @@ def execute(job: Job, progress: Progress = study.quiet) -> dict[str, Any]:
             (job.source.x, job.source.y),
             job.settings.compute,
         )
-        done = {
-            name: _adapted(job, name, deployment, jnp.asarray(images), progress)
-            for name in job.methods
-        }
+        on_device = jnp.asarray(images)
+        done = {name: _adapted(job, name, deployment, on_device, progress) for name in job.methods}
     job.folder.write_json("results.json", _results(job, params, stats, done))
     return records.read(job.folder.path / "results.json")
 
@@ -224,7 +222,7 @@ def _source(job: Job, progress: Progress) -> tuple[Tree, Tree]:
         report=lambda done, _: ticks(done),
         point=point,
     )
-    checks_finite(params)
+    _check_finite(params)
     kept = jax.device_get({"params": params, "stats": stats})
     if job.is_wide_resnet:
         source_network.save(job.folder.path, job.settings.network, params, stats)
@@ -233,7 +231,7 @@ def _source(job: Job, progress: Progress) -> tuple[Tree, Tree]:
     return kept["params"], kept["stats"]
 
 
-def checks_finite(params: Tree) -> None:
+def _check_finite(params: Tree) -> None:
     """Raises a NonFiniteError for a source network that diverged."""
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(params))):
         raise checks.NonFiniteError(

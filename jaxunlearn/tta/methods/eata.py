@@ -55,7 +55,7 @@ class ETA(Method):
 
         def loss_of(params, state, shared, batch):
             logits = network.logits(
-                combine(params, shared["frozen"]), state.stats, batch["x"], kept=batch.get("valid")
+                combine(params, shared["frozen"]), state.stats, batch["x"], kept=masked.valid(batch)
             )
             kept = self._kept(logits, state.extra, masked.valid(batch))
             entropy = losses.entropy(logits)

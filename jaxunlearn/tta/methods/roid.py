@@ -3,6 +3,7 @@
 arXiv 2306.00650, WACV 2024.
 """
 
+import abc
 import dataclasses
 from typing import Any, Literal
 
@@ -82,9 +83,9 @@ class Weighted(Method):
 
         return step
 
+    @abc.abstractmethod
     def ensembled(self, state: TrainState, first: Tree) -> TrainState:
         """The state with its parameters averaged with others."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

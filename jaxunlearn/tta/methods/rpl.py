@@ -2,17 +2,16 @@
 
 import dataclasses
 
+import jax
+
 from jaxunlearn.core import checks
-from jaxunlearn.core.step import Step, gradient_step, with_frozen
-from jaxunlearn.core.tree import Tree
-from jaxunlearn.tta import losses, masked
-from jaxunlearn.tta.method import Method
-from jaxunlearn.tta.network import Network, norm_affine
+from jaxunlearn.tta import losses
+from jaxunlearn.tta.methods.tent import Tent
 
 
 @dataclasses.dataclass(frozen=True)
-class RPL(Method):
-    """Normalisation layers learn the network's own labels.
+class RPL(Tent):
+    """TENT's step with the network's own labels in place of the entropy.
 
     Attributes:
         q: between cross-entropy (near 0) and the mean absolute error (1).
@@ -24,18 +23,6 @@ class RPL(Method):
         super().__post_init__()
         checks.positive("q", self.q)
 
-    def trainable(self, params: Tree) -> Tree:
-        """Scales and shifts of normalisation layers."""
-        return norm_affine(params)
-
-    def step(self, network: Network) -> Step:
-        """One step with the labels of the same forward pass."""
-
-        def objective(params, stats, shared, batch, key):
-            del shared, key
-            kept = masked.valid(batch)
-            logits = network.logits(params, stats, batch["x"], kept=kept)
-            loss = losses.generalised_cross_entropy(logits, self.q)
-            return masked.mean(loss, kept), (stats, {"logits": logits})
-
-        return gradient_step(with_frozen(objective), self.transformation())
+    def loss(self, logits: jax.Array) -> jax.Array:
+        """The generalised cross-entropy, [B, K] -> [B]."""
+        return losses.generalised_cross_entropy(logits, self.q)

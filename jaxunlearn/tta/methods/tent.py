@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+
 from jaxunlearn.core.step import Step, gradient_step, with_frozen
 from jaxunlearn.core.tree import Tree
 from jaxunlearn.tta import losses, masked
@@ -20,13 +22,17 @@ class Tent(Method):
         """Scales and shifts of normalisation layers."""
         return norm_affine(params)
 
+    def loss(self, logits: jax.Array) -> jax.Array:
+        """The entropy, [B, K] -> [B]."""
+        return losses.entropy(logits)
+
     def step(self, network: Network) -> Step:
-        """One step of entropy minimisation."""
+        """One step on the mean loss of the batch."""
 
         def objective(params, stats, shared, batch, key):
             del shared, key
             kept = masked.valid(batch)
             logits = network.logits(params, stats, batch["x"], kept=kept)
-            return masked.mean(losses.entropy(logits), kept), (stats, {"logits": logits})
+            return masked.mean(self.loss(logits), kept), (stats, {"logits": logits})
 
         return gradient_step(with_frozen(objective), self.transformation())
