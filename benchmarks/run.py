@@ -23,6 +23,7 @@ NAMES = (
     "exact",
     "compact",
     "corruptions",
+    "tta",
 )
 
 
