@@ -24,6 +24,7 @@ NAMES = (
     "compact",
     "corruptions",
     "tta",
+    "tta_runs",
 )
 
 

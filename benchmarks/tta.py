@@ -1,13 +1,12 @@
-"""Test-time adaptation of WRN-16-1: a stream of TENT, CoTTA and RMT, and several runs at once.
+"""Test-time adaptation of WRN-16-1: steps of TENT, CoTTA and RMT, and whole streams.
 
 Batches of 200 images of 32x32x3, with the augmentation of each method. Our stream is one program,
 whose batches are shared by one device a core; PyTorch takes a step at a time. With random weights
-the source network is unsure, so that CoTTA computes all of its 32 views. A "step" is a stream of
-five batches (of CoTTA two), a fifth (half) of which is what one step takes.
+the source network is unsure, so that CoTTA computes all of its 32 views.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -75,17 +74,17 @@ def rate(is_compared: bool) -> float:
     return 1e-4 if is_compared else 1e-3
 
 
-def stream(method, n: int, n_runs: int = 1):
-    """A call that adapts to n images, of some runs at once."""
+def stream(method, n: int, seeds: Sequence[int] = (0,)):
+    """A call that adapts to n images, in a run for each seed at once."""
     params, stats, source = network()
     deployment = deploy(MODEL, params, stats, (32, 32, 3), BATCH, source)
     tables = streams.batches(streams.in_order(n), BATCH)
     n_steps = len(tables["rows"])
-    keys = [jax.random.key(i) for i in range(n_runs)]
+    keys = [jax.random.key(seed) for seed in seeds]
     runs = lanes.begin(method, deployment, keys)
     data = adaptation.data(method, deployment, images(n), tables)
     stacked = {
-        name: jnp.stack([jnp.asarray(table)] * n_runs)
+        name: jnp.stack([jnp.asarray(table)] * len(keys))
         for name, table in tables.items()
         if name != "place"
     }
@@ -101,11 +100,11 @@ def stream(method, n: int, n_runs: int = 1):
     return call
 
 
-def ours(name: str, n: int, n_runs: int = 1, repeats: int = 3) -> Measured:
+def ours(name: str, n: int, repeats: int = 3) -> Measured:
     """Our side; all cores by one device each."""
     method = tta.METHODS[name](**settings(name, "default"))
     with jax.set_mesh(mesh.make({"data": jax.device_count()})):
-        call = stream(method, n, n_runs)
+        call = stream(method, n)
         return measure(call, repeats=repeats, note=f"{jax.device_count()} devices share a batch")
 
 
@@ -176,7 +175,7 @@ def gap(name: str) -> float:
 
 
 def rows() -> Iterator[Row]:
-    """A row for a step and for a stream of each method, and for three runs at once."""
+    """A row for some steps of each method, and for a stream of TENT and RMT."""
     for name, n_batches, target in (("tent", 5, 1.3), ("rmt", 5, 2.0), ("cotta", 2, 3.0)):
         n = n_batches * BATCH
         yield Row(
@@ -196,13 +195,3 @@ def rows() -> Iterator[Row]:
             gap(name),
             target,
         )
-    one = ours("rmt", 1000)
-    three = Measured(3 * one.first, 3 * one.steady, (3 * one.spread[0], 3 * one.spread[1]), 0.0)
-    yield Row(
-        "3 runs of rmt at once, 5 batches",
-        ours("rmt", 1000, 3),
-        three,
-        "one after another",
-        0.0,
-        0.9,
-    )
